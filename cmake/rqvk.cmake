@@ -1,0 +1,43 @@
+# rqvk_library(NAME SOURCES... [LINK targets...]): a static library of one room.
+function(rqvk_library name)
+    cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
+    add_library(${name} STATIC ${A_SOURCES})
+    target_link_libraries(${name} PUBLIC ${A_LINK})
+endfunction()
+
+# rqvk_program(NAME SOURCES... LINK targets...): an installed command-line program.
+function(rqvk_program name)
+    cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
+    add_executable(${name} ${A_SOURCES})
+    target_link_libraries(${name} PRIVATE ${A_LINK})
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+    install(TARGETS ${name} RUNTIME DESTINATION bin)
+endfunction()
+
+# rqvk_test(NAME SOURCES... LINK targets... [LABELS ...] [TIMEOUT seconds]): a cmocka program run by ctest.
+# Tests find their data through RQVK_TEST_DATA (the folder tests/data of the repository).
+function(rqvk_test name)
+    cmake_parse_arguments(A "" "TIMEOUT" "SOURCES;LINK;LABELS;ARGS" ${ARGN})
+    if(NOT RQVK_TESTS)
+        return()
+    endif()
+    add_executable(${name} ${A_SOURCES})
+    target_link_libraries(${name} PRIVATE ${A_LINK} cmocka)
+    target_compile_definitions(${name} PRIVATE RQVK_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data")
+    if(NOT A_TIMEOUT)
+        set(A_TIMEOUT 120)
+    endif()
+    add_test(NAME ${name} COMMAND ${name} ${A_ARGS})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}")
+endfunction()
+
+# rqvk_fuzzer(NAME SOURCES... LINK targets...): a libFuzzer program, only with RQVK_FUZZ and clang.
+function(rqvk_fuzzer name)
+    cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})
+    if(RQVK_FUZZ)
+        add_executable(${name} ${A_SOURCES})
+        target_link_libraries(${name} PRIVATE ${A_LINK})
+        target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+        target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    endif()
+endfunction()
