@@ -48,13 +48,13 @@ typedef enum rq_type {
 } rq_type;
 
 typedef struct rq_type_info {
-    const char *name;      /* as in the GGUF world: "Q4_K", "IQ2_XXS"; NULL marks an id that is not a type */
-    uint16_t block_elems;  /* elements per block */
-    uint16_t block_bytes;  /* bytes per block */
-    bool is_weight;        /* may be the weight of a matrix product or an embedding table */
-    bool is_quantized;     /* block_elems > 1 */
-    /* Writes n floats (n a multiple of block_elems) decoded from the blocks at `src` (any alignment). NULL for
-     * integer types. Bit-exact: see dequantize.c. */
+    const char *name;     /* as in the GGUF world: "Q4_K", "IQ2_XXS"; NULL marks an id that is not a type */
+    uint16_t block_elems; /* elements per block */
+    uint16_t block_bytes; /* bytes per block */
+    bool is_weight;       /* may be the weight of a matrix product or an embedding table */
+    bool is_quantized;    /* block_elems > 1 */
+    /* Writes n floats (n a multiple of block_elems) decoded from the blocks at `src` (any alignment). NULL
+     * for integer types. Bit-exact: see dequantize.c. */
     void (*dequantize)(const void *src, float *dst, int64_t n);
 } rq_type_info;
 
@@ -64,7 +64,8 @@ const rq_type_info *rq_type_get(uint32_t id);
 /* Type of a name such as "q4_k" or "Q4_K" (case-insensitive); false when there is none. */
 bool rq_type_from_name(const char *name, rq_type *out);
 
-/* Bytes of a row of n elements; n must be a multiple of block_elems. */
+/* Bytes of a row of n elements; n must be a multiple of block_elems. The blocks are counted first, so only a
+ * result that does not fit 64 bits can wrap: callers bound n (a file's dims) by the bytes there are. */
 uint64_t rq_row_bytes(rq_type type, uint64_t n);
 
 /* ---- half precision (IEEE binary16 and bfloat16), exact including subnormals; never flushes ------------ */
@@ -73,7 +74,14 @@ uint16_t rq_f32_to_f16(float f); /* round to nearest even, overflow to infinity,
 float rq_bf16_to_f32(uint16_t h);
 uint16_t rq_f32_to_bf16(float f); /* round to nearest even; NaN keeps its upper half | 0x40 */
 
-/* ---- encoders, for rqvk-synth and tests: not the best possible codes, but valid, deterministic ones ------ */
+/* The same for n values; the half side may have any alignment. half.h has them to inline. */
+void rq_f16_to_f32_row(const void *src, float *dst, int64_t n);
+void rq_f32_to_f16_row(const float *src, void *dst, int64_t n);
+void rq_bf16_to_f32_row(const void *src, float *dst, int64_t n);
+void rq_f32_to_bf16_row(const float *src, void *dst, int64_t n);
+
+/* ---- encoders, for rqvk-synth and tests: not the best possible codes, but valid, deterministic ones ------
+ */
 /* Encodes n floats (n a multiple of block_elems) as blocks of `type`; false when there is no encoder. */
 bool rq_quantize(rq_type type, const float *src, void *dst, int64_t n);
 
