@@ -1,0 +1,114 @@
+/* backend.h - what a backend is to the rest of the program: devices that hold memory and replay segments. */
+#ifndef RQ_BACKEND_H
+#define RQ_BACKEND_H
+
+#include "backends/base/status.h"
+#include "backends/cache.h"
+#include "backends/step.h"
+#include "backends/tape/tape.h"
+
+typedef struct rq_backend rq_backend;
+typedef struct rq_device rq_device;   /* first member of every backend's own device struct */
+typedef struct rq_memory rq_memory;   /* first member of every backend's own memory struct */
+typedef struct rq_program rq_program; /* first member of every backend's own program struct */
+
+typedef struct rq_device_info {
+    char name[128];           /* "AMD EPYC" */
+    char features[256];       /* "2 threads, avx2 fma f16c" */
+    uint64_t memory_bytes;    /* total, and free when asked */
+    uint64_t free_bytes;
+} rq_device_info;
+
+typedef struct rq_device_options {
+    uint32_t index;      /* which device of the backend */
+    uint32_t n_threads;  /* cpu: workers, 0 = processors this process may run on */
+    const char *implementation; /* force one: "scalar", "avx2", "reference"; NULL: the best */
+} rq_device_options;
+
+struct rq_device {
+    const rq_backend *backend;
+};
+
+struct rq_memory {
+    rq_device *device;
+    void *host; /* address when the processor may touch it, else NULL */
+    uint64_t bytes;
+};
+
+struct rq_program {
+    rq_device *device;
+};
+
+/* Where the operands of a segment live on its device. */
+typedef struct rq_binding {
+    rq_memory *memory;
+    uint64_t offset;
+} rq_binding;
+
+typedef struct rq_cache_pool {
+    const rq_cache_group *group;
+    rq_page_layout layout;
+    rq_memory *slabs[256];
+    uint32_t n_slabs, n_pages;
+    rq_memory *table; /* u32 [n_seqs][max_pages], page ids */
+} rq_cache_pool;
+
+typedef struct rq_bindings {
+    const rq_binding *weights; /* by weight index */
+    rq_memory *arena;
+    rq_memory *persist[RQ_PERSIST_COUNT];
+    const rq_cache_pool *pools; /* by group */
+    const rq_step_caps *caps;
+} rq_bindings;
+
+/* A single-device piece of a planned tape: the operations [first, first + count), in order. `arena_offset[v]` is
+ * the arena byte of ACT value v's owner; `barrier[i]` says that operation first + i must see the writes of all
+ * earlier ones (computed from ranges in the ground floor; between two barriers operations may run in any order). */
+typedef struct rq_segment {
+    const rq_tape *tape;
+    uint32_t first, count;
+    const uint64_t *arena_offset;
+    const uint8_t *barrier;
+} rq_segment;
+
+struct rq_backend {
+    const char *name;
+
+    uint32_t (*count)(void);
+    rq_status (*open)(const rq_device_options *options, rq_device **out, rq_error *err);
+    void (*close)(rq_device *device);
+    void (*describe)(rq_device *device, rq_device_info *out);
+
+    /* Zero-filled memory. `label` names it in the memory report. */
+    rq_status (*alloc)(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err);
+    /* Makes host bytes (weights in a mapped file) usable by the device: wraps them where it can read them in
+     * place, else copies. The bytes must outlive the memory. */
+    rq_status (*adopt)(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
+                       rq_error *err);
+    void (*release)(rq_memory *memory);
+    rq_status (*upload)(rq_memory *dst, uint64_t offset, const void *src, uint64_t bytes, rq_error *err);
+    rq_status (*download)(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes, rq_error *err);
+
+    /* Can this device run the operation as it stands on the tape? Answered at load; `why` gets a sentence. */
+    bool (*supports)(rq_device *device, const rq_tape *tape, const rq_op *op, rq_error *why);
+    /* Name of the implementation that serves the operation ("avx2", "reference"). */
+    const char *(*implementation)(rq_device *device, const rq_tape *tape, const rq_op *op);
+
+    rq_status (*compile)(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                         rq_program **out, rq_error *err);
+    void (*destroy)(rq_program *program);
+    /* Starts the program on a finished step; the words stay valid until wait. No allocation. */
+    rq_status (*run)(rq_program *program, const uint32_t *step_words, rq_error *err);
+    /* Waits for everything started on the device. */
+    rq_status (*wait)(rq_device *device, rq_error *err);
+    /* As run and wait, with the nanoseconds of each operation of the segment in ns[count]. */
+    rq_status (*profile)(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);
+};
+
+extern const rq_backend rq_backend_cpu;
+
+/* The registry: NULL-terminated list of backends in this build, and look-up by name (NULL when absent). */
+const rq_backend *const *rq_backends(void);
+const rq_backend *rq_backend_find(const char *name);
+
+#endif

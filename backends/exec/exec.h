@@ -1,0 +1,72 @@
+/* exec.h - the executor: owns devices' memory and compiled programs of one model and runs steps.
+ *
+ * The engine describes what there is (weights, cache groups, capacities), gives a function that writes the tapes
+ * and one that places operations on devices; the executor plans, fuses, splits, compiles every token bucket up
+ * front and replays. After creation nothing is allocated. */
+#ifndef RQ_EXEC_H
+#define RQ_EXEC_H
+
+#include "backends/backend.h"
+
+typedef struct rq_executor rq_executor;
+
+typedef struct rq_weight {
+    const char *name;
+    rq_type type;
+    uint32_t ne[4];
+    const void *host; /* bytes in GGUF layout, valid as long as the executor */
+    uint64_t bytes;
+} rq_weight;
+
+typedef enum rq_tape_kind { RQ_TAPE_TRUNK, RQ_TAPE_HEAD } rq_tape_kind;
+
+typedef struct rq_executor_params {
+    rq_device *const *devices; /* borrowed; the first one runs what nobody placed */
+    uint32_t n_devices;
+    const rq_weight *weights; /* copied */
+    uint32_t n_weights;
+    const rq_cache_group *groups; /* copied */
+    const uint32_t *group_pages;  /* pages of each group's pool */
+    const uint32_t *group_device; /* device index of each group's pool */
+    rq_step_caps caps;            /* completed by rq_step_caps_complete */
+    uint32_t n_embd, n_vocab;
+    /* Appends the forward pass of `kind` for tape->bucket tokens (trunk) or rows (head). */
+    void (*build)(void *user, rq_tape_kind kind, rq_tape *tape);
+    /* Device index of an operation of model layer `layer` (UINT32_MAX: embedding, final norm, head). */
+    uint32_t (*place)(void *user, uint32_t layer);
+    void *user;
+    bool no_fusion; /* for tests: run the primitives */
+} rq_executor_params;
+
+rq_status rq_executor_create(const rq_executor_params *params, rq_executor **out, rq_error *err);
+void rq_executor_free(rq_executor *ex);
+
+/* An empty step to fill (there are two; waits for the older one if both are in flight). */
+rq_step *rq_executor_begin(rq_executor *ex, rq_error *err);
+/* Finishes the step, applies its table edits and starts it: trunk, and head if the step has rows. */
+rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err);
+/* Waits for the step and makes its logits readable: f32 [n_rows][n_vocab], valid until the next submit. */
+rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits, rq_error *err);
+/* More rows of the step that was run last: replaces its row list (at most RQ_HEAD_ROWS) and runs the head only. */
+rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
+                           const float **logits, rq_error *err);
+
+typedef struct rq_executor_info {
+    uint64_t weight_bytes, cache_bytes, arena_bytes, persist_bytes, step_bytes;
+    uint32_t n_segments, n_copies, n_ops_trunk, n_ops_head; /* of the bucket-1 programs, after fusion */
+} rq_executor_info;
+void rq_executor_describe(const rq_executor *ex, rq_executor_info *out);
+
+/* Copies the content of one page to another of the same group (copy-on-write of a partial page). */
+rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err);
+
+/* Runs the bucket's trunk (and head) once on `step` and gives per-operation times; for rqvk-bench. */
+typedef struct rq_op_time {
+    const rq_tape *tape;
+    const rq_op *op;
+    uint64_t ns;
+} rq_op_time;
+rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times, uint32_t max, uint32_t *n,
+                              rq_error *err);
+
+#endif
