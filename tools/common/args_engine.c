@@ -1,0 +1,175 @@
+/* args_engine.c - the options that every program with a model shares. */
+#include "tools/common/args.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+rq_engine_args rq_engine_args_default(void)
+{
+    return (rq_engine_args){.params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .n_batch = 512}};
+}
+
+void rq_options_engine(rq_options *options, rq_engine_args *args)
+{
+    rq_engine_params *p = &args->params;
+    rq_options_heading(options, "Model and engine");
+    rq_options_add(options, (rq_option){.names = "-m,--model",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &args->model,
+                                        .value = "FILE",
+                                        .help = "the GGUF file, or the first of a split set"});
+    rq_options_add(options, (rq_option){.names = "-c,--ctx-size",
+                                        .kind = RQ_OPT_U32,
+                                        .target = &p->n_ctx,
+                                        .max = 1 << 24,
+                                        .shown = "the context the model was trained for, or what fits",
+                                        .help = "most tokens one conversation may hold"});
+    rq_options_add(options, (rq_option){.names = "-t,--threads",
+                                        .kind = RQ_OPT_U32,
+                                        .target = &p->n_threads,
+                                        .max = 1024,
+                                        .shown = "all processors this process may use",
+                                        .help = "threads that compute"});
+    rq_options_add(options, (rq_option){.names = "-b,--batch-size",
+                                        .kind = RQ_OPT_U32,
+                                        .target = &p->n_batch,
+                                        .min = 1,
+                                        .max = 2048,
+                                        .env = "LLAMA_ARG_BATCH",
+                                        .help = "most tokens in one step, a power of two"});
+    rq_options_add(options, (rq_option){.names = "--backend",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &p->backend,
+                                        .value = "NAME",
+                                        .help = "what computes: auto or cpu"});
+    rq_options_add(options, (rq_option){.names = "-ctk,--cache-type-k",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &p->type_k,
+                                        .value = "TYPE",
+                                        .help = "format of the cached keys: f16 or f32"});
+    rq_options_add(options, (rq_option){.names = "-ctv,--cache-type-v",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &p->type_v,
+                                        .value = "TYPE",
+                                        .help = "format of the cached values: f16 or f32"});
+    rq_options_add(options, (rq_option){.names = "--cache-tokens",
+                                        .kind = RQ_OPT_U64,
+                                        .target = &p->cache_tokens,
+                                        .shown = "context times sessions",
+                                        .help = "size of the cache all sessions share, in tokens"});
+    rq_options_add(options, (rq_option){.names = "--list-devices",
+                                        .kind = RQ_OPT_FLAG,
+                                        .target = &args->list_devices,
+                                        .help = "list what this build can compute on and leave"});
+}
+
+rq_sampling_args rq_sampling_args_default(void)
+{
+    return (rq_sampling_args){.sampling = rq_sampling_default(), .seed = -1};
+}
+
+void rq_options_sampling(rq_options *options, rq_sampling_args *args)
+{
+    rq_sampling *s = &args->sampling;
+    rq_options_heading(options, "Sampling");
+    const rq_option list[] = {
+        {.names = "--temp,--temperature",
+         .kind = RQ_OPT_F32,
+         .target = &s->temperature,
+         .max = 100,
+         .help = "0 always takes the likeliest token, more is more varied"},
+        {.names = "--top-k",
+         .kind = RQ_OPT_I32,
+         .target = &s->top_k,
+         .help = "choose among the N likeliest tokens; 0: all"},
+        {.names = "--top-p",
+         .kind = RQ_OPT_F32,
+         .target = &s->top_p,
+         .max = 1,
+         .help = "choose among the likeliest tokens that hold this share of probability; 1: off"},
+        {.names = "--min-p",
+         .kind = RQ_OPT_F32,
+         .target = &s->min_p,
+         .max = 1,
+         .help = "drop tokens less likely than this share of the likeliest; 0: off"},
+        {.names = "--repeat-penalty",
+         .kind = RQ_OPT_F32,
+         .target = &s->repeat_penalty,
+         .min = 0.01,
+         .max = 100,
+         .help = "make repeated tokens less likely; 1: off"},
+        {.names = "--repeat-last-n",
+         .kind = RQ_OPT_I32,
+         .target = &s->repeat_last_n,
+         .min = -1,
+         .max = 1 << 24,
+         .help = "how far back repetition counts; -1: all"},
+        {.names = "--presence-penalty",
+         .kind = RQ_OPT_F32,
+         .target = &s->presence_penalty,
+         .min = -2,
+         .max = 2,
+         .help = "lower every token already written by this much"},
+        {.names = "--frequency-penalty",
+         .kind = RQ_OPT_F32,
+         .target = &s->frequency_penalty,
+         .min = -2,
+         .max = 2,
+         .help = "lower tokens by this much for each time they were written"},
+        {.names = "-s,--seed",
+         .kind = RQ_OPT_I64,
+         .target = &args->seed,
+         .min = -1,
+         .max = 9007199254740992.0,
+         .help = "same seed, same text; -1: a new one each time"},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) rq_options_add(options, list[i]);
+}
+
+uint64_t rq_random_seed(void)
+{
+    uint64_t seed = 0;
+    if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed) {
+        struct timespec now; /* only on kernels without getrandom: a seed need not be secret */
+        clock_gettime(CLOCK_REALTIME, &now);
+        seed = (uint64_t)now.tv_sec * 1000000007u + (uint64_t)now.tv_nsec;
+    }
+    return seed >> 1;
+}
+
+void rq_sampling_args_finish(rq_sampling_args *args)
+{
+    args->sampling.seed = args->seed < 0 ? rq_random_seed() : (uint64_t)args->seed;
+}
+
+static void print_line(void *user, const char *text)
+{
+    fprintf(user, "%s\n", text);
+}
+
+int rq_print_devices(void)
+{
+    rq_list_devices(print_line, stdout);
+    return 0;
+}
+
+rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_engine **engine, rq_error *err)
+{
+    if (!args->model || !*args->model) {
+        return rq_fail(err, RQ_ERR_ARGUMENT, "no model given: name a GGUF file with -m FILE (see --help)");
+    }
+    rq_model *m = NULL;
+    rq_status status = rq_model_load(args->model, &m, err);
+    if (status != RQ_OK) return status;
+    if (engine) {
+        status = rq_engine_create(m, &args->params, engine, err);
+        if (status != RQ_OK) {
+            rq_model_free(m);
+            return status;
+        }
+    }
+    *model = m;
+    return RQ_OK;
+}
