@@ -12,6 +12,7 @@
 
 #include "backends/base/buf.h"
 #include "backends/base/status.h"
+#include "engine/rqvk.h" /* rq_token, rq_tokens */
 
 typedef struct rq_tokenizer rq_tokenizer;
 
@@ -99,14 +100,8 @@ rq_tokenizer_notes rq_tokenizer_get_notes(const rq_tokenizer *tok);
 
 /* ---- text to ids --------------------------------------------------------------------------------------- */
 
-/* A growing list of ids; zeroed is empty and valid. */
-typedef struct rq_ids {
-    int32_t *data;
-    size_t n, cap;
-} rq_ids;
-
-bool rq_ids_push(rq_ids *ids, int32_t id); /* false, nothing changed: out of memory */
-void rq_ids_free(rq_ids *ids);             /* also makes it empty and reusable */
+/* Appends one id to a list (rq_tokens of engine/rqvk.h); false, nothing changed: out of memory. */
+bool rq_tokens_push(rq_tokens *tokens, rq_token id);
 
 enum {
     /* Texts of control tokens become those tokens. Without it a text can never produce a control token, so
@@ -121,11 +116,11 @@ enum {
 /* Longest text of one call; more is RQ_ERR_CAPACITY. Working memory is at most about 32 times the text. */
 #define RQ_TOKENIZE_MAX_BYTES ((size_t)64 << 20)
 
-/* Appends the ids of `text` (any bytes, NUL included) to `ids`. On failure `ids` holds what it held before.
+/* Appends the ids of `text` (any bytes, NUL included) to `out`. On failure `out` holds what it held before.
  * Bytes that are not valid UTF-8 are cut out before the pattern runs: each maximal run of them is a piece of
  * its own, spelled with byte tokens (and their merges), so every byte survives the round trip. */
-rq_status rq_tokenize(const rq_tokenizer *tok, const char *text, size_t len, unsigned flags, rq_ids *ids,
-                      rq_error *err);
+rq_status rq_tokenizer_encode(const rq_tokenizer *tok, const char *text, size_t len, unsigned flags,
+                              rq_tokens *out, rq_error *err);
 
 /* ---- what a token is ----------------------------------------------------------------------------------- */
 
@@ -134,20 +129,20 @@ bool rq_tokenizer_add_bos(const rq_tokenizer *tok); /* what RQ_TOKENIZE_ADD_SPEC
 bool rq_tokenizer_add_eos(const rq_tokenizer *tok);
 /* Id of a special token, -1 when the model has none. EOT, EOM and the FIM ids are also found by their text.
  */
-int32_t rq_tokenizer_special(const rq_tokenizer *tok, rq_special which);
+rq_token rq_tokenizer_special(const rq_tokenizer *tok, rq_special which);
 
 /* The bytes a token prints (special tokens: their text; unused ones: none); *len is their number. Any id is
  * allowed: one outside the vocabulary prints nothing. Valid as long as the tokenizer; not NUL-terminated. */
-const char *rq_token_piece(const rq_tokenizer *tok, int32_t id, size_t *len);
+const char *rq_token_piece(const rq_tokenizer *tok, rq_token id, size_t *len);
 /* The text as it stands in the vocabulary (byte-level vocabularies spell a space as U+0120). */
-const char *rq_token_text(const rq_tokenizer *tok, int32_t id, size_t *len);
-rq_token_type rq_token_type_of(const rq_tokenizer *tok, int32_t id); /* undefined when out of range */
+const char *rq_token_text(const rq_tokenizer *tok, rq_token id, size_t *len);
+rq_token_type rq_token_type_of(const rq_tokenizer *tok, rq_token id); /* undefined when out of range */
 /* Does this token end a generation? */
-bool rq_token_is_eog(const rq_tokenizer *tok, int32_t id);
+bool rq_token_is_eog(const rq_tokenizer *tok, rq_token id);
 /* The ids for which that holds, ascending; owned by the tokenizer. */
-const int32_t *rq_tokenizer_eog(const rq_tokenizer *tok, size_t *n);
+const rq_token *rq_tokenizer_eog(const rq_tokenizer *tok, size_t *n);
 /* Id of the token with exactly this vocabulary text, -1 when there is none. Control tokens included. */
-int32_t rq_token_by_text(const rq_tokenizer *tok, const char *text, size_t len);
+rq_token rq_token_by_text(const rq_tokenizer *tok, const char *text, size_t len);
 
 /* ---- ids to text, as a stream -------------------------------------------------------------------------- */
 
@@ -170,7 +165,7 @@ typedef struct rq_detok {
 void rq_detok_init(rq_detok *detok, const rq_tokenizer *tok, unsigned flags);
 /* Appends what became complete to `out`; bytes that cannot be part of a character become U+FFFD. Returns
  * false (and `out->failed` is set) when `out` cannot grow. */
-bool rq_detok_add(rq_detok *detok, int32_t id, rq_buf *out);
+bool rq_detok_add(rq_detok *detok, rq_token id, rq_buf *out);
 /* End of the text: an incomplete character becomes U+FFFD. The state is then as after rq_detok_init. */
 bool rq_detok_flush(rq_detok *detok, rq_buf *out);
 
