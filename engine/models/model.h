@@ -1,0 +1,127 @@
+/* model.h - a loaded model: file, tokenizer, hyper-parameters, weights, and the forward pass of its family.
+ *
+ * rq_model_load, rq_model_free and rq_model_describe of the public header are defined in model.c. A model is
+ * immutable after loading. */
+#ifndef RQ_MODEL_H
+#define RQ_MODEL_H
+
+#include "backends/exec/exec.h"
+#include "engine/gguf/gguf.h"
+#include "engine/rqvk.h"
+#include "engine/tokenizer/tokenizer.h"
+
+enum { RQ_MAX_LAYERS = 512, RQ_MAX_EXPERTS = 1024, RQ_MAX_EXPERTS_USED = 64 };
+
+/* Tensors a layer (or the model as a whole) may have; names, shapes and who needs them: tensors.c. */
+typedef enum rq_role {
+    RQ_ROLE_TOKEN_EMBD,
+    RQ_ROLE_OUTPUT_NORM,
+    RQ_ROLE_OUTPUT,
+    RQ_ROLE_OUTPUT_BIAS,
+    RQ_ROLE_ROPE_FREQS,
+    RQ_ROLE_GLOBAL_COUNT,
+
+    RQ_ROLE_ATTN_NORM = RQ_ROLE_GLOBAL_COUNT,
+    RQ_ROLE_ATTN_QKV, /* q, k and v rows in one tensor: split into the three roles below when loading */
+    RQ_ROLE_ATTN_QKV_BIAS,
+    RQ_ROLE_ATTN_Q,
+    RQ_ROLE_ATTN_K,
+    RQ_ROLE_ATTN_V,
+    RQ_ROLE_ATTN_Q_BIAS,
+    RQ_ROLE_ATTN_K_BIAS,
+    RQ_ROLE_ATTN_V_BIAS,
+    RQ_ROLE_ATTN_Q_NORM,
+    RQ_ROLE_ATTN_K_NORM,
+    RQ_ROLE_ATTN_OUTPUT,
+    RQ_ROLE_ATTN_OUTPUT_BIAS,
+    RQ_ROLE_FFN_NORM,
+    RQ_ROLE_FFN_GATE,
+    RQ_ROLE_FFN_UP,
+    RQ_ROLE_FFN_DOWN,
+    RQ_ROLE_FFN_ROUTER,
+    RQ_ROLE_FFN_GATE_EXPS,
+    RQ_ROLE_FFN_UP_EXPS,
+    RQ_ROLE_FFN_GATE_UP_EXPS, /* gate rows then up rows per expert: split into the two roles above */
+    RQ_ROLE_FFN_DOWN_EXPS,
+    RQ_ROLE_COUNT
+} rq_role;
+
+#define RQ_NO_WEIGHT UINT32_MAX
+
+/* A tensor in use: its entry in the weight table, and what its `.scale` sibling multiplies the result by. */
+typedef struct rq_tensor_ref {
+    uint32_t weight; /* RQ_NO_WEIGHT: the file does not have it */
+    float scale;     /* 1 without a sibling */
+    uint64_t expert_stride; /* bytes between experts, 0: contiguous */
+} rq_tensor_ref;
+
+typedef struct rq_layer {
+    uint32_t n_head, n_head_kv, n_ff;
+    uint32_t group, group_layer; /* cache group and index in it */
+    rq_tensor_ref t[RQ_ROLE_COUNT];
+} rq_layer;
+
+typedef struct rq_hparams {
+    uint32_t n_layers, n_embd, n_vocab, n_ctx_train;
+    uint32_t dim_k, dim_v; /* head sizes */
+    uint32_t n_rot;
+    float eps;
+    double rope_base;
+    double rope_factor; /* > 1: context stretched by this much, 1: not */
+    bool rope_yarn;
+    double yarn_ext, yarn_beta_fast, yarn_beta_slow, yarn_attn_factor;
+    uint32_t rope_ctx_orig;
+    float rope_magnitude; /* multiplies cos and sin */
+    uint32_t n_expert, n_expert_used, n_ff_expert;
+    float expert_scale;
+} rq_hparams;
+
+typedef struct rq_family rq_family;
+
+struct rq_model {
+    rq_gguf *gguf;
+    rq_tokenizer *tok;
+    const rq_family *family;
+    rq_hparams hp;
+    rq_layer *layers; /* [n_layers] */
+    rq_tensor_ref global[RQ_ROLE_GLOBAL_COUNT];
+    rq_weight *weights;
+    uint32_t n_weights, cap_weights;
+    uint32_t inv_freq;     /* weight index of the rotary frequencies, f32 [n_rot/2] */
+    float *inv_freq_data;  /* owned */
+    rq_cache_group groups[RQ_MAX_GROUPS]; /* types F16; rq_engine_create replaces them in its own copy */
+    uint32_t n_groups;
+    uint64_t n_params;
+    char *path, *name, *description, *chat_template; /* owned; chat_template NULL when the file has none */
+    size_t chat_template_bytes;
+    char arch[64];
+};
+
+/* A family of models: what its files look like and how its forward pass goes. */
+struct rq_family {
+    const char *arch;
+    rq_pairing pairing;
+    bool qk_norm;        /* needs attn_q_norm and attn_k_norm */
+    bool full_rotary;    /* n_rot must equal the head size */
+    bool dense, experts; /* kinds of feed-forward block it may have */
+    void (*build_trunk)(const rq_model *model, rq_tape *tape);
+    void (*build_head)(const rq_model *model, rq_tape *tape);
+};
+
+/* NULL-terminated; NULL for an architecture nobody here knows. */
+const rq_family *const *rq_families(void);
+const rq_family *rq_family_find(rq_gguf_str arch);
+
+/* The executor's build callback; user is the model. */
+void rq_model_build(void *user, rq_tape_kind kind, rq_tape *tape);
+
+/* Parts of loading (hparams.c, tensors.c, rope.c), in this order. */
+rq_status rq_hparams_read(rq_model *model, rq_error *err);
+rq_status rq_tensors_bind(rq_model *model, rq_error *err);
+rq_status rq_rope_prepare(rq_model *model, rq_error *err);
+
+/* Adds an entry to the weight table; the name is kept, not copied. */
+rq_status rq_model_add_weight(rq_model *model, const char *name, rq_type type, const uint32_t ne[4],
+                              const void *host, uint64_t bytes, uint32_t *index, rq_error *err);
+
+#endif
