@@ -80,8 +80,7 @@ void rq_f32_to_f16_row(const float *src, void *dst, int64_t n);
 void rq_bf16_to_f32_row(const void *src, float *dst, int64_t n);
 void rq_f32_to_bf16_row(const float *src, void *dst, int64_t n);
 
-/* ---- encoders, for rqvk-synth and tests: not the best possible codes, but valid, deterministic ones ------
- */
+/* ---- encoders, for rqvk-synth and tests: not the best possible codes, but valid, deterministic ones ---- */
 /* Encodes n floats (n a multiple of block_elems) as blocks of `type`; false when there is no encoder. */
 bool rq_quantize(rq_type type, const float *src, void *dst, int64_t n);
 
