@@ -1,7 +1,7 @@
 /* model.h - a loaded model: file, tokenizer, hyper-parameters, weights, and the forward pass of its family.
  *
- * rq_model_load, rq_model_free and rq_model_describe of the public header are defined in model.c. A model is
- * immutable after loading. */
+ * rq_model_load and rq_model_free of the public header are defined in model.c, rq_model_describe in
+ * engine/rqvk.c. A model is immutable after loading. */
 #ifndef RQ_MODEL_H
 #define RQ_MODEL_H
 
@@ -50,8 +50,8 @@ typedef enum rq_role {
 
 /* A tensor in use: its entry in the weight table, and what its `.scale` sibling multiplies the result by. */
 typedef struct rq_tensor_ref {
-    uint32_t weight; /* RQ_NO_WEIGHT: the file does not have it */
-    float scale;     /* 1 without a sibling */
+    uint32_t weight;        /* RQ_NO_WEIGHT: the file does not have it */
+    float scale;            /* 1 without a sibling */
     uint64_t expert_stride; /* bytes between experts, 0: contiguous */
 } rq_tensor_ref;
 
@@ -87,8 +87,8 @@ struct rq_model {
     rq_tensor_ref global[RQ_ROLE_GLOBAL_COUNT];
     rq_weight *weights;
     uint32_t n_weights, cap_weights;
-    uint32_t inv_freq;     /* weight index of the rotary frequencies, f32 [n_rot/2] */
-    float *inv_freq_data;  /* owned */
+    uint32_t inv_freq;                    /* weight index of the rotary frequencies, f32 [n_rot/2] */
+    float *inv_freq_data;                 /* owned */
     rq_cache_group groups[RQ_MAX_GROUPS]; /* types F16; rq_engine_create replaces them in its own copy */
     uint32_t n_groups;
     uint64_t n_params;

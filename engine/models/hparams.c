@@ -1,0 +1,188 @@
+/* hparams.c - reads and checks the hyper-parameters of a file (metadata keys: GGUF's `<arch>.*`). Everything
+ * later code divides by, indexes with or multiplies into a size is bounded here. */
+#include "backends/base/mem.h"
+#include "engine/models/model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_DIM = 1 << 20, MAX_HEAD_DIM = 1024, MAX_HEADS = 4096 };
+
+typedef struct key {
+    char text[128];
+} key;
+
+static key key_of(const rq_model *m, const char *suffix)
+{
+    key k;
+    snprintf(k.text, sizeof k.text, "%s.%s", m->arch, suffix);
+    return k;
+}
+
+static rq_status get_u32(const rq_model *m, const char *suffix, uint32_t min, uint32_t max, uint32_t *out,
+                         rq_error *err)
+{
+    return rq_gguf_get_u32(m->gguf, key_of(m, suffix).text, min, max, out, err);
+}
+
+static rq_status opt_u32(const rq_model *m, const char *suffix, uint32_t min, uint32_t max, uint32_t fallback,
+                         uint32_t *out, rq_error *err)
+{
+    return rq_gguf_opt_u32(m->gguf, key_of(m, suffix).text, min, max, fallback, out, err);
+}
+
+static rq_status opt_f32(const rq_model *m, const char *suffix, float fallback, float *out, rq_error *err)
+{
+    return rq_gguf_opt_f32(m->gguf, key_of(m, suffix).text, fallback, out, err);
+}
+
+static rq_status read_heads(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    uint32_t *values = rq_calloc(hp->n_layers, 3 * sizeof *values);
+    if (!values) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", hp->n_layers);
+    uint32_t *head = values, *kv = values + hp->n_layers, *ff = kv + hp->n_layers;
+
+    rq_status s = rq_gguf_get_u32s(m->gguf, key_of(m, "attention.head_count").text, hp->n_layers, 1,
+                                   MAX_HEADS, head, err);
+    key kv_key = key_of(m, "attention.head_count_kv"), ff_key = key_of(m, "feed_forward_length");
+    if (!s && rq_gguf_find(m->gguf, kv_key.text))
+        s = rq_gguf_get_u32s(m->gguf, kv_key.text, hp->n_layers, 1, MAX_HEADS, kv, err);
+    else if (!s)
+        memcpy(kv, head, hp->n_layers * sizeof *kv);
+    if (!s && (hp->n_expert == 0 || rq_gguf_find(m->gguf, ff_key.text)))
+        s = rq_gguf_get_u32s(m->gguf, ff_key.text, hp->n_layers, hp->n_expert ? 0 : 1, MAX_DIM, ff, err);
+
+    for (uint32_t i = 0; !s && i < hp->n_layers; i++) {
+        if (head[i] % kv[i])
+            s = rq_fail(err, RQ_ERR_FORMAT,
+                        "%s: layer %u has %u query heads, not a multiple of its %u key/value heads",
+                        rq_gguf_label(m->gguf), i, head[i], kv[i]);
+        m->layers[i].n_head = head[i];
+        m->layers[i].n_head_kv = kv[i];
+        m->layers[i].n_ff = ff[i];
+    }
+    rq_free(values);
+    return s;
+}
+
+static rq_status read_head_dims(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    const char *label = rq_gguf_label(m->gguf);
+    uint32_t n_head = m->layers[0].n_head;
+    uint32_t fallback = hp->n_embd / n_head;
+    rq_status s = opt_u32(m, "attention.key_length", 1, MAX_HEAD_DIM, fallback, &hp->dim_k, err);
+    if (!s) s = opt_u32(m, "attention.value_length", 1, MAX_HEAD_DIM, hp->dim_k, &hp->dim_v, err);
+    if (!s) s = opt_u32(m, "rope.dimension_count", 2, MAX_HEAD_DIM, hp->dim_k, &hp->n_rot, err);
+    if (s) return s;
+    if (hp->dim_k == 0 || hp->dim_k > MAX_HEAD_DIM || hp->dim_k % 8 || hp->dim_v % 8)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "%s: head sizes %u and %u: only multiples of 8 up to %d can be run", label, hp->dim_k,
+                       hp->dim_v, MAX_HEAD_DIM);
+    if (hp->n_rot % 2 || hp->n_rot > hp->dim_k)
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.dimension_count is %u with a head size of %u", label,
+                       m->arch, hp->n_rot, hp->dim_k);
+    if (m->family->full_rotary && hp->n_rot != hp->dim_k)
+        return rq_fail(err, RQ_ERR_FORMAT,
+                       "%s: %s.rope.dimension_count is %u, but this family rotates whole heads of %u", label,
+                       m->arch, hp->n_rot, hp->dim_k);
+    return RQ_OK;
+}
+
+static rq_status read_rope(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    const char *label = rq_gguf_label(m->gguf);
+    float base, factor, ext, fast, slow, attn;
+    rq_gguf_str type;
+    rq_status s = opt_f32(m, "rope.freq_base", 10000.0f, &base, err);
+    if (!s) s = opt_f32(m, "rope.scaling.factor", 1.0f, &factor, err);
+    if (!s) s = rq_gguf_opt_str(m->gguf, key_of(m, "rope.scaling.type").text, "linear", &type, err);
+    if (!s) s = opt_f32(m, "rope.scaling.yarn_ext_factor", 1.0f, &ext, err);
+    if (!s) s = opt_f32(m, "rope.scaling.yarn_beta_fast", 32.0f, &fast, err);
+    if (!s) s = opt_f32(m, "rope.scaling.yarn_beta_slow", 1.0f, &slow, err);
+    if (!s) s = opt_f32(m, "rope.scaling.attn_factor", 1.0f, &attn, err);
+    if (!s)
+        s = opt_u32(m, "rope.scaling.original_context_length", 1, INT32_MAX, hp->n_ctx_train,
+                    &hp->rope_ctx_orig, err);
+    if (s) return s;
+    if (factor == 0.0f) factor = 1.0f; /* some writers put 0 for "none" */
+    if (!(base > 1.0f && base < 1e12f))
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.freq_base is %g, expected a number above 1", label,
+                       m->arch, base);
+    if (!(factor >= 1e-3f && factor <= 1e6f) || !(attn > 0 && attn < 1e3f) || !(ext >= 0 && ext <= 1) ||
+        !(fast > 0 && fast < 1e6f) || !(slow > 0 && slow < 1e6f))
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: a value of %s.rope.scaling.* is out of range", label,
+                       m->arch);
+    bool none = rq_gguf_str_eq(type, "none");
+    hp->rope_yarn = rq_gguf_str_eq(type, "yarn");
+    if (!none && !hp->rope_yarn && !rq_gguf_str_eq(type, "linear"))
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "%s: rope scaling type \"%.*s\" is not known (none, linear, yarn are)", label,
+                       (int)(type.len < 40 ? type.len : 40), type.data);
+    hp->rope_base = base;
+    hp->rope_factor = none ? 1.0 : factor;
+    hp->yarn_ext = ext;
+    hp->yarn_beta_fast = fast;
+    hp->yarn_beta_slow = slow;
+    hp->yarn_attn_factor = attn;
+    return RQ_OK;
+}
+
+static rq_status read_experts(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    const char *label = rq_gguf_label(m->gguf);
+    rq_status s = opt_u32(m, "expert_count", 0, RQ_MAX_EXPERTS, 0, &hp->n_expert, err);
+    if (!s) s = opt_u32(m, "expert_used_count", 0, RQ_MAX_EXPERTS_USED, 0, &hp->n_expert_used, err);
+    if (!s) s = opt_f32(m, "expert_weights_scale", 0.0f, &hp->expert_scale, err);
+    if (s) return s;
+    if (hp->expert_scale == 0.0f) hp->expert_scale = 1.0f;
+    if (hp->n_expert == 0) {
+        if (!m->family->dense)
+            return rq_fail(err, RQ_ERR_FORMAT,
+                           "%s: %s.expert_count is missing or 0 in a mixture-of-experts file", label,
+                           m->arch);
+        return RQ_OK;
+    }
+    if (!m->family->experts)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "%s: %s.expert_count is %u, but %s files have no experts",
+                       label, m->arch, hp->n_expert, m->arch);
+    if (hp->n_expert_used == 0 || hp->n_expert_used > hp->n_expert)
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.expert_used_count is %u of %u experts", label, m->arch,
+                       hp->n_expert_used, hp->n_expert);
+    return RQ_OK;
+}
+
+rq_status rq_hparams_read(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    rq_status s = get_u32(m, "block_count", 1, RQ_MAX_LAYERS, &hp->n_layers, err);
+    if (!s) s = get_u32(m, "embedding_length", 8, MAX_DIM, &hp->n_embd, err);
+    if (!s) s = get_u32(m, "context_length", 1, INT32_MAX, &hp->n_ctx_train, err);
+    if (!s) s = rq_gguf_get_f32(m->gguf, key_of(m, "attention.layer_norm_rms_epsilon").text, &hp->eps, err);
+    if (s) return s;
+    if (!(hp->eps >= 0 && hp->eps < 1))
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.attention.layer_norm_rms_epsilon is %g",
+                       rq_gguf_label(m->gguf), m->arch, hp->eps);
+    hp->n_vocab = (uint32_t)rq_tokenizer_n_tokens(m->tok);
+    m->layers = rq_calloc(hp->n_layers, sizeof *m->layers);
+    if (!m->layers) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", hp->n_layers);
+    s = read_experts(m, err);
+    if (!s) s = read_heads(m, err);
+    if (!s) s = read_head_dims(m, err);
+    if (!s) s = read_rope(m, err);
+    if (!s && hp->n_expert) {
+        uint32_t fallback = m->layers[0].n_ff / hp->n_expert_used;
+        s = opt_u32(m, "expert_feed_forward_length", 1, MAX_DIM, fallback, &hp->n_ff_expert, err);
+        /* Files of the llama family give the experts' size as feed_forward_length. */
+        if (!s && m->family->dense && !rq_gguf_find(m->gguf, key_of(m, "expert_feed_forward_length").text))
+            hp->n_ff_expert = m->layers[0].n_ff;
+        if (!s && hp->n_ff_expert == 0)
+            s = rq_fail(err, RQ_ERR_FORMAT, "%s: %s.expert_feed_forward_length is missing",
+                        rq_gguf_label(m->gguf), m->arch);
+    }
+    return s;
+}

@@ -1,0 +1,50 @@
+/* rope.c - rotary frequencies as one table of radians per position, so that no kernel knows about scaling. */
+#include "backends/base/mem.h"
+#include "engine/models/model.h"
+
+#include <math.h>
+
+/* Pair index (real-valued) whose wavelength makes `rotations` turns in the original context.
+ * Source: YaRN (Peng et al., 2023), equation for d(r). */
+static double yarn_dim(const rq_hparams *hp, double rotations)
+{
+    return hp->n_rot * log(hp->rope_ctx_orig / (rotations * 2 * M_PI)) / (2 * log(hp->rope_base));
+}
+
+rq_status rq_rope_prepare(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    uint32_t n = hp->n_rot / 2;
+    m->inv_freq_data = rq_calloc(n, sizeof *m->inv_freq_data);
+    if (!m->inv_freq_data) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u rotary frequencies", n);
+
+    const float *factors = NULL; /* "llama3" scaling: the file's own divisors, one per pair */
+    uint32_t freqs = m->global[RQ_ROLE_ROPE_FREQS].weight;
+    if (freqs != RQ_NO_WEIGHT) factors = m->weights[freqs].host;
+
+    double low = 0, high = 0;
+    hp->rope_magnitude = 1.0f;
+    if (hp->rope_yarn) {
+        low = fmax(0, floor(yarn_dim(hp, hp->yarn_beta_fast)));
+        high = fmin(hp->n_rot - 1, ceil(yarn_dim(hp, hp->yarn_beta_slow)));
+        hp->rope_magnitude = (float)(hp->yarn_attn_factor * (1 + 0.1 * log(hp->rope_factor)));
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        double f = pow(hp->rope_base, -2.0 * i / hp->n_rot);
+        if (factors) {
+            if (!(factors[i] > 0 && factors[i] < 1e9f))
+                return rq_fail(err, RQ_ERR_FORMAT, "%s: tensor rope_freqs.weight holds %g at index %u",
+                               rq_gguf_label(m->gguf), factors[i], i);
+            f /= factors[i];
+        }
+        double interpolated = f / hp->rope_factor, mix = 0;
+        if (hp->rope_yarn) {
+            double ramp = (i - low) / fmax(0.001, high - low);
+            mix = hp->yarn_ext * (1 - fmin(1, fmax(0, ramp)));
+        }
+        m->inv_freq_data[i] = (float)(interpolated * (1 - mix) + f * mix);
+    }
+    const uint32_t ne[4] = {n, 1, 1, 1};
+    return rq_model_add_weight(m, "rope.inv_freq", RQ_TYPE_F32, ne, m->inv_freq_data, n * sizeof(float),
+                               &m->inv_freq, err);
+}
