@@ -5,13 +5,13 @@
  * Operands may be strided views, of weights too (stride[1], stride[2], offset; ne[0] contiguous); results are
  * contiguous. An operation's result never shares memory with one of its operands.
  *
- * PADDING. A step has n_tokens real tokens; tokens n_tokens .. T-1 are padding with run -1, and so are head rows
- * n_rows .. R-1. Padding writes nothing to caches, states and PERSIST memory that anybody reads. Padding rows
- * of activations may be computed or skipped, and then hold whatever the arena held: nothing may trap, fail to
- * terminate or index by their contents, and no real row may depend on them.
+ * PADDING. A step has n_tokens real tokens; tokens n_tokens .. T-1 are padding with run -1, and so are head
+ * rows n_rows .. R-1. Padding writes nothing to caches, states and PERSIST memory that anybody reads. Padding
+ * rows of activations may be computed or skipped, and then hold whatever the arena held: nothing may trap,
+ * fail to terminate or index by their contents, and no real row may depend on them.
  *
- * WIDTH. In buckets up to 8 the bits of a token's results do not depend on the bucket, its place in the step or
- * the other tokens (DESIGN 2.3).
+ * WIDTH. In buckets up to 8 the bits of a token's results do not depend on the bucket, its place in the step
+ * or the other tokens (DESIGN 2.3).
  *
  * kind            operands                                        result
  * EMBED           table [n, V]                                    f32 [n, T]
@@ -32,32 +32,27 @@
  *     magnitude: Peng et al. 2023, eq. 22). The angle is an f32 product reduced exactly enough for the
  *     tolerance at positions up to 2^20. Reads STEP.
  * KV_WRITE        cache (written), k f32 [dk, H, T], v f32 [dv, H, T]   nothing
- *     writes row t of k and v, rounded to the group's exact type (nearest even), to page slot token_slot[g][t]
- *     with the layout of rq_page_layout. Reads STEP.
- * ATTEND          cache, q f32 [dk, H, T]                         f32 [dv * H, T]. p.attend
- *     s_j = scale * k_j . q, softcapped if softcap > 0: s = softcap * tanh(s / softcap); softmax over the
- *     visible positions j <= p (window: j > p - window); y = sum_j p_j v_j. Query head h reads KV head
- *     h / (H / H_kv). Work lists of the step; splits of RQ_SPLIT_PAGES pages at absolute positions, each with
- *     (maximum, sum, weighted values), merged in ascending order (Dao 2023; Milakov & Gimelshein 2018 for the
- *     online softmax); a split in which a query sees nothing changes no bit of it. Reads STEP.
- * ROUTE           logits f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route
- *     P = softmax(logits) over all E; the k largest, descending, ties to the lower index; weight =
- *     P / max(sum of the k, 2^-14) * scale. Ids are in [0, E) and distinct whatever the logits are.
- * GROUP           ids i32 [k, T]                                  i32 work block, rq_group_layout
- *     sorts the (token, slot) pairs of the real tokens by expert and cuts them into tiles. Reads STEP.
- * MATMUL_EXPERTS  w [n_in, n_out, E], x f32 [n_in, 1 or k, T], ids i32 [k, T], group   f32 [n_out, k, T]
- *     y[:,s,t] = w[:,:,ids[s,t]] x[:, s or 0, t]. Buckets up to 8 go through the (token, slot) pairs with the
- *     accumulation order of MATMUL; wider ones may use the group block. Reads STEP.
- * COMBINE         y f32 [n, k, T], weights f32 [k, T]             f32 [n, T]
- *     sum over s = 0 .. k-1 in this order of weights[s,t] * y[:,s,t].
- * COPY            x f32 [n, T], persist [n, >= T] (written)       nothing
- *     persist[:,t] = x[:,t].
+ *     writes row t of k and v, rounded to the group's exact type (nearest even), to page slot
+ * token_slot[g][t] with the layout of rq_page_layout. Reads STEP. ATTEND          cache, q f32 [dk, H, T] f32
+ * [dv * H, T]. p.attend s_j = scale * k_j . q, softcapped if softcap > 0: s = softcap * tanh(s / softcap);
+ * softmax over the visible positions j <= p (window: j > p - window); y = sum_j p_j v_j. Query head h reads
+ * KV head h / (H / H_kv). Work lists of the step; splits of RQ_SPLIT_PAGES pages at absolute positions, each
+ * with (maximum, sum, weighted values), merged in ascending order (Dao 2023; Milakov & Gimelshein 2018 for
+ * the online softmax); a split in which a query sees nothing changes no bit of it. Reads STEP. ROUTE logits
+ * f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route P = softmax(logits)
+ * over all E; the k largest, descending, ties to the lower index; weight = P / max(sum of the k, 2^-14) *
+ * scale. Ids are in [0, E) and distinct whatever the logits are. GROUP           ids i32 [k, T] i32 work
+ * block, rq_group_layout sorts the (token, slot) pairs of the real tokens by expert and cuts them into tiles.
+ * Reads STEP. MATMUL_EXPERTS  w [n_in, n_out, E], x f32 [n_in, 1 or k, T], ids i32 [k, T], group   f32
+ * [n_out, k, T] y[:,s,t] = w[:,:,ids[s,t]] x[:, s or 0, t]. Buckets up to 8 go through the (token, slot)
+ * pairs with the accumulation order of MATMUL; wider ones may use the group block. Reads STEP. COMBINE y f32
+ * [n, k, T], weights f32 [k, T]             f32 [n, T] sum over s = 0 .. k-1 in this order of weights[s,t] *
+ * y[:,s,t]. COPY            x f32 [n, T], persist [n, >= T] (written)       nothing persist[:,t] = x[:,t].
  * SELECT_ROWS     persist f32 [n, max_tokens]                     f32 [n, R]
  *     y[:,r] = persist[:, step.rows[r].token]; rows from n_rows on are zero or untouched. Reads STEP.
  * ARGMAX          logits f32 [V, R], sampled i32 [n_seqs] (written)   nothing
- *     sampled[step.rows[r].slot] = index of the largest logit, ties to the lower, NaN never wins (all NaN: 0).
- *     Reads STEP.
- * The fused kinds are in tape/fuse.h. */
+ *     sampled[step.rows[r].slot] = index of the largest logit, ties to the lower, NaN never wins (all NaN:
+ * 0). Reads STEP. The fused kinds are in tape/fuse.h. */
 #ifndef RQ_OPS_H
 #define RQ_OPS_H
 
@@ -67,23 +62,25 @@
 enum { RQ_OP_READS_STEP = 1, RQ_OP_READS_SAMPLED = 2 };
 
 typedef struct rq_op_info {
-    const char *name;        /* "matmul_experts" */
-    uint8_t min_in, max_in;  /* entries of in[] used, absent ones included */
+    const char *name;       /* "matmul_experts" */
+    uint8_t min_in, max_in; /* entries of in[] used, absent ones included */
     uint8_t min_out, max_out;
-    uint8_t optional;        /* bit i: in[i] may be 0 */
-    uint8_t written;         /* bit i: in[i] is written, and not read */
+    uint8_t optional; /* bit i: in[i] may be 0 */
+    uint8_t written;  /* bit i: in[i] is written, and not read */
     uint8_t flags;
 } rq_op_info;
 
 /* The row of a kind; a row named "none" for anything that is not one. Never NULL. */
 const rq_op_info *rq_op_get(rq_op_kind kind);
 
-/* ---- bytes touched ----------------------------------------------------------------------------------------- */
+/* ---- bytes touched
+ * ----------------------------------------------------------------------------------------- */
 
 #define RQ_NO_ARENA UINT64_MAX
 
 /* ACT: bytes [begin, end) of the arena (planned) or of value `index`'s memory (not planned).
- * CACHE, STATE: all of layer `layer` of group `index`. PERSIST: bytes of `index`. STEP, WEIGHT: never written. */
+ * CACHE, STATE: all of layer `layer` of group `index`. PERSIST: bytes of `index`. STEP, WEIGHT: never
+ * written. */
 typedef struct rq_range {
     rq_space space;
     uint32_t index, layer;
@@ -103,7 +100,8 @@ bool rq_ranges_conflict(const rq_range *a, uint32_t n_a, const rq_range *b, uint
 /* Bytes from a value's first element to the end of its last one; of CACHE and STATE values 0. */
 uint64_t rq_value_span(const rq_value *v);
 
-/* ---- the work block of GROUP ------------------------------------------------------------------------------- */
+/* ---- the work block of GROUP
+ * ------------------------------------------------------------------------------- */
 
 /* Rows of one tile of by-expert products. */
 enum { RQ_GROUP_TILE = 16 };
@@ -134,24 +132,27 @@ static inline rq_group_layout rq_group_layout_of(uint32_t n_expert, uint32_t n_u
     return l;
 }
 
-/* ---- tolerance --------------------------------------------------------------------------------------------- */
+/* ---- tolerance
+ * --------------------------------------------------------------------------------------------- */
 
-/* Largest accepted normalised mean square error, sum (y - ref)^2 / sum ref^2, against the reference in double,
- * for test data without structure (independent, zero mean). `type`: of the weight or cache, F32 when there is
- * none. An element may be off by at most 8 sqrt(tolerance) times the root mean square of ref: the tail of a
- * normal distribution over 2^40 elements. 0: bits must be equal. */
+/* Largest accepted normalised mean square error, sum (y - ref)^2 / sum ref^2, against the reference in
+ * double, for test data without structure (independent, zero mean). `type`: of the weight or cache, F32 when
+ * there is none. An element may be off by at most 8 sqrt(tolerance) times the root mean square of ref: the
+ * tail of a normal distribution over 2^40 elements. 0: bits must be equal. */
 double rq_op_tolerance(rq_op_kind kind, rq_type type);
 #define RQ_TOLERANCE_TAIL 8.0
 
-/* ---- cost -------------------------------------------------------------------------------------------------- */
+/* ---- cost
+ * -------------------------------------------------------------------------------------------------- */
 
 typedef struct rq_op_cost {
     double flops;
-    double bytes_read, bytes_written; /* of the operands, each once; weights of experts: those expected to be used */
+    double bytes_read,
+        bytes_written; /* of the operands, each once; weights of experts: those expected to be used */
 } rq_op_cost;
 
-/* Cost of the operation with T real tokens that each see `kv_len` positions of the cache. groups: by index, or
- * NULL when the tape has no cache operation. */
+/* Cost of the operation with T real tokens that each see `kv_len` positions of the cache. groups: by index,
+ * or NULL when the tape has no cache operation. */
 rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_group *groups, uint32_t kv_len);
 
 /* Type of the weight the operation is about (the largest), or of nothing: F32. */

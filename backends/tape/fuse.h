@@ -1,10 +1,10 @@
 /* fuse.h - the peephole fuser, and the contract of the fused operations.
  *
- * A fused operation stands for a list of primitives, tape->prims[prim_first .. prim_first + prim_count), in the
- * order given below; running the list one by one is its definition. Values that only pass between primitives of
- * the list are internal: they are not operands of the fused operation and have no arena memory
- * (rq_plan: offset RQ_NO_ARENA). A backend reads everything it needs from in[], out[] and p.fused; the list is
- * for the reference and for the profiler.
+ * A fused operation stands for a list of primitives, tape->prims[prim_first .. prim_first + prim_count), in
+ * the order given below; running the list one by one is its definition. Values that only pass between
+ * primitives of the list are internal: they are not operands of the fused operation and have no arena memory
+ * (rq_plan: offset RQ_NO_ARENA). A backend reads everything it needs from in[], out[] and p.fused; the list
+ * is for the reference and for the profiler.
  *
  * Operands ("|0": the reference may be 0, meaning absent). T = tokens.
  *
@@ -41,13 +41,14 @@
 /* Asked for every candidate with the fused operation complete (its prims are on the tape): fuse it? */
 typedef bool (*rq_fuse_supports)(void *user, const rq_tape *tape, const rq_op *op);
 
-/* Replaces runs of primitives by fused operations wherever the pattern matches, all members belong to the same
- * layer, nothing outside reads an intermediate, moving the members together breaks no order between
- * operations that touch the same bytes, and `supports` says yes. On failure the tape's sticky error is set and
- * returned; the tape must be discarded. */
+/* Replaces runs of primitives by fused operations wherever the pattern matches, all members belong to the
+ * same layer, nothing outside reads an intermediate, moving the members together breaks no order between
+ * operations that touch the same bytes, and `supports` says yes. On failure the tape's sticky error is set
+ * and returned; the tape must be discarded. */
 rq_status rq_tape_fuse(rq_tape *tape, rq_fuse_supports supports, void *user, rq_error *err);
 
-/* Is value v internal to a fused operation of a fused tape: written and read by primitives of one list only? */
+/* Is value v internal to a fused operation of a fused tape: written and read by primitives of one list only?
+ */
 bool rq_value_is_internal(const rq_tape *tape, rq_ref v);
 
 #endif

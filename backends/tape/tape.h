@@ -90,6 +90,7 @@ typedef struct rq_op {
         struct { uint32_t n_rot; rq_pairing pairing; float magnitude; } rope;
         struct { float scale, softcap; } attend;
         struct { uint32_t n_used; float scale; } route; /* softmax over all, top-n, renormalised, times scale */
+        struct { uint32_t n_expert; } group;
         struct { float eps; rq_act act; bool normed; uint32_t n_rot; rq_pairing pairing; float magnitude; } fused;
     } p;
     uint32_t prim_first, prim_count; /* fused: its primitives in tape->prims */

@@ -1,0 +1,269 @@
+#include "backends/ops.h"
+
+#include <math.h>
+#include <stddef.h>
+
+enum { STEP = RQ_OP_READS_STEP, SAMPLED = RQ_OP_READS_SAMPLED };
+
+static const rq_op_info catalogue[RQ_OP_COUNT] = {
+    /* kind                      name                min in  out   optional  written  flags */
+    [RQ_OP_NONE] = {"none", 0, 0, 0, 0, 0, 0, 0},
+    [RQ_OP_EMBED] = {"embed", 1, 1, 1, 1, 0, 0, STEP | SAMPLED},
+    [RQ_OP_RMS_NORM] = {"rms_norm", 2, 2, 1, 1, 1 << 1, 0, 0},
+    [RQ_OP_MATMUL] = {"matmul", 2, 2, 1, 1, 0, 0, 0},
+    [RQ_OP_ADD] = {"add", 2, 2, 1, 1, 0, 0, 0},
+    [RQ_OP_MUL] = {"mul", 2, 2, 1, 1, 0, 0, 0},
+    [RQ_OP_SCALE] = {"scale", 1, 1, 1, 1, 0, 0, 0},
+    [RQ_OP_GLU] = {"glu", 2, 2, 1, 1, 0, 0, 0},
+    [RQ_OP_ROPE] = {"rope", 2, 2, 1, 1, 0, 0, STEP},
+    [RQ_OP_KV_WRITE] = {"kv_write", 3, 3, 0, 0, 0, 1 << 0, STEP},
+    [RQ_OP_ATTEND] = {"attend", 2, 2, 1, 1, 0, 0, STEP},
+    [RQ_OP_ROUTE] = {"route", 1, 1, 2, 2, 0, 0, 0},
+    [RQ_OP_GROUP] = {"group", 1, 1, 1, 1, 0, 0, STEP},
+    [RQ_OP_MATMUL_EXPERTS] = {"matmul_experts", 4, 4, 1, 1, 0, 0, STEP},
+    [RQ_OP_COMBINE] = {"combine", 2, 2, 1, 1, 0, 0, 0},
+    [RQ_OP_COPY] = {"copy", 2, 2, 0, 0, 0, 1 << 1, 0},
+    [RQ_OP_SELECT_ROWS] = {"select_rows", 1, 1, 1, 1, 0, 0, STEP},
+    [RQ_OP_ARGMAX] = {"argmax", 2, 2, 0, 0, 0, 1 << 1, STEP},
+    [RQ_OP_NORM_MATMULS] = {"norm_matmuls", 3, 5, 1, 3, 1 << 1, 0, 0},
+    [RQ_OP_NORM_GLU_MATMULS] = {"norm_glu_matmuls", 4, 4, 1, 1, 1 << 1, 0, 0},
+    [RQ_OP_MATMUL_ADD] = {"matmul_add", 3, 3, 1, 1, 0, 0, 0},
+    [RQ_OP_QK_NORM_ROPE_WRITE] = {"qk_norm_rope_write", 7, 7, 1, 1, 1 << 4 | 1 << 5, 1 << 6, STEP},
+};
+
+const rq_op_info *rq_op_get(rq_op_kind kind)
+{
+    return &catalogue[(uint32_t)kind < RQ_OP_COUNT ? kind : RQ_OP_NONE];
+}
+
+/* ---- bytes touched
+ * ----------------------------------------------------------------------------------------- */
+
+uint64_t rq_value_span(const rq_value *v)
+{
+    if (v->space == RQ_SPACE_CACHE || v->space == RQ_SPACE_STATE || v->space == RQ_SPACE_NONE) return 0;
+    uint64_t bytes = rq_row_bytes(v->type, v->ne[0]);
+    for (int i = 1; i < 4; i++) bytes += (v->ne[i] - 1) * v->stride[i];
+    return bytes;
+}
+
+static rq_range range_of(const rq_value *v, const uint64_t *arena_offset, bool write)
+{
+    rq_range r = {.space = v->space, .index = v->index, .layer = v->layer, .write = write};
+    if (v->space == RQ_SPACE_CACHE || v->space == RQ_SPACE_STATE) {
+        r.end = UINT64_MAX;
+        return r;
+    }
+    r.begin = v->offset;
+    if (v->space == RQ_SPACE_ACT && arena_offset) {
+        r.begin += arena_offset[v->index];
+        r.index = 0;
+    }
+    r.end = r.begin + rq_value_span(v);
+    return r;
+}
+
+uint32_t rq_op_ranges(const rq_tape *tape, const rq_op *op, const uint64_t *arena_offset, rq_range *out)
+{
+    const rq_op_info *info = rq_op_get(op->kind);
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < op->n_in; i++)
+        if (op->in[i]) out[n++] = range_of(&tape->values[op->in[i]], arena_offset, info->written >> i & 1);
+    for (uint32_t i = 0; i < op->n_out; i++)
+        if (op->out[i]) out[n++] = range_of(&tape->values[op->out[i]], arena_offset, true);
+    if (info->flags & RQ_OP_READS_STEP) out[n++] = (rq_range){.space = RQ_SPACE_STEP, .end = UINT64_MAX};
+    if (info->flags & RQ_OP_READS_SAMPLED)
+        out[n++] = (rq_range){.space = RQ_SPACE_PERSIST, .index = RQ_PERSIST_SAMPLED, .end = UINT64_MAX};
+    return n;
+}
+
+bool rq_ranges_conflict(const rq_range *a, uint32_t n_a, const rq_range *b, uint32_t n_b)
+{
+    for (uint32_t i = 0; i < n_a; i++)
+        for (uint32_t j = 0; j < n_b; j++) {
+            if (!a[i].write && !b[j].write) continue;
+            if (a[i].space != b[j].space || a[i].index != b[j].index || a[i].layer != b[j].layer) continue;
+            if (a[i].begin < b[j].end && b[j].begin < a[i].end) return true;
+        }
+    return false;
+}
+
+/* ---- tolerance
+ * --------------------------------------------------------------------------------------------- */
+
+/* Sources. u = 2^-24 is the unit roundoff of f32; a value rounded to a format of unit roundoff v has a mean
+ * square relative error of at most v^2 / 3.
+ *   f32 sums       recursive sums of n independent terms err by about n u^2 / 6 of the result's mean square
+ *                  (Higham 2002, section 4.2, statistical model): 1e-11 at n = 16384; ten times that.
+ *   f16, bf16      activations may be rounded to the weight's type (matrix units take both operands alike):
+ *                  v = 2^-11: 8e-8, v = 2^-9 (round to nearest of 8 bits): 1.3e-6; rounded up.
+ *   blocks         activations may be quantised to int8 with one scale per block of up to 256: step amax /
+ * 127, mean square error amax^2 / (12 * 127^2); for normal data E[amax^2] <= 8.2 at 256 elements: 4.2e-5;
+ * rounded up to 1e-4. llama.cpp's own bar for these is 5e-4 (test-backend-ops.cpp). attention      q and the
+ * probabilities may be rounded to f16 where the cache is f16: 8e-8 each, and the score's error enters through
+ * the exponential; 1e-6. f32: sums and one exponential. pointwise      + - * of f32 in double and rounded
+ * once more have the bits of f32 arithmetic (Figueroa 1995), hence 0; elementary functions may err by 8 units
+ * in the last place. */
+static const double SUM_F32 = 1e-10, SUM_F16 = 1e-7, SUM_BF16 = 4e-6, SUM_BLOCK = 1e-4;
+
+static double matmul_tolerance(rq_type type)
+{
+    if (type == RQ_TYPE_F32) return SUM_F32;
+    if (type == RQ_TYPE_F16) return SUM_F16;
+    if (type == RQ_TYPE_BF16) return SUM_BF16;
+    return SUM_BLOCK;
+}
+
+double rq_op_tolerance(rq_op_kind kind, rq_type type)
+{
+    switch (kind) {
+    case RQ_OP_EMBED:
+    case RQ_OP_ADD:
+    case RQ_OP_MUL:
+    case RQ_OP_SCALE:
+    case RQ_OP_KV_WRITE:
+    case RQ_OP_GROUP:
+    case RQ_OP_COPY:
+    case RQ_OP_SELECT_ROWS:
+    case RQ_OP_ARGMAX:
+        return 0;
+    case RQ_OP_RMS_NORM:
+        return SUM_F32;
+    case RQ_OP_GLU:
+    case RQ_OP_ROPE:
+    case RQ_OP_ROUTE:
+        return 1e-11; /* relative error of 8 u at most of three factors, squared: 2e-12 */
+    case RQ_OP_COMBINE:
+        return 1e-12; /* a short sum: k <= 64 terms, k u^2 */
+    case RQ_OP_MATMUL:
+    case RQ_OP_MATMUL_EXPERTS:
+    case RQ_OP_MATMUL_ADD:
+        return matmul_tolerance(type);
+    case RQ_OP_NORM_MATMULS:
+        return 2 * matmul_tolerance(type); /* the norm's error comes on top */
+    case RQ_OP_NORM_GLU_MATMULS:
+        return 4 * matmul_tolerance(type); /* two products multiplied, |act'| <= 1.13 */
+    case RQ_OP_ATTEND:
+        return type == RQ_TYPE_F32 ? 1e-9 : 1e-6;
+    case RQ_OP_QK_NORM_ROPE_WRITE: /* q; a cached element next to a tie may round the other way: v^2 / 3 */
+        return type == RQ_TYPE_F16 ? SUM_F16 : SUM_F32;
+    case RQ_OP_NONE:
+    case RQ_OP_COUNT:
+        break;
+    }
+    return 0;
+}
+
+/* ---- cost
+ * -------------------------------------------------------------------------------------------------- */
+
+static double elements(const rq_value *v)
+{
+    return (double)v->ne[0] * v->ne[1] * v->ne[2] * v->ne[3];
+}
+
+static double bytes_of(const rq_value *v)
+{
+    return (double)rq_row_bytes(v->type, v->ne[0]) * v->ne[1] * v->ne[2] * v->ne[3];
+}
+
+static double type_bytes(rq_type type)
+{
+    return type == RQ_TYPE_F32 ? 4 : 2;
+}
+
+/* Flops of a primitive or fused operation; a multiply and an add count as two. */
+static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, double head_dims)
+{
+    const rq_value *in0 = op->in[0] ? &tape->values[op->in[0]] : NULL;
+    const rq_value *out = op->out[0] ? &tape->values[op->out[0]] : NULL;
+    switch (op->kind) {
+    case RQ_OP_MATMUL:
+    case RQ_OP_MATMUL_EXPERTS:
+        return 2.0 * in0->ne[0] * elements(out);
+    case RQ_OP_RMS_NORM:
+        return 4.0 * elements(out);
+    case RQ_OP_ADD:
+    case RQ_OP_MUL:
+    case RQ_OP_SCALE:
+        return elements(out);
+    case RQ_OP_GLU:
+        return 8.0 * elements(out);
+    case RQ_OP_ROPE:
+        return 3.0 * elements(out);
+    case RQ_OP_ATTEND:
+        return 2.0 * head_dims * kv_len;
+    case RQ_OP_ROUTE:
+        return 8.0 * elements(in0);
+    case RQ_OP_COMBINE:
+        return 2.0 * elements(in0);
+    case RQ_OP_ARGMAX:
+        return elements(in0);
+    default:
+        break;
+    }
+    double sum = 0;
+    if (op->kind >= RQ_OP_FUSED_FIRST)
+        for (uint32_t i = 0; i < op->prim_count; i++)
+            sum += flops_of(tape, &tape->prims[op->prim_first + i], kv_len, head_dims);
+    return sum;
+}
+
+rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_group *groups, uint32_t kv_len)
+{
+    const rq_op_info *info = rq_op_get(op->kind);
+    rq_op_cost cost = {0};
+    double head_dims = 0;
+    for (uint32_t i = 0; i < op->n_in; i++) {
+        if (!op->in[i]) continue;
+        const rq_value *v = &tape->values[op->in[i]];
+        double bytes = v->space == RQ_SPACE_CACHE || v->space == RQ_SPACE_STATE ? 0 : bytes_of(v);
+        if (op->kind == RQ_OP_EMBED)
+            bytes = (double)rq_row_bytes(v->type, v->ne[0]) * tape->bucket;
+        else if (op->kind == RQ_OP_SELECT_ROWS)
+            bytes = (double)v->ne[0] * 4 * tape->bucket;
+        else if (op->kind == RQ_OP_MATMUL_EXPERTS && i == 0) {
+            /* tokens choose k of E experts: an expert is missed by all with (1 - k/E)^T */
+            double e = v->ne[2], k = tape->values[op->in[2]].ne[0];
+            bytes *= 1 - pow(1 - k / e, tape->bucket);
+        } else if (op->kind == RQ_OP_COPY && i == 1)
+            bytes = bytes_of(&tape->values[op->in[0]]);
+        else if (op->kind == RQ_OP_ARGMAX && i == 1)
+            bytes = 4.0 * tape->bucket;
+        else if (v->space == RQ_SPACE_CACHE && groups) {
+            const rq_cache_group *g = &groups[v->index];
+            double row = g->n_heads * (g->dim_k * type_bytes(g->type_k) + g->dim_v * type_bytes(g->type_v));
+            uint32_t seen = g->window && g->window < kv_len ? g->window : kv_len;
+            if (op->kind == RQ_OP_ATTEND) {
+                /* tokens of one sequence share what they read: once for up to RQ_TILE_TOKENS queries */
+                double tiles = (tape->bucket + RQ_TILE_TOKENS - 1) / RQ_TILE_TOKENS;
+                const rq_value *q = &tape->values[op->in[1]];
+                bytes = row * seen * tiles;
+                head_dims = (double)(g->dim_k + g->dim_v) * q->ne[1] * tape->bucket;
+                if (seen < kv_len) head_dims *= (double)seen / kv_len;
+            } else
+                bytes = row * tape->bucket;
+        }
+        if (info->written >> i & 1)
+            cost.bytes_written += bytes;
+        else
+            cost.bytes_read += bytes;
+    }
+    for (uint32_t i = 0; i < op->n_out; i++)
+        if (op->out[i]) cost.bytes_written += bytes_of(&tape->values[op->out[i]]);
+    cost.flops = flops_of(tape, op, kv_len, head_dims);
+    return cost;
+}
+
+rq_type rq_op_weight_type(const rq_tape *tape, const rq_op *op)
+{
+    rq_type type = RQ_TYPE_F32;
+    double largest = 0;
+    for (uint32_t i = 0; i < op->n_in; i++) {
+        const rq_value *v = op->in[i] ? &tape->values[op->in[i]] : NULL;
+        if (!v || v->space != RQ_SPACE_WEIGHT || elements(v) <= largest) continue;
+        largest = elements(v);
+        type = v->type;
+    }
+    return type;
+}
