@@ -1,0 +1,201 @@
+/* Whole models against another engine's logits (tests/data/oracle/README.md), in one batch, token by token
+ * and in pieces. For each model and cache format the worst error is printed as a share of its tolerance. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "engine/rqvk.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_VOCAB = 512, MAX_TOKENS = 1024 };
+
+typedef struct logits {
+    float *rows; /* [capacity][N_VOCAB], by position */
+    size_t capacity, n;
+} logits;
+
+static void keep(void *user, size_t position, const float *row)
+{
+    logits *l = user;
+    assert_true(position < l->capacity);
+    memcpy(l->rows + position * N_VOCAB, row, N_VOCAB * sizeof *row);
+    l->n++;
+}
+
+static logits logits_of(size_t n)
+{
+    logits l = {.rows = calloc(n, N_VOCAB * sizeof(float)), .capacity = n};
+    assert_non_null(l.rows);
+    return l;
+}
+
+static size_t read_tokens(const char *name, rq_token *ids)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, name);
+    FILE *in = fopen(path, "r");
+    assert_non_null(in);
+    size_t n = 0;
+    while (n < MAX_TOKENS && fscanf(in, "%d", &ids[n]) == 1) n++;
+    fclose(in);
+    return n;
+}
+
+static void read_floats(const char *name, float *out, size_t n)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, name);
+    FILE *in = fopen(path, "rb");
+    assert_non_null(in);
+    assert_int_equal(fread(out, sizeof *out, n, in), n);
+    assert_int_equal(fgetc(in), EOF);
+    fclose(in);
+}
+
+/* |a-b|^2 / |b|^2 */
+static double nmse(const float *a, const float *b, size_t n)
+{
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - b[i];
+        difference += d * d;
+        norm += (double)b[i] * b[i];
+    }
+    return difference / norm;
+}
+
+typedef struct fixture {
+    rq_model *model;
+    rq_engine *engine;
+} fixture;
+
+static fixture open_model(const char *name, const char *cache, uint32_t n_ctx, uint32_t n_batch)
+{
+    fixture f = {0};
+    rq_error err = {0};
+    char path[512];
+    snprintf(path, sizeof path, "%s/oracle/%s.gguf", RQVK_TEST_DATA, name);
+    if (rq_model_load(path, &f.model, &err)) fail_msg("%s", err.text);
+    rq_engine_params p = {
+        .n_ctx = n_ctx, .n_batch = n_batch, .n_threads = 2, .type_k = cache, .type_v = cache};
+    if (rq_engine_create(f.model, &p, &f.engine, &err)) fail_msg("%s", err.text);
+    return f;
+}
+
+static void close_model(fixture *f)
+{
+    rq_engine_free(f->engine);
+    rq_model_free(f->model);
+}
+
+/* Evaluates ids, the first `head` of them `head_chunk` at a time and the rest `tail_chunk` at a time. */
+static logits evaluate(fixture *f, const rq_token *ids, size_t n, size_t head, uint32_t head_chunk,
+                       uint32_t tail_chunk)
+{
+    rq_session *session;
+    rq_error err = {0};
+    logits l = logits_of(n);
+    if (rq_session_create(f->engine, &session, &err)) fail_msg("%s", err.text);
+    if (rq_evaluate(session, ids, head, head_chunk, RQ_LOGITS_ALL, keep, &l, &err)) fail_msg("%s", err.text);
+    if (n > head && rq_evaluate(session, ids + head, n - head, tail_chunk, RQ_LOGITS_ALL, keep, &l, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(l.n, n);
+    rq_session_free(session);
+    return l;
+}
+
+typedef struct oracle {
+    const char *name;
+    double tolerance_f32, tolerance_f16; /* normalised squared error, by cache format; source: the README */
+} oracle;
+
+static const oracle ORACLES[] = {
+    {"llama", 1e-7, 1e-5},        {"qwen2", 1e-7, 1e-5},        {"qwen3", 1e-7, 1e-5},
+    {"qwen3moe", 1e-7, 1e-5},     {"llama-Q8_0", 5e-3, 5e-3},   {"llama-Q5_K_S", 5e-3, 5e-3},
+    {"llama-Q4_K_M", 5e-3, 5e-3}, {"llama-Q3_K_M", 5e-3, 5e-3}, {"llama-Q2_K", 5e-3, 5e-3},
+    {"llama-IQ4_XS", 5e-3, 5e-3},
+};
+
+static void matches_the_other_engine(void **state)
+{
+    rq_token ids[MAX_TOKENS];
+    size_t n = read_tokens("tokens.txt", ids);
+    assert_int_equal(n, 200);
+    logits want = logits_of(n);
+    for (size_t i = 0; i < sizeof ORACLES / sizeof *ORACLES; i++)
+        for (int f16 = 0; f16 < 2; f16++) {
+            const oracle *o = &ORACLES[i];
+            char file[64];
+            snprintf(file, sizeof file, "%s.logits.f32", o->name);
+            read_floats(file, want.rows, n * N_VOCAB);
+            fixture f = open_model(o->name, f16 ? "f16" : "f32", 256, 256);
+            logits got = evaluate(&f, ids, n, 160, 160, 1);
+            double tolerance = f16 ? o->tolerance_f16 : o->tolerance_f32;
+            double error = nmse(got.rows, want.rows, n * N_VOCAB);
+            printf("%-14s %s cache: normalised squared error %.2e, %.3f of tolerance %.0e\n", o->name,
+                   f16 ? "f16" : "f32", error, error / tolerance, tolerance);
+            assert_true(error < tolerance);
+            free(got.rows);
+            close_model(&f);
+        }
+    free(want.rows);
+}
+
+/* The processor promises more than agreement within a tolerance: the same bits however a sequence is cut. */
+static void pieces_have_the_same_bits(void **state)
+{
+    rq_token ids[MAX_TOKENS];
+    size_t n = read_tokens("tokens.txt", ids);
+    static const uint32_t pieces[] = {1, 7, 64};
+    for (size_t i = 0; i < sizeof ORACLES / sizeof *ORACLES; i++) {
+        fixture f = open_model(ORACLES[i].name, "f16", 256, 256);
+        logits whole = evaluate(&f, ids, n, n, 256, 256);
+        for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++) {
+            logits cut = evaluate(&f, ids, n, n, pieces[p], pieces[p]);
+            size_t different = 0;
+            for (size_t k = 0; k < n * N_VOCAB; k++)
+                different += memcmp(&whole.rows[k], &cut.rows[k], 4) != 0;
+            if (different)
+                print_message("%s in pieces of %u: %zu logits differ, error %.2e\n", ORACLES[i].name,
+                              pieces[p], different, nmse(cut.rows, whole.rows, n * N_VOCAB));
+            assert_int_equal(different, 0);
+            free(cut.rows);
+        }
+        free(whole.rows);
+        close_model(&f);
+    }
+}
+
+static void long_context(void **state)
+{
+    rq_token ids[MAX_TOKENS];
+    size_t n = read_tokens("tokens-long.txt", ids);
+    assert_int_equal(n, 900);
+    logits want = logits_of(32);
+    read_floats("llama.long.f32", want.rows, (size_t)32 * N_VOCAB);
+    fixture f = open_model("llama", "f32", 1024, 1024);
+    logits got = evaluate(&f, ids, n, 890, 890, 1);
+    double error = nmse(got.rows + (n - 32) * N_VOCAB, want.rows, (size_t)32 * N_VOCAB);
+    printf("llama, 900 tokens: normalised squared error %.2e, %.3f of tolerance 1e-07\n", error,
+           error / 1e-7);
+    assert_true(error < 1e-7);
+    free(got.rows);
+    free(want.rows);
+    close_model(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(matches_the_other_engine),
+        cmocka_unit_test(pieces_have_the_same_bits),
+        cmocka_unit_test(long_context),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

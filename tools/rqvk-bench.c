@@ -1,0 +1,324 @@
+/* rqvk-bench - prompt and generation speed at chosen depths and numbers of sequences, and the speed of single
+ * operations. */
+#include "backends/base/mem.h"
+#include "tools/bench/results.h"
+#include "tools/common/args.h"
+#include "tools/common/progress.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAX_LIST = 32, MAX_SEQUENCES = 64 };
+
+typedef struct list {
+    uint32_t values[MAX_LIST];
+    size_t n;
+    uint32_t min, max;
+} list;
+
+typedef struct bench {
+    const rq_engine_args *args;
+    list prompt, gen, depth, sequences;
+    uint32_t repetitions;
+    bool warmup;
+    const char *format_name;
+    bench_format format;
+} bench;
+
+/* "512", "0,4096", and repeated options replace the list. */
+static rq_status parse_list(void *target, const char *value, rq_error *err)
+{
+    list *l = target;
+    l->n = 0;
+    for (const char *p = value;; p++) {
+        char *end;
+        errno = 0;
+        unsigned long x = strtoul(p, &end, 10);
+        if (end == p || *p == '-' || errno || x < l->min || x > l->max)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "\"%s\" is not a list of numbers between %u and %u", value,
+                           l->min, l->max);
+        if (l->n == MAX_LIST)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "more than %d numbers in \"%s\"", MAX_LIST, value);
+        l->values[l->n++] = (uint32_t)x;
+        if (!*end) return RQ_OK;
+        if (*end != ',')
+            return rq_fail(err, RQ_ERR_ARGUMENT, "\"%s\" is not a comma-separated list of numbers", value);
+        p = end;
+    }
+}
+
+/* One sequence's share of a test. Each runs on a thread of its own, so that the scheduler sees them together.
+ */
+typedef struct lane {
+    rq_session *session;
+    const rq_token *tokens;
+    uint32_t n, chunk; /* chunk 1: generation, 0: prompt */
+    rq_status status;
+    rq_error err;
+} lane;
+
+static void *run_lane(void *user)
+{
+    lane *l = user;
+    l->status = l->n ? rq_evaluate(l->session, l->tokens, l->n, l->chunk, RQ_LOGITS_LAST, NULL, NULL, &l->err)
+                     : RQ_OK;
+    return NULL;
+}
+
+/* Runs all lanes at once. Lanes that have a thread are joined before this returns. */
+static rq_status run_lanes(lane *lanes, uint32_t n, rq_error *err)
+{
+    pthread_t threads[MAX_SEQUENCES];
+    uint32_t started = 0;
+    rq_status s = RQ_OK;
+    for (; started + 1 < n && !s; started++)
+        if (pthread_create(&threads[started], NULL, run_lane, &lanes[started + 1]))
+            s = rq_fail(err, RQ_ERR_IO, "cannot start a thread");
+    if (s) started--;
+    if (!s) run_lane(&lanes[0]);
+    for (uint32_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    for (uint32_t i = 0; i < n && !s; i++)
+        if (lanes[i].status) {
+            s = lanes[i].status;
+            if (err) *err = lanes[i].err;
+        }
+    return s;
+}
+
+static rq_status phase(lane *lanes, uint32_t n_lanes, const rq_token *tokens, uint32_t n, uint32_t chunk,
+                       rq_error *err)
+{
+    if (n == 0) return RQ_OK;
+    for (uint32_t i = 0; i < n_lanes; i++) {
+        lanes[i].tokens = tokens;
+        lanes[i].n = n;
+        lanes[i].chunk = chunk;
+    }
+    return run_lanes(lanes, n_lanes, err);
+}
+
+/* One repetition: fill to the depth, then time the prompt and the generation. */
+static rq_status repetition(lane *lanes, uint32_t n_lanes, const rq_token *tokens, const bench_row *row,
+                            uint64_t *ns, rq_error *err)
+{
+    rq_status s = RQ_OK;
+    for (uint32_t i = 0; i < n_lanes && !s; i++)
+        if (rq_session_length(lanes[i].session) >= row->n_depth)
+            s = rq_session_truncate(lanes[i].session, row->n_depth, err);
+        else {
+            lane one = {.session = lanes[i].session,
+                        .tokens = tokens,
+                        .n = row->n_depth - (uint32_t)rq_session_length(lanes[i].session)};
+            s = run_lanes(&one, 1, err);
+        }
+    uint64_t start = rq_tool_now_ns();
+    if (!s) s = phase(lanes, n_lanes, tokens, row->n_prompt, 0, err);
+    if (!s) s = phase(lanes, n_lanes, tokens, row->n_gen, 1, err);
+    *ns = rq_tool_now_ns() - start;
+    return s;
+}
+
+static rq_status run_test(const bench *b, const rq_model *model, bench_row *row, bool first, rq_error *err)
+{
+    rq_model_info info;
+    rq_model_describe(model, &info);
+    uint32_t most = row->n_depth;
+    if (row->n_prompt > most) most = row->n_prompt;
+    if (row->n_gen > most) most = row->n_gen;
+    rq_token *tokens = rq_malloc((size_t)most * sizeof *tokens);
+    if (!tokens) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u tokens", most);
+    uint32_t x = 1; /* any ids will do: a fixed linear congruential sequence */
+    for (uint32_t i = 0; i < most; i++) {
+        x = x * 1664525u + 1013904223u;
+        tokens[i] = (rq_token)((x >> 8) % info.n_vocab);
+    }
+
+    rq_engine_params params = b->args->params;
+    params.n_sessions = row->n_sequences;
+    params.n_ctx = row->n_depth + row->n_prompt + row->n_gen + 1;
+    rq_engine *engine = NULL;
+    lane lanes[MAX_SEQUENCES] = {0};
+    rq_status s = rq_engine_create(model, &params, &engine, err);
+    for (uint32_t i = 0; i < row->n_sequences && !s; i++)
+        s = rq_session_create(engine, &lanes[i].session, err);
+    rq_engine_info engine_info;
+    if (!s) {
+        rq_engine_describe(engine, &engine_info);
+        row->cpu_info = engine_info.device;
+        row->backends = engine_info.backend;
+        row->type_k = engine_info.type_k;
+        row->type_v = engine_info.type_v;
+        row->n_batch = engine_info.n_batch;
+        row->n_threads = engine_info.n_threads;
+        time_t now = time(NULL);
+        struct tm utc;
+        gmtime_r(&now, &utc);
+        strftime(row->test_time, sizeof row->test_time, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    }
+    rq_progress progress = rq_progress_start(stderr, "bench", "runs", b->repetitions);
+    for (uint32_t i = 0; i < b->repetitions + b->warmup && !s; i++) {
+        uint64_t ns;
+        s = repetition(lanes, row->n_sequences, tokens, row, &ns, err);
+        bool counts = i >= b->warmup;
+        if (!s && counts) row->samples_ns[row->n_samples++] = ns ? ns : 1;
+        rq_progress_set(&progress, row->n_samples);
+    }
+    rq_progress_end(&progress);
+    if (!s) bench_print_row(stdout, b->format, row, first);
+    for (uint32_t i = 0; i < row->n_sequences; i++) rq_session_free(lanes[i].session);
+    rq_engine_free(engine);
+    rq_free(tokens);
+    return s;
+}
+
+static rq_status run_tests(const bench *b, rq_error *err)
+{
+    rq_model *model = NULL;
+    rq_status s = rq_engine_args_open(b->args, &model, NULL, err);
+    if (s) return s;
+    rq_model_info info;
+    rq_model_describe(model, &info);
+    bench_print_head(stdout, b->format);
+    bool first = true;
+    for (size_t q = 0; q < b->sequences.n && !s; q++)
+        for (size_t d = 0; d < b->depth.n && !s; d++)
+            for (size_t t = 0; t < b->prompt.n + b->gen.n && !s; t++) {
+                bench_row row = {.model_filename = info.path,
+                                 .model_type = info.description,
+                                 .model_size = info.file_bytes,
+                                 .model_n_params = info.n_params,
+                                 .n_depth = b->depth.values[d],
+                                 .n_sequences = b->sequences.values[q]};
+                if (t < b->prompt.n)
+                    row.n_prompt = b->prompt.values[t];
+                else
+                    row.n_gen = b->gen.values[t - b->prompt.n];
+                if (row.n_prompt + row.n_gen == 0) continue;
+                s = run_test(b, model, &row, first, err);
+                first = false;
+            }
+    bench_print_tail(stdout, b->format);
+    rq_model_free(model);
+    return s;
+}
+
+static void print_op(void *user, const rq_op_row *r)
+{
+    bench_format format = *(bench_format *)user;
+    if (format == BENCH_MD)
+        printf("| %-18s | %-8s | %-32s | %-8s | %-10s | %12.1f | %12.0f | %6.1f%% |\n", r->op, r->type,
+               r->shape, r->backend, r->implementation, r->ns / 1e3, r->bytes, 100 * r->bandwidth_share);
+    else if (format == BENCH_CSV)
+        printf("\"%s\",\"%s\",\"%s\",\"%s\",\"%s\",%.0f,%.0f,%.4f\n", r->op, r->type, r->shape, r->backend,
+               r->implementation, r->ns, r->bytes, r->bandwidth_share);
+    else
+        printf("{\"op\": \"%s\", \"type\": \"%s\", \"shape\": \"%s\", \"backend\": \"%s\", "
+               "\"implementation\": \"%s\", "
+               "\"ns\": %.0f, \"bytes\": %.0f, \"bandwidth_share\": %.4f}\n",
+               r->op, r->type, r->shape, r->backend, r->implementation, r->ns, r->bytes, r->bandwidth_share);
+    fflush(stdout);
+}
+
+static rq_status run_ops(const bench *b, const char *filter, rq_error *err)
+{
+    bench_format format = b->format;
+    if (format == BENCH_MD)
+        puts("| op                 | type     | shape                            | backend  | served by  |   "
+             "        us |"
+             "        bytes |  of copy |\n"
+             "| ------------------ | -------- | -------------------------------- | -------- | ---------- | "
+             "-----------: |"
+             " -----------: | ------: |");
+    else if (format == BENCH_CSV)
+        puts("op,type,shape,backend,implementation,ns,bytes,bandwidth_share");
+    const char *backend = strcmp(b->args->params.backend, "auto") ? b->args->params.backend : "cpu";
+    return rq_bench_ops(backend, b->args->params.n_threads, filter, print_op, &format, err);
+}
+
+int main(int argc, char **argv)
+{
+    rq_engine_args engine_args = rq_engine_args_default();
+    bench b = {.args = &engine_args,
+               .prompt = {{512}, 1, 0, 1 << 24},
+               .gen = {{128}, 1, 0, 1 << 24},
+               .depth = {{0}, 1, 0, 1 << 24},
+               .sequences = {{1}, 1, 1, MAX_SEQUENCES},
+               .repetitions = 5,
+               .warmup = true,
+               .format_name = "md"};
+    bool ops = false;
+    const char *filter = NULL;
+    rq_options options = {0};
+    rq_options_engine(&options, &engine_args);
+    rq_options_heading(&options, "Tests");
+    rq_options_add(&options, (rq_option){.names = "-p,--n-prompt",
+                                         .kind = RQ_OPT_CALL,
+                                         .call = parse_list,
+                                         .target = &b.prompt,
+                                         .value = "N,...",
+                                         .shown = "512",
+                                         .help = "prompt sizes"});
+    rq_options_add(&options, (rq_option){.names = "-n,--n-gen",
+                                         .kind = RQ_OPT_CALL,
+                                         .call = parse_list,
+                                         .target = &b.gen,
+                                         .value = "N,...",
+                                         .shown = "128",
+                                         .help = "numbers of generated tokens"});
+    rq_options_add(&options, (rq_option){.names = "-d,--n-depth",
+                                         .kind = RQ_OPT_CALL,
+                                         .call = parse_list,
+                                         .target = &b.depth,
+                                         .value = "N,...",
+                                         .shown = "0",
+                                         .help = "tokens already in the cache"});
+    rq_options_add(&options, (rq_option){.names = "-np,--parallel",
+                                         .kind = RQ_OPT_CALL,
+                                         .call = parse_list,
+                                         .target = &b.sequences,
+                                         .value = "N,...",
+                                         .shown = "1",
+                                         .help = "sequences that run at the same time"});
+    rq_options_add(&options, (rq_option){.names = "-r,--repetitions",
+                                         .kind = RQ_OPT_U32,
+                                         .target = &b.repetitions,
+                                         .min = 1,
+                                         .max = BENCH_MAX_SAMPLES,
+                                         .help = "times each test is measured"});
+    rq_options_add(&options, (rq_option){.names = "--warmup",
+                                         .kind = RQ_OPT_FLAG,
+                                         .target = &b.warmup,
+                                         .help = "run each test once before measuring"});
+    rq_options_add(&options, (rq_option){.names = "-o,--output",
+                                         .kind = RQ_OPT_STRING,
+                                         .target = &b.format_name,
+                                         .choices = "md,csv,json,jsonl",
+                                         .value = "FORMAT",
+                                         .help = "output format"});
+    rq_options_add(&options, (rq_option){.names = "--ops",
+                                         .kind = RQ_OPT_FLAG,
+                                         .target = &ops,
+                                         .help = "time single operations instead (no model needed)"});
+    rq_options_add(&options, (rq_option){.names = "--filter",
+                                         .kind = RQ_OPT_STRING,
+                                         .target = &filter,
+                                         .help = "with --ops: only rows whose name contains this"});
+    const rq_program_text text = {.program = "rqvk-bench",
+                                  .usage = "-m MODEL [-p N,...] [-n N,...] [-d N,...] [-np N,...] [options]",
+                                  .about = "Measures prompt and generation speed."};
+    int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);
+    if (code >= 0) return code;
+    if (engine_args.list_devices) return rq_print_devices();
+    static const char *const formats[] = {"md", "csv", "json", "jsonl"};
+    for (int i = 0; i < 4; i++)
+        if (!strcmp(b.format_name, formats[i])) b.format = (bench_format)i;
+
+    rq_error err = {0};
+    rq_status s = ops ? run_ops(&b, filter, &err) : run_tests(&b, &err);
+    return s ? rq_complain("rqvk-bench", &err) : 0;
+}
