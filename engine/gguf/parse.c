@@ -521,7 +521,7 @@ rq_status rq_gguf_parse(rq_gguf *g, uint64_t shard_number, rq_gguf_kvs *kvs, rq_
 {
     rq_gguf_shard *shard = &g->shards[shard_number];
     cursor c = {.shard = shard, .err = err};
-    uint64_t n_tensors, n_kv, alignment;
+    uint64_t n_tensors = 0, n_kv = 0, alignment = 32;
     rq_status status = parse_header(&c, shard, &n_tensors, &n_kv);
     if (!status) status = parse_kvs(&c, n_kv, kvs);
     if (!status) status = read_alignment(&c, kvs, &alignment);
