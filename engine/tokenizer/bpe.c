@@ -117,7 +117,7 @@ static bool merge_long(rq_encoder *e, size_t n)
     const rq_tokenizer *tok = e->tok;
     rq_node *node = e->nodes;
     size_t heap = 0;
-    int32_t result;
+    int32_t result = -1;
     for (size_t i = 0; i < n; i++) {
         node[i].prev = (int32_t)i - 1;
         node[i].next = i + 1 < n ? (int32_t)i + 1 : -1;
