@@ -16,12 +16,12 @@
 
 typedef enum rq_space {
     RQ_SPACE_NONE,
-    RQ_SPACE_WEIGHT,  /* index: entry of the weight table */
-    RQ_SPACE_ACT,     /* arena; index: the value that owns the memory */
-    RQ_SPACE_CACHE,   /* index: group; `layer`: layer in the group */
-    RQ_SPACE_STATE,   /* index: state group; `layer` as above */
-    RQ_SPACE_STEP,    /* the step buffer, read only */
-    RQ_SPACE_PERSIST  /* index: rq_persist; survives between programs */
+    RQ_SPACE_WEIGHT, /* index: entry of the weight table */
+    RQ_SPACE_ACT,    /* arena; index: the value that owns the memory */
+    RQ_SPACE_CACHE,  /* index: group; `layer`: layer in the group */
+    RQ_SPACE_STATE,  /* index: state group; `layer` as above */
+    RQ_SPACE_STEP,   /* the step buffer, read only */
+    RQ_SPACE_PERSIST /* index: rq_persist; survives between programs */
 } rq_space;
 
 /* Memory that survives between programs of an executor. */
@@ -40,8 +40,8 @@ typedef struct rq_value {
     uint32_t ne[4];     /* extents, ne[0] contiguous; unused ones are 1. Tokens are the last used extent */
     uint64_t stride[4]; /* bytes between neighbours; stride[0] = block bytes of the type */
     uint32_t index, layer;
-    uint64_t offset;    /* bytes from the owner's start (views) */
-    const char *name;   /* for people: "blk.3.q"; static or owned by the tape */
+    uint64_t offset;  /* bytes from the owner's start (views) */
+    const char *name; /* for people: "blk.3.q"; static or owned by the tape */
 } rq_value;
 
 typedef enum rq_act { RQ_ACT_SILU, RQ_ACT_GELU_TANH } rq_act;
@@ -84,14 +84,38 @@ typedef struct rq_op {
     uint8_t n_in, n_out;
     rq_ref in[RQ_OP_MAX_IN], out[RQ_OP_MAX_OUT];
     union {
-        struct { float eps; } norm;
-        struct { float factor; } scale;
-        struct { rq_act act; } glu;
-        struct { uint32_t n_rot; rq_pairing pairing; float magnitude; } rope;
-        struct { float scale, softcap; } attend;
-        struct { uint32_t n_used; float scale; } route; /* softmax over all, top-n, renormalised, times scale */
-        struct { uint32_t n_expert; } group;
-        struct { float eps; rq_act act; bool normed; uint32_t n_rot; rq_pairing pairing; float magnitude; } fused;
+        struct {
+            float eps;
+        } norm;
+        struct {
+            float factor;
+        } scale;
+        struct {
+            rq_act act;
+        } glu;
+        struct {
+            uint32_t n_rot;
+            rq_pairing pairing;
+            float magnitude;
+        } rope;
+        struct {
+            float scale, softcap;
+        } attend;
+        struct {
+            uint32_t n_used;
+            float scale;
+        } route; /* softmax over all, top-n, renormalised, times scale */
+        struct {
+            uint32_t n_expert;
+        } group;
+        struct {
+            float eps;
+            rq_act act;
+            bool normed;
+            uint32_t n_rot;
+            rq_pairing pairing;
+            float magnitude;
+        } fused;
     } p;
     uint32_t prim_first, prim_count; /* fused: its primitives in tape->prims */
     uint32_t layer;                  /* model layer, for placement and profiles; UINT32_MAX: none */
@@ -128,27 +152,27 @@ rq_ref rq_tape_view(rq_tape *tape, rq_ref x, uint64_t first, uint32_t ne0, uint3
 /* ---- operations: append and return the (first) result ---------------------------------------------------- */
 /* Shapes are [contiguous, ..., tokens]; T = tape->bucket. Formulas are in ops.h. */
 
-rq_ref rq_op_embed(rq_tape *t, rq_ref table);                      /* table [n, vocab] -> f32 [n, T] */
+rq_ref rq_op_embed(rq_tape *t, rq_ref table);                          /* table [n, vocab] -> f32 [n, T] */
 rq_ref rq_op_rms_norm(rq_tape *t, rq_ref x, rq_ref weight, float eps); /* rows of ne0; weight [ne0] or 0 */
-rq_ref rq_op_matmul(rq_tape *t, rq_ref w, rq_ref x);               /* w [n_in, n_out], x [n_in, T] -> [n_out, T] */
-rq_ref rq_op_add(rq_tape *t, rq_ref a, rq_ref b);                  /* b as a, or one row for all of a's */
-rq_ref rq_op_mul(rq_tape *t, rq_ref a, rq_ref b);                  /* same */
+rq_ref rq_op_matmul(rq_tape *t, rq_ref w, rq_ref x); /* w [n_in, n_out], x [n_in, T] -> [n_out, T] */
+rq_ref rq_op_add(rq_tape *t, rq_ref a, rq_ref b);    /* b as a, or one row for all of a's */
+rq_ref rq_op_mul(rq_tape *t, rq_ref a, rq_ref b);    /* same */
 rq_ref rq_op_scale(rq_tape *t, rq_ref x, float factor);
-rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act);  /* act(gate) * up */
+rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act); /* act(gate) * up */
 /* x [d, heads, T]; inv_freq f32 weight [n_rot/2], radians per position, scaling and YaRN folded in; magnitude
  * multiplies cos and sin. Positions come from the step. */
 rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pairing pairing, float magnitude);
 void rq_op_kv_write(rq_tape *t, rq_ref cache, rq_ref k, rq_ref v); /* k [dk, heads, T], v [dv, heads, T] */
 rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float scale, float softcap);
-                                                                   /* q [dk, H, T] -> [dv * H, T] */
+/* q [dk, H, T] -> [dv * H, T] */
 void rq_op_route(rq_tape *t, rq_ref logits, uint32_t n_used, float scale, rq_ref *ids, rq_ref *weights);
-                                                                   /* [E, T] -> i32 [k, T], f32 [k, T] */
-rq_ref rq_op_group(rq_tape *t, rq_ref ids, uint32_t n_expert);     /* -> i32 work block, layout in ops.h */
+/* [E, T] -> i32 [k, T], f32 [k, T] */
+rq_ref rq_op_group(rq_tape *t, rq_ref ids, uint32_t n_expert); /* -> i32 work block, layout in ops.h */
 rq_ref rq_op_matmul_experts(rq_tape *t, rq_ref w, rq_ref x, rq_ref ids, rq_ref group);
-                                      /* w [n_in, n_out, E], x [n_in, 1 or k, T] -> [n_out, k, T] */
-rq_ref rq_op_combine(rq_tape *t, rq_ref y, rq_ref weights);        /* y [n, k, T] -> [n, T] */
-void rq_op_copy(rq_tape *t, rq_ref x, rq_ref persist);             /* rows of x to the same rows of persist */
-rq_ref rq_op_select_rows(rq_tape *t, rq_ref persist);              /* rows named by the step -> f32 [n, R] */
+/* w [n_in, n_out, E], x [n_in, 1 or k, T] -> [n_out, k, T] */
+rq_ref rq_op_combine(rq_tape *t, rq_ref y, rq_ref weights); /* y [n, k, T] -> [n, T] */
+void rq_op_copy(rq_tape *t, rq_ref x, rq_ref persist);      /* rows of x to the same rows of persist */
+rq_ref rq_op_select_rows(rq_tape *t, rq_ref persist);       /* rows named by the step -> f32 [n, R] */
 void rq_op_argmax(rq_tape *t, rq_ref logits, rq_ref sampled);
 
 #endif
