@@ -160,6 +160,28 @@ static void activation_quantisers_match(void **state)
     cJSON_Delete(index);
 }
 
+/* The golden row holds no value halfway between two codes, nor two of equal magnitude: here the scales are 1 and -1,
+ * so the codes show the rounding. Q8_0 and Q8_1 round halves away from zero, Q8_K to even; the first of several
+ * largest elements gives Q8_K its sign. */
+static void activation_quantisers_break_ties_by_their_rules(void **state)
+{
+    static const float head[8] = {127.0f, -127.0f, 0.5f, -0.5f, 1.5f, 2.5f, -2.5f, -126.5f};
+    static const int away[8] = {127, -127, 1, -1, 2, 3, -3, -127},
+                     even[8] = {-127, 127, 0, 0, -2, -2, 2, 126};
+    float x[256] = {0};
+    uint8_t b[292];
+    memcpy(x, head, sizeof head);
+    rq_quantize_act_q8_0(x, b, 32);
+    for (int i = 0; i < 8; i++) assert_int_equal((int8_t)b[2 + i], away[i]);
+    rq_quantize_act_q8_1(x, b, 32);
+    for (int i = 0; i < 8; i++) assert_int_equal((int8_t)b[4 + i], away[i]);
+    rq_quantize_act_q8_k(x, b, 256);
+    for (int i = 0; i < 8; i++) assert_int_equal((int8_t)b[4 + i], even[i]);
+    x[0] = -127.0f;
+    rq_quantize_act_q8_k(x, b, 256);
+    assert_int_equal((int8_t)b[4], -127);
+}
+
 static void check_dots(const cJSON *entry, const golden_file *file, const char *set, const uint8_t *act,
                        size_t n, int *checked)
 {
@@ -228,6 +250,7 @@ int main(void)
         cmocka_unit_test(edge_blocks_match),
         cmocka_unit_test(all_finite_halves_match),
         cmocka_unit_test(activation_quantisers_match),
+        cmocka_unit_test(activation_quantisers_break_ties_by_their_rules),
         cmocka_unit_test(scalar_dots_match),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
