@@ -23,6 +23,12 @@ static inline uint32_t rq_f32_bits(float f)
     return bits;
 }
 
+/* a where the condition holds, else b; by masks, because the compiler vectorises no loop with a jump in it. */
+static inline uint32_t rq_select_u32(uint32_t condition, uint32_t a, uint32_t b)
+{
+    return b ^ ((a ^ b) & (0u - condition));
+}
+
 /* NaN keeps its payload and becomes quiet, as the processors' own conversion does. */
 static inline float rq_half_to_f32(uint16_t h)
 {
@@ -31,9 +37,9 @@ static inline float rq_half_to_f32(uint16_t h)
     uint32_t normal = ((uint32_t)(h & 0x7fff) << 13) + (112u << 23);
     /* 0.5 + m 2^-24 has m in its low bits; taking 0.5 away leaves the subnormal's value, exactly. */
     uint32_t small = rq_f32_bits(rq_bits_f32(0x3f000000u | mantissa) - 0.5f);
-    uint32_t special = 0x7f800000u | mantissa << 13 | (mantissa ? 0x400000u : 0);
-    uint32_t bits = exponent == 0 ? small : normal;
-    bits = exponent == 0x7c00 ? special : bits;
+    uint32_t special = 0x7f800000u | mantissa << 13 | (uint32_t)(mantissa != 0) << 22;
+    uint32_t bits = rq_select_u32(exponent == 0, small, normal);
+    bits = rq_select_u32(exponent == 0x7c00, special, bits);
     return rq_bits_f32(sign | bits);
 }
 
@@ -44,11 +50,11 @@ static inline uint16_t rq_half_from_f32(float f)
     uint32_t normal = (a - (112u << 23) + 0xfff + (a >> 13 & 1)) >> 13;
     /* Below 2^-14 the steps are 2^-24, those of floats in [0.5, 1): the addition rounds. Larger a are
      * replaced so that the unused sum stays harmless, and so are subnormal ones, which all round to zero. */
-    uint32_t tame = a < 0x38800000u && a >= 0x00800000u ? a : 0;
+    uint32_t tame = rq_select_u32((a < 0x38800000u) & (a >= 0x00800000u), a, 0);
     uint32_t small = rq_f32_bits(rq_bits_f32(tame) + 0.5f) - 0x3f000000u;
-    uint32_t h = a < 0x38800000u ? small : normal;
-    h = a >= 0x477ff000u ? 0x7c00 : h; /* 65520, half a step above the largest value, and up */
-    h = a > 0x7f800000u ? 0x7e00 : h;
+    uint32_t h = rq_select_u32(a < 0x38800000u, small, normal);
+    h = rq_select_u32(a >= 0x477ff000u, 0x7c00, h); /* 65520, half a step above the largest value, and up */
+    h = rq_select_u32(a > 0x7f800000u, 0x7e00, h);
     return (uint16_t)(sign | h);
 }
 
