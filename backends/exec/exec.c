@@ -1,0 +1,129 @@
+/* exec.c - creating an executor and looking at it; run.c runs its steps. */
+#include "backends/exec/exec.h"
+
+#include "backends/base/mem.h"
+#include "backends/exec/internal.h"
+
+#include <string.h>
+
+/* A copy of n items, in *out. */
+static rq_status copy_of(const void *items, size_t n, size_t bytes, void **out, rq_error *err)
+{
+    *out = rq_calloc(n ? n : 1, bytes);
+    if (!*out) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the executor");
+    if (n) memcpy(*out, items, n * bytes);
+    return RQ_OK;
+}
+
+static bool is_power_of_two(uint32_t n)
+{
+    return n && !(n & (n - 1));
+}
+
+static rq_status check_params(const rq_executor_params *p, rq_error *err)
+{
+    if (p->n_devices == 0) return rq_fail(err, RQ_ERR_ARGUMENT, "there is no device to run on");
+    if (!is_power_of_two(p->caps.max_tokens) || p->caps.max_tokens > RQ_MAX_BUCKET)
+        return rq_fail(err, RQ_ERR_ARGUMENT,
+                       "steps of %u tokens are not possible; a power of two up to %d is", p->caps.max_tokens,
+                       RQ_MAX_BUCKET);
+    if (p->caps.n_groups > RQ_MAX_GROUPS)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "%u cache groups are more than the %d possible",
+                       p->caps.n_groups, RQ_MAX_GROUPS);
+    if (p->caps.n_seqs == 0 || p->n_embd == 0 || p->n_vocab == 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "an executor needs sequences, a width and a vocabulary");
+    for (uint32_t g = 0; g < p->caps.n_groups; g++) {
+        const rq_cache_group *c = &p->groups[g];
+        if (p->group_device[g] >= p->n_devices)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u was placed on device %u of %u", g,
+                           p->group_device[g], p->n_devices);
+        if (c->n_layers == 0 || c->n_heads == 0 || c->dim_k == 0 || c->dim_v == 0)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u is empty", g);
+        if ((c->type_k != RQ_TYPE_F16 && c->type_k != RQ_TYPE_F32) ||
+            (c->type_v != RQ_TYPE_F16 && c->type_v != RQ_TYPE_F32))
+            return rq_fail(err, RQ_ERR_UNSUPPORTED, "exact cache pages hold f16 or f32");
+    }
+    return RQ_OK;
+}
+
+static rq_status copy_params(rq_executor *ex, const rq_executor_params *p, rq_error *err)
+{
+    ex->params = *p;
+    rq_step_caps_complete(&ex->params.caps);
+    uint32_t n_groups = p->caps.n_groups;
+    rq_status s = copy_of(p->devices, p->n_devices, sizeof *ex->devices, (void **)&ex->devices, err);
+    if (s == RQ_OK) s = copy_of(p->weights, p->n_weights, sizeof *ex->weights, (void **)&ex->weights, err);
+    if (s == RQ_OK) s = copy_of(p->groups, n_groups, sizeof *ex->groups, (void **)&ex->groups, err);
+    if (s == RQ_OK) s = copy_of(p->group_pages, n_groups, sizeof(uint32_t), (void **)&ex->group_pages, err);
+    if (s == RQ_OK) s = copy_of(p->group_device, n_groups, sizeof(uint32_t), (void **)&ex->group_device, err);
+    ex->params.devices = ex->devices;
+    ex->params.weights = ex->weights;
+    ex->params.groups = ex->groups;
+    ex->params.group_pages = ex->group_pages;
+    ex->params.group_device = ex->group_device;
+    return s;
+}
+
+static rq_status make_programs(rq_executor *ex, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (uint32_t t = 1; t <= ex->params.caps.max_tokens && status == RQ_OK; t *= 2)
+        status = rq_exec_program_plan(ex, &ex->trunk[ex->n_trunk++], RQ_TAPE_TRUNK, t, err);
+    for (uint32_t i = 0; i < RQ_HEAD_BUCKETS && status == RQ_OK; i++)
+        status = rq_exec_program_plan(ex, &ex->head[i], RQ_TAPE_HEAD, 1u << i, err);
+    if (status == RQ_OK) status = rq_exec_memory_make(ex, err);
+    for (uint32_t i = 0; i < ex->n_trunk && status == RQ_OK; i++)
+        status = rq_exec_program_compile(ex, &ex->trunk[i], 0, err);
+    for (uint32_t i = 0; i < RQ_HEAD_BUCKETS * RQ_STEPS && status == RQ_OK; i++)
+        status = rq_exec_program_compile(ex, &ex->head[i / RQ_STEPS], i % RQ_STEPS, err);
+    return status;
+}
+
+rq_status rq_executor_create(const rq_executor_params *params, rq_executor **out, rq_error *err)
+{
+    rq_status status = check_params(params, err);
+    if (status != RQ_OK) return status;
+    rq_executor *ex = rq_calloc(1, sizeof *ex);
+    if (!ex) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the executor");
+    status = copy_params(ex, params, err);
+    if (status == RQ_OK) {
+        ex->persist_device = params->place ? params->place(params->user, UINT32_MAX) : 0;
+        if (ex->persist_device >= params->n_devices)
+            status = rq_fail(err, RQ_ERR_ARGUMENT, "the embedding was placed on device %u of %u",
+                             ex->persist_device, params->n_devices);
+    }
+    if (status == RQ_OK) status = make_programs(ex, err);
+    if (status != RQ_OK) {
+        rq_executor_free(ex);
+        return status;
+    }
+    ex->info.n_segments = ex->trunk[0].split.n_pieces + ex->head[0].split.n_pieces;
+    ex->info.n_copies = ex->trunk[0].split.n_copies + ex->head[0].split.n_copies;
+    ex->info.n_ops_trunk = ex->trunk[0].tape.n_ops;
+    ex->info.n_ops_head = ex->head[0].tape.n_ops;
+    *out = ex;
+    return RQ_OK;
+}
+
+void rq_executor_free(rq_executor *ex)
+{
+    if (!ex) return;
+    for (uint32_t s = 0; s < RQ_STEPS; s++)
+        if (ex->slots[s].state == RQ_STEP_FLYING)
+            for (uint32_t d = 0; d < ex->params.n_devices; d++)
+                ex->devices[d]->backend->wait(ex->devices[d], NULL);
+    for (uint32_t i = 0; i < RQ_TRUNK_BUCKETS; i++) rq_exec_program_free(ex, &ex->trunk[i]);
+    for (uint32_t i = 0; i < RQ_HEAD_BUCKETS; i++) rq_exec_program_free(ex, &ex->head[i]);
+    rq_exec_memory_free(ex);
+    rq_free(ex->devices);
+    rq_free(ex->weights);
+    rq_free(ex->groups);
+    rq_free(ex->group_pages);
+    rq_free(ex->group_device);
+    rq_free(ex);
+}
+
+void rq_executor_describe(const rq_executor *ex, rq_executor_info *out)
+{
+    *out = ex->info;
+}

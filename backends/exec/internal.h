@@ -1,0 +1,73 @@
+/* internal.h - the executor's own structures. */
+#ifndef RQ_EXEC_INTERNAL_H
+#define RQ_EXEC_INTERNAL_H
+
+#include "backends/exec/exec.h"
+#include "backends/tape/plan.h"
+#include "backends/tape/split.h"
+
+enum { RQ_TRUNK_BUCKETS = 12 /* 1 .. 2048 */, RQ_HEAD_BUCKETS = 7 /* 1 .. 64 */, RQ_STEPS = 2 };
+
+/* A tape made ready for one bucket. The head is compiled once per step buffer, because the logits of two steps
+ * in flight live in two places; the trunk once. */
+typedef struct rq_exec_program {
+    rq_tape tape;
+    rq_split split;
+    rq_plan plan;
+    rq_segment *segments;            /* by piece */
+    rq_program **programs[RQ_STEPS]; /* by piece */
+} rq_exec_program;
+
+typedef enum rq_step_state { RQ_STEP_FREE, RQ_STEP_FILLING, RQ_STEP_FLYING, RQ_STEP_DONE } rq_step_state;
+
+typedef struct rq_step_slot {
+    rq_step step;
+    rq_step_state state;
+    uint64_t started;  /* order of submission */
+    rq_memory *logits; /* PERSIST logits of this slot */
+    float *copy;       /* host copy when the device's memory cannot be read in place, else NULL */
+} rq_step_slot;
+
+struct rq_executor {
+    rq_executor_params params; /* with the copies below */
+    rq_device **devices;
+    rq_weight *weights;
+    rq_cache_group *groups;
+    uint32_t *group_pages, *group_device;
+    uint32_t persist_device;
+
+    rq_exec_program trunk[RQ_TRUNK_BUCKETS], head[RQ_HEAD_BUCKETS];
+    uint32_t n_trunk;
+
+    rq_binding *weight_bindings;          /* [device][weight]; memory NULL: not used there */
+    rq_memory **arenas;                   /* by device; NULL: nothing runs there */
+    rq_memory *persist[RQ_PERSIST_COUNT]; /* all but logits */
+    rq_cache_pool pools[RQ_MAX_GROUPS];
+    rq_bindings *bindings; /* [device][step slot] */
+
+    rq_step_slot slots[RQ_STEPS];
+    uint64_t n_started;
+    rq_step_slot *last;              /* whose rows PERSIST hidden holds */
+    uint32_t *tables[RQ_MAX_GROUPS]; /* host copies of the page tables */
+    void *staging;                   /* for copies between memories the processor cannot touch; may be NULL */
+    uint64_t staging_bytes;
+    uint64_t *op_ns; /* room for the times of the longest piece */
+    rq_executor_info info;
+};
+
+/* ---- program.c ------------------------------------------------------------------------------------------- */
+
+/* Builds, fuses, checks, splits and plans a tape. On failure `p` holds what rq_exec_program_free frees. */
+rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind kind, uint32_t bucket,
+                               rq_error *err);
+/* Compiles its pieces for step buffer `slot`. The memory must be there. */
+rq_status rq_exec_program_compile(rq_executor *ex, rq_exec_program *p, uint32_t slot, rq_error *err);
+void rq_exec_program_free(rq_executor *ex, rq_exec_program *p);
+
+/* ---- memory.c -------------------------------------------------------------------------------------------- */
+
+/* Adopts the weights the programs read and allocates everything else; `ex` owns all of it. */
+rq_status rq_exec_memory_make(rq_executor *ex, rq_error *err);
+void rq_exec_memory_free(rq_executor *ex);
+
+#endif

@@ -1,0 +1,185 @@
+/* program.c - from a family's tape to compiled pieces. */
+#include "backends/base/mem.h"
+#include "backends/exec/internal.h"
+#include "backends/ops.h"
+#include "backends/tape/fuse.h"
+
+#include <string.h>
+
+/* Where an operation runs: at its cache, at the persistent memory, or where its layer was placed. */
+static uint32_t device_of(void *user, const rq_tape *tape, const rq_op *op)
+{
+    const rq_executor *ex = user;
+    uint32_t flags = rq_op_get(op->kind)->flags;
+    if (flags & RQ_OP_READS_SAMPLED) return ex->persist_device;
+    for (uint32_t i = 0; i < op->n_in; i++) {
+        const rq_value *v = &tape->values[op->in[i]];
+        if (!op->in[i]) continue;
+        if (v->space == RQ_SPACE_CACHE && v->index < ex->params.caps.n_groups)
+            return ex->group_device[v->index];
+        if (v->space == RQ_SPACE_PERSIST) return ex->persist_device;
+    }
+    return ex->params.place ? ex->params.place(ex->params.user, op->layer) : 0;
+}
+
+static bool supports_fused(void *user, const rq_tape *tape, const rq_op *op)
+{
+    rq_executor *ex = user;
+    uint32_t d = device_of(user, tape, op);
+    if (d >= ex->params.n_devices) return false;
+    rq_device *device = ex->devices[d];
+    rq_error why = {0};
+    return device->backend->supports(device, tape, op, &why);
+}
+
+/* ---- does the tape fit what the executor was told? ------------------------------------------------------- */
+
+static rq_status check_weight(const rq_executor *ex, const rq_value *v, rq_error *err)
+{
+    if (v->index >= ex->params.n_weights)
+        return rq_fail(err, RQ_ERR_INTERNAL, "the forward pass uses weight %u of %u", v->index,
+                       ex->params.n_weights);
+    const rq_weight *w = &ex->weights[v->index];
+    uint64_t end;
+    if (w->type != v->type || !rq_add_u64(v->offset, rq_value_span(v), &end) || end > w->bytes)
+        return rq_fail(err, RQ_ERR_FORMAT,
+                       "weight %s is smaller than the forward pass expects, or of another type",
+                       w->name ? w->name : "?");
+    return RQ_OK;
+}
+
+static rq_status check_persist(const rq_executor *ex, const rq_value *v, rq_error *err)
+{
+    const uint32_t rows[RQ_PERSIST_COUNT] = {[RQ_PERSIST_HIDDEN] = ex->params.n_embd,
+                                             [RQ_PERSIST_LOGITS] = ex->params.n_vocab,
+                                             [RQ_PERSIST_SAMPLED] = 1};
+    rq_type type = v->index == RQ_PERSIST_SAMPLED ? RQ_TYPE_I32 : RQ_TYPE_F32;
+    if (v->index >= RQ_PERSIST_COUNT || v->type != type || v->offset != 0 ||
+        (v->index != RQ_PERSIST_SAMPLED && v->ne[0] != rows[v->index]))
+        return rq_fail(err, RQ_ERR_INTERNAL,
+                       "the forward pass sees persistent memory %u in a shape of its own", v->index);
+    return RQ_OK;
+}
+
+/* k, v and q of a cache operation against the group's shape; any may be NULL. */
+static rq_status check_cache(const rq_executor *ex, const rq_value *c, const rq_value *k, const rq_value *v,
+                             const rq_value *q, rq_error *err)
+{
+    if (c->index >= ex->params.caps.n_groups || c->layer >= ex->groups[c->index].n_layers)
+        return rq_fail(err, RQ_ERR_INTERNAL,
+                       "the forward pass uses layer %u of cache group %u, which does not exist", c->layer,
+                       c->index);
+    const rq_cache_group *g = &ex->groups[c->index];
+    bool fits = (!k || (k->ne[0] == g->dim_k && k->ne[1] == g->n_heads)) &&
+                (!v || (v->ne[0] == g->dim_v && v->ne[1] == g->n_heads)) &&
+                (!q || (q->ne[0] == g->dim_k && q->ne[1] % g->n_heads == 0));
+    if (!fits)
+        return rq_fail(err, RQ_ERR_INTERNAL, "cache group %u has another shape than the forward pass uses",
+                       c->index);
+    return RQ_OK;
+}
+
+static rq_status check_op(const rq_executor *ex, const rq_tape *t, const rq_op *op, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (uint32_t i = 0; i < op->n_in && status == RQ_OK; i++) {
+        const rq_value *v = &t->values[op->in[i]];
+        if (!op->in[i]) continue;
+        if (v->space == RQ_SPACE_WEIGHT) status = check_weight(ex, v, err);
+        if (v->space == RQ_SPACE_PERSIST) status = check_persist(ex, v, err);
+    }
+    if (status != RQ_OK) return status;
+    const rq_value *v = t->values;
+    if (op->kind == RQ_OP_KV_WRITE)
+        return check_cache(ex, &v[op->in[0]], &v[op->in[1]], &v[op->in[2]], NULL, err);
+    if (op->kind == RQ_OP_QK_NORM_ROPE_WRITE)
+        return check_cache(ex, &v[op->in[6]], &v[op->in[1]], &v[op->in[2]], &v[op->in[0]], err);
+    if (op->kind == RQ_OP_ATTEND) {
+        status = check_cache(ex, &v[op->in[0]], NULL, NULL, &v[op->in[1]], err);
+        if (status != RQ_OK) return status;
+        if (v[op->out[0]].ne[0] != v[op->in[1]].ne[1] * ex->groups[v[op->in[0]].index].dim_v)
+            return rq_fail(err, RQ_ERR_INTERNAL,
+                           "attention over cache group %u returns another width than its values",
+                           v[op->in[0]].index);
+    }
+    return RQ_OK;
+}
+
+static rq_status check_supported(const rq_executor *ex, const rq_exec_program *p, rq_error *err)
+{
+    for (uint32_t i = 0; i < p->split.n_pieces; i++) {
+        const rq_piece *piece = &p->split.pieces[i];
+        rq_device *device = ex->devices[piece->device];
+        for (uint32_t o = piece->first; o < piece->first + piece->count; o++) {
+            rq_error why = {0};
+            if (device->backend->supports(device, &p->tape, &p->tape.ops[o], &why)) continue;
+            return rq_fail(err, RQ_ERR_UNSUPPORTED, "%s cannot run %s: %s", device->backend->name,
+                           rq_op_get(p->tape.ops[o].kind)->name,
+                           why.text[0] ? why.text : "it has no kernel for it");
+        }
+    }
+    return RQ_OK;
+}
+
+/* ---- planning and compiling ------------------------------------------------------------------------------ */
+
+rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind kind, uint32_t bucket,
+                               rq_error *err)
+{
+    rq_tape_init(&p->tape, bucket);
+    ex->params.build(ex->params.user, kind, &p->tape);
+    rq_status status = rq_tape_check(&p->tape, err);
+    if (status != RQ_OK) return status;
+    if (p->tape.n_ops == 0) return rq_fail(err, RQ_ERR_INTERNAL, "the forward pass is empty");
+    for (uint32_t i = 0; i < p->tape.n_ops; i++) {
+        status = check_op(ex, &p->tape, &p->tape.ops[i], err);
+        if (status != RQ_OK) return status;
+    }
+    if (!ex->params.no_fusion) {
+        status = rq_tape_fuse(&p->tape, supports_fused, ex, err);
+        if (status != RQ_OK) return status;
+    }
+    status = rq_split_make(&p->tape, ex->params.n_devices, device_of, ex, &p->split, err);
+    if (status == RQ_OK) status = check_supported(ex, p, err);
+    if (status == RQ_OK) status = rq_plan_make(&p->tape, &p->split, ex->params.n_devices, &p->plan, err);
+    return status;
+}
+
+rq_status rq_exec_program_compile(rq_executor *ex, rq_exec_program *p, uint32_t slot, rq_error *err)
+{
+    uint32_t n = p->split.n_pieces;
+    if (!p->segments) p->segments = rq_calloc(n, sizeof *p->segments);
+    p->programs[slot] = rq_calloc(n, sizeof **p->programs);
+    if (!p->segments || !p->programs[slot])
+        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u compiled pieces", n);
+    for (uint32_t i = 0; i < n; i++) {
+        const rq_piece *piece = &p->split.pieces[i];
+        rq_device *device = ex->devices[piece->device];
+        p->segments[i] = (rq_segment){.tape = &p->tape,
+                                      .first = piece->first,
+                                      .count = piece->count,
+                                      .arena_offset = rq_plan_offsets(&p->plan, piece->device),
+                                      .barrier = p->plan.barrier + piece->first};
+        const rq_bindings *bindings = &ex->bindings[piece->device * RQ_STEPS + slot];
+        rq_status status =
+            device->backend->compile(device, &p->segments[i], bindings, &p->programs[slot][i], err);
+        if (status != RQ_OK) return status;
+    }
+    return RQ_OK;
+}
+
+void rq_exec_program_free(rq_executor *ex, rq_exec_program *p)
+{
+    for (uint32_t slot = 0; slot < RQ_STEPS; slot++) {
+        for (uint32_t i = 0; p->programs[slot] && i < p->split.n_pieces; i++) {
+            rq_program *program = p->programs[slot][i];
+            if (program) program->device->backend->destroy(program);
+        }
+        rq_free(p->programs[slot]);
+    }
+    rq_free(p->segments);
+    rq_plan_free(&p->plan);
+    rq_split_free(&p->split);
+    rq_tape_free(&p->tape);
+    memset(p, 0, sizeof *p);
+}

@@ -1,0 +1,266 @@
+/* run.c - steps through a created executor. Nothing here allocates. */
+#include "backends/exec/internal.h"
+
+#include <string.h>
+
+static rq_step_slot *slot_of(rq_executor *ex, const rq_step *step)
+{
+    for (uint32_t s = 0; s < RQ_STEPS; s++)
+        if (&ex->slots[s].step == step) return &ex->slots[s];
+    return NULL;
+}
+
+/* Waits for everything in flight. */
+static rq_status wait_all(rq_executor *ex, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++)
+        status = ex->devices[d]->backend->wait(ex->devices[d], err);
+    if (status != RQ_OK) return status;
+    for (uint32_t s = 0; s < RQ_STEPS; s++)
+        if (ex->slots[s].state == RQ_STEP_FLYING) ex->slots[s].state = RQ_STEP_DONE;
+    return RQ_OK;
+}
+
+static bool any_flying(const rq_executor *ex)
+{
+    for (uint32_t s = 0; s < RQ_STEPS; s++)
+        if (ex->slots[s].state == RQ_STEP_FLYING) return true;
+    return false;
+}
+
+rq_step *rq_executor_begin(rq_executor *ex, rq_error *err)
+{
+    /* The slot used longest ago; one that is being filled only when it was begun and dropped. */
+    rq_step_slot *slot = NULL;
+    for (uint32_t s = 0; s < RQ_STEPS; s++) {
+        rq_step_slot *other = &ex->slots[s];
+        bool dropped = other->state == RQ_STEP_FILLING, slot_dropped = slot && slot->state == RQ_STEP_FILLING;
+        if (!slot || (slot_dropped && !dropped) ||
+            (dropped == slot_dropped && other->started < slot->started))
+            slot = other;
+    }
+    if (slot->state == RQ_STEP_FLYING && wait_all(ex, err) != RQ_OK) return NULL;
+    slot->state = RQ_STEP_FILLING;
+    rq_step_reset(&slot->step);
+    return &slot->step;
+}
+
+/* ---- page tables ------------------------------------------------------------------------------------------ */
+
+static rq_status upload(rq_memory *memory, uint64_t offset, const void *src, uint64_t bytes, rq_error *err)
+{
+    return memory->device->backend->upload(memory, offset, src, bytes, err);
+}
+
+static rq_status apply_edits(rq_executor *ex, const rq_step *step, rq_error *err)
+{
+    const rq_step_header *h = step->header;
+    const rq_step_caps *caps = &ex->params.caps;
+    const rq_edit *edits = rq_step_at(step->words, h->edits);
+    if (h->n_edits == 0) return RQ_OK;
+    if (any_flying(ex)) { /* a step in flight reads the tables */
+        rq_status status = wait_all(ex, err);
+        if (status != RQ_OK) return status;
+    }
+    for (uint32_t i = 0; i < h->n_edits; i++) {
+        if (edits[i].page >= ex->pools[edits[i].group].n_pages && edits[i].page != RQ_NO_PAGE)
+            return rq_fail(err, RQ_ERR_INTERNAL, "page %u of cache group %u does not exist", edits[i].page,
+                           edits[i].group);
+        ex->tables[edits[i].group][(uint64_t)edits[i].seq * caps->max_pages + edits[i].index] = edits[i].page;
+    }
+    for (uint32_t i = 0, n; i < h->n_edits; i += n) { /* neighbours go together */
+        const rq_edit *e = &edits[i];
+        for (n = 1; i + n < h->n_edits; n++)
+            if (e[n].group != e->group || e[n].seq != e->seq || e[n].index != e->index + n) break;
+        uint64_t at = (uint64_t)e->seq * caps->max_pages + e->index;
+        rq_status status =
+            upload(ex->pools[e->group].table, 4 * at, ex->tables[e->group] + at, 4ull * n, err);
+        if (status != RQ_OK) return status;
+    }
+    return RQ_OK;
+}
+
+/* ---- programs --------------------------------------------------------------------------------------------- */
+
+/* dst and src may be the same memory; both devices must be idle. */
+static rq_status copy_memory(rq_executor *ex, rq_memory *dst, uint64_t dst_at, rq_memory *src,
+                             uint64_t src_at, uint64_t bytes, rq_error *err)
+{
+    if (src->host) return upload(dst, dst_at, (const char *)src->host + src_at, bytes, err);
+    void *to = dst->host ? (char *)dst->host + dst_at : ex->staging;
+    if (!dst->host && bytes > ex->staging_bytes)
+        return rq_fail(err, RQ_ERR_INTERNAL, "a copy of %llu bytes was not planned",
+                       (unsigned long long)bytes);
+    rq_status status = src->device->backend->download(src, src_at, to, bytes, err);
+    return status != RQ_OK || dst->host ? status : upload(dst, dst_at, to, bytes, err);
+}
+
+static rq_status copy_borders(rq_executor *ex, const rq_exec_program *p, const rq_piece *piece, rq_error *err)
+{
+    if (piece->copy_count == 0) return RQ_OK;
+    rq_device *to = ex->devices[piece->device];
+    rq_status status = to->backend->wait(to, err); /* it may still read what is overwritten */
+    for (uint32_t c = 0; c < piece->copy_count && status == RQ_OK; c++) {
+        const rq_border_copy *copy = &p->split.copies[piece->copy_first + c];
+        rq_device *from = ex->devices[copy->from];
+        status = from->backend->wait(from, err);
+        if (status != RQ_OK) break;
+        status = copy_memory(ex, ex->arenas[copy->to], rq_plan_offsets(&p->plan, copy->to)[copy->value],
+                             ex->arenas[copy->from], rq_plan_offsets(&p->plan, copy->from)[copy->value],
+                             copy->bytes, err);
+    }
+    return status;
+}
+
+static rq_status run_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot, const uint32_t *words,
+                             rq_error *err)
+{
+    for (uint32_t i = 0; i < p->split.n_pieces; i++) {
+        rq_status status = copy_borders(ex, p, &p->split.pieces[i], err);
+        if (status != RQ_OK) return status;
+        rq_program *program = p->programs[slot][i];
+        status = program->device->backend->run(program, words, err);
+        if (status != RQ_OK) return status;
+    }
+    return RQ_OK;
+}
+
+static uint32_t bucket_index(uint32_t n)
+{
+    uint32_t i = 0;
+    while (1u << i < n) i++;
+    return i;
+}
+
+static const rq_exec_program *trunk_of(const rq_executor *ex, const rq_step *step)
+{
+    return &ex->trunk[bucket_index(step->header->n_tokens)];
+}
+
+static const rq_exec_program *head_of(const rq_executor *ex, const rq_step *step)
+{
+    return &ex->head[bucket_index(step->header->n_rows)];
+}
+
+rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
+{
+    rq_step_slot *slot = slot_of(ex, step);
+    if (!slot || slot->state != RQ_STEP_FILLING)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "a step must be begun before it is submitted");
+    uint32_t index = (uint32_t)(slot - ex->slots);
+    rq_step_finish(step);
+    rq_status status = apply_edits(ex, step, err);
+    if (status != RQ_OK) return status;
+    slot->started = ++ex->n_started;
+    slot->state = RQ_STEP_FLYING;
+    if (step->header->n_tokens == 0) return RQ_OK;
+    ex->last = slot;
+    status = run_program(ex, trunk_of(ex, step), 0, step->words, err);
+    if (status == RQ_OK && step->header->n_rows)
+        status = run_program(ex, head_of(ex, step), index, step->words, err);
+    return status;
+}
+
+static rq_status read_logits(rq_executor *ex, rq_step_slot *slot, const float **logits, rq_error *err)
+{
+    if (!logits) return RQ_OK;
+    *logits = NULL;
+    uint32_t rows = slot->step.header->n_rows;
+    if (rows == 0) return RQ_OK;
+    if (!slot->copy) {
+        *logits = slot->logits->host;
+        return RQ_OK;
+    }
+    rq_status status = slot->logits->device->backend->download(slot->logits, 0, slot->copy,
+                                                               4ull * rows * ex->params.n_vocab, err);
+    if (status == RQ_OK) *logits = slot->copy;
+    return status;
+}
+
+rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits, rq_error *err)
+{
+    rq_step_slot *slot = slot_of(ex, step);
+    if (!slot || (slot->state != RQ_STEP_FLYING && slot->state != RQ_STEP_DONE))
+        return rq_fail(err, RQ_ERR_ARGUMENT, "the step was not submitted");
+    rq_status status = slot->state == RQ_STEP_FLYING ? wait_all(ex, err) : RQ_OK;
+    return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
+}
+
+rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
+                           const float **logits, rq_error *err)
+{
+    rq_step_slot *slot = slot_of(ex, step);
+    if (!slot || slot != ex->last || (slot->state != RQ_STEP_FLYING && slot->state != RQ_STEP_DONE))
+        return rq_fail(err, RQ_ERR_ARGUMENT, "more rows can be had of the step that ran last only");
+    if (n_rows == 0 || n_rows > RQ_HEAD_ROWS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u rows at a time are not possible (1 to %d are)", n_rows,
+                       RQ_HEAD_ROWS);
+    for (uint32_t i = 0; i < n_rows; i++)
+        if (rows[i].token >= step->header->n_tokens || rows[i].slot >= ex->params.caps.n_seqs)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "row %u names token %u of %u", i, rows[i].token,
+                           step->header->n_tokens);
+    rq_status status = wait_all(ex, err); /* a program in flight reads the row list */
+    if (status != RQ_OK) return status;
+    memcpy(step->words + step->header->rows, rows, n_rows * sizeof *rows);
+    step->header->n_rows = n_rows;
+    status = run_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, err);
+    slot->state = RQ_STEP_FLYING;
+    if (status == RQ_OK) status = wait_all(ex, err);
+    return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
+}
+
+rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err)
+{
+    if (group >= ex->params.caps.n_groups || from >= ex->pools[group].n_pages ||
+        to >= ex->pools[group].n_pages)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no page %u or %u in cache group %u", from, to, group);
+    rq_status status = any_flying(ex) ? wait_all(ex, err) : RQ_OK;
+    if (status != RQ_OK) return status;
+    const rq_cache_pool *pool = &ex->pools[group];
+    uint32_t shift = pool->layout.slab_shift, mask = (1u << shift) - 1;
+    uint64_t bytes = pool->layout.page_bytes;
+    return copy_memory(ex, pool->slabs[to >> shift], (to & mask) * bytes, pool->slabs[from >> shift],
+                       (from & mask) * bytes, bytes, err);
+}
+
+/* ---- times ------------------------------------------------------------------------------------------------- */
+
+static rq_status profile_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot,
+                                 const uint32_t *words, rq_op_time *times, uint32_t max, uint32_t *n,
+                                 rq_error *err)
+{
+    for (uint32_t i = 0; i < p->split.n_pieces; i++) {
+        const rq_piece *piece = &p->split.pieces[i];
+        rq_status status = copy_borders(ex, p, piece, err);
+        if (status != RQ_OK) return status;
+        rq_program *program = p->programs[slot][i];
+        status = program->device->backend->profile(program, words, ex->op_ns, err);
+        if (status != RQ_OK) return status;
+        for (uint32_t o = 0; o < piece->count && *n < max; o++)
+            times[(*n)++] =
+                (rq_op_time){.tape = &p->tape, .op = &p->tape.ops[piece->first + o], .ns = ex->op_ns[o]};
+    }
+    return RQ_OK;
+}
+
+rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times, uint32_t max, uint32_t *n,
+                              rq_error *err)
+{
+    rq_step_slot *slot = slot_of(ex, step);
+    *n = 0;
+    if (!slot || slot->state != RQ_STEP_FILLING || step->header->n_tokens == 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "a step must be begun and have tokens to be timed");
+    rq_step_finish(step);
+    rq_status status = wait_all(ex, err);
+    if (status == RQ_OK) status = apply_edits(ex, step, err);
+    if (status != RQ_OK) return status;
+    slot->started = ++ex->n_started;
+    slot->state = RQ_STEP_FLYING;
+    ex->last = slot;
+    status = profile_program(ex, trunk_of(ex, step), 0, step->words, times, max, n, err);
+    if (status == RQ_OK && step->header->n_rows)
+        status = profile_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, times, max,
+                                 n, err);
+    return status == RQ_OK ? wait_all(ex, err) : status;
+}
