@@ -1,5 +1,5 @@
-/* random.h - the generator of the tests in this folder: 64-bit linear congruential (Knuth's MMIX constants), upper
- * half used. */
+/* random.h - the generator of the tests in this folder: 64-bit linear congruential (Knuth's MMIX constants),
+ * upper half used. */
 #ifndef RQ_TEST_RANDOM_H
 #define RQ_TEST_RANDOM_H
 

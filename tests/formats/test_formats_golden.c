@@ -160,9 +160,9 @@ static void activation_quantisers_match(void **state)
     cJSON_Delete(index);
 }
 
-/* The golden row holds no value halfway between two codes, nor two of equal magnitude: here the scales are 1 and -1,
- * so the codes show the rounding. Q8_0 and Q8_1 round halves away from zero, Q8_K to even; the first of several
- * largest elements gives Q8_K its sign. */
+/* The golden row holds no value halfway between two codes, nor two of equal magnitude: here the scales are 1
+ * and -1, so the codes show the rounding. Q8_0 and Q8_1 round halves away from zero, Q8_K to even; the first
+ * of several largest elements gives Q8_K its sign. */
 static void activation_quantisers_break_ties_by_their_rules(void **state)
 {
     static const float head[8] = {127.0f, -127.0f, 0.5f, -0.5f, 1.5f, 2.5f, -2.5f, -126.5f};

@@ -1,5 +1,6 @@
-/* test_formats_quantize.c - encoders: their error, against another library's and against theory; edges; that they
- * write their own bytes only and the same ones every time. Also decoders and dot products on random bytes. */
+/* test_formats_quantize.c - encoders: their error, against another library's and against theory; edges; that
+ * they write their own bytes only and the same ones every time. Also decoders and dot products on random
+ * bytes. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -41,8 +42,9 @@ static double nmse(const float *x, const float *y, int64_t n)
     return error / power;
 }
 
-/* The golden "quantised" blocks are the other library's encoding of the same rows; ours may be at most a tenth
- * worse (worst measured: Q4_K, 1.035; the grid types 0.54 to 0.69, where the other one weighs by importance). */
+/* The golden "quantised" blocks are the other library's encoding of the same rows; ours may be at most a
+ * tenth worse (worst measured: Q4_K, 1.035; the grid types 0.54 to 0.69, where the other one weighs by
+ * importance). */
 static void errors_match_the_other_library(void **state)
 {
     cJSON *index = golden_index();
@@ -73,9 +75,10 @@ static void errors_match_the_other_library(void **state)
     cJSON_Delete(index);
 }
 
-/* Shannon: no code of R bits per element brings the error of a Gaussian source under 2^(-2R). A scalar quantiser
- * with its scale per block stays within a small factor of that; 5 covers all weight types (worst measured: MXFP4,
- * 4.46). The activation types spend bits on sums and share a scale among many elements: 16 (worst: Q8_K, 13.7). */
+/* Shannon: no code of R bits per element brings the error of a Gaussian source under 2^(-2R). A scalar
+ * quantiser with its scale per block stays within a small factor of that; 5 covers all weight types (worst
+ * measured: MXFP4, 4.46). The activation types spend bits on sums and share a scale among many elements: 16
+ * (worst: Q8_K, 13.7). */
 static void gaussian_errors_lie_between_shannon_and_five_times_that(void **state)
 {
     enum { N = 16384 };
@@ -239,11 +242,11 @@ static void activation_quantisers_take_anything(void **state)
     }
 }
 
-/* Random bytes in buffers of exactly the right size, at every alignment: decoders and dot products read their bytes
- * only (the address sanitizer watches), and where all is finite the dot product is the sum over decoded values,
- * within 1e-6 of the sum of magnitudes (tests/data/quant/README.md), or within 1e-3 where the activation's sum is an
- * f16, of relative error 2^-11, times a minimum that is twice the largest product. This also covers Q2_0, for which
- * no foreign dot product exists. */
+/* Random bytes in buffers of exactly the right size, at every alignment: decoders and dot products read their
+ * bytes only (the address sanitizer watches), and where all is finite the dot product is the sum over decoded
+ * values, within 1e-6 of the sum of magnitudes (tests/data/quant/README.md), or within 1e-3 where the
+ * activation's sum is an f16, of relative error 2^-11, times a minimum that is twice the largest product.
+ * This also covers Q2_0, for which no foreign dot product exists. */
 static void random_bytes_are_harmless(void **state)
 {
     enum { N = 512 };

@@ -61,8 +61,8 @@ static uint32_t round_even(double magnitude, double step)
     return r + (rest > 0.5 || (rest == 0.5 && (r & 1)));
 }
 
-/* A finite or infinite x in a binary format of `mantissa` bits, smallest normal exponent `e_min`, bits of infinity
- * `inf`. */
+/* A finite or infinite x in a binary format of `mantissa` bits, smallest normal exponent `e_min`, bits of
+ * infinity `inf`. */
 static uint32_t narrow(float x, int mantissa, int e_min, uint32_t inf)
 {
     double a = fabs((double)x);
