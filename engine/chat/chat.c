@@ -1,0 +1,218 @@
+/* chat.c - the table of chat formats and the renderer that reads it. */
+#include "engine/chat/chat.h"
+
+#include <string.h>
+
+typedef enum piece_kind {
+    PIECE_END,
+    PIECE_CONTROL, /* one token of the vocabulary, found by its text */
+    PIECE_TEXT,
+    PIECE_ROLE,
+    PIECE_CONTENT
+} piece_kind;
+
+typedef struct piece {
+    piece_kind kind;
+    const char *text;
+} piece;
+
+enum { MAX_PIECES = 8 };
+
+struct rq_chat_format {
+    const char *name;
+    const char *mark;            /* a template with this text in it is of this format */
+    bool starts_with_bos;        /* else only when the file asks for a BOS */
+    bool strip;                  /* strip white space around contents */
+    piece message[MAX_PIECES];   /* neighbouring texts are encoded as one */
+    piece assistant[MAX_PIECES]; /* opens the answer */
+};
+
+static const rq_chat_format formats[] = {
+    {
+        .name = "llama3",
+        .mark = "<|start_header_id|>",
+        .starts_with_bos = true,
+        .strip = true,
+        .message = {{PIECE_CONTROL, "<|start_header_id|>"},
+                    {PIECE_ROLE, NULL},
+                    {PIECE_CONTROL, "<|end_header_id|>"},
+                    {PIECE_TEXT, "\n\n"},
+                    {PIECE_CONTENT, NULL},
+                    {PIECE_CONTROL, "<|eot_id|>"}},
+        .assistant = {{PIECE_CONTROL, "<|start_header_id|>"},
+                      {PIECE_TEXT, "assistant"},
+                      {PIECE_CONTROL, "<|end_header_id|>"},
+                      {PIECE_TEXT, "\n\n"}},
+    },
+    {
+        .name = "chatml",
+        .mark = "<|im_start|>",
+        .message = {{PIECE_CONTROL, "<|im_start|>"},
+                    {PIECE_ROLE, NULL},
+                    {PIECE_TEXT, "\n"},
+                    {PIECE_CONTENT, NULL},
+                    {PIECE_CONTROL, "<|im_end|>"},
+                    {PIECE_TEXT, "\n"}},
+        .assistant = {{PIECE_CONTROL, "<|im_start|>"}, {PIECE_TEXT, "assistant\n"}},
+    },
+};
+
+static rq_token control_token(const rq_tokenizer *tok, const char *text)
+{
+    return rq_token_by_text(tok, text, strlen(text));
+}
+
+static bool vocabulary_fits(const rq_chat_format *f, const rq_tokenizer *tok)
+{
+    for (const piece *p = f->message; p->kind != PIECE_END; p++) {
+        if (p->kind != PIECE_CONTROL) continue;
+        rq_token id = control_token(tok, p->text);
+        if (id < 0) return false;
+        rq_token_type type = rq_token_type_of(tok, id);
+        if (type != RQ_TOKEN_CONTROL && type != RQ_TOKEN_USER_DEFINED) return false;
+    }
+    return true;
+}
+
+const rq_chat_format *rq_chat_choose(const rq_tokenizer *tok, const char *text, size_t bytes)
+{
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        const rq_chat_format *f = &formats[i];
+        if (text != NULL && memmem(text, bytes, f->mark, strlen(f->mark)) == NULL) continue;
+        if (vocabulary_fits(f, tok)) return f;
+    }
+    return NULL;
+}
+
+const char *rq_chat_format_name(const rq_chat_format *format)
+{
+    return format != NULL ? format->name : "none";
+}
+
+/* ---- white space, as Python's str.strip (and so Jinja's trim) sees it ------------------------------------ */
+
+/* Bytes of the white space character at s, 0 when there is none. */
+static size_t space_at(const unsigned char *s, size_t n)
+{
+    if (n >= 1 && (s[0] == ' ' || (s[0] >= 0x09 && s[0] <= 0x0d) || (s[0] >= 0x1c && s[0] <= 0x1f))) return 1;
+    if (n >= 2 && s[0] == 0xc2 && (s[1] == 0x85 || s[1] == 0xa0)) return 2;
+    if (n < 3) return 0;
+    if (s[0] == 0xe1 && s[1] == 0x9a && s[2] == 0x80) return 3; /* U+1680 */
+    if (s[0] == 0xe2 && s[1] == 0x80 && (s[2] <= 0x8a || s[2] == 0xa8 || s[2] == 0xa9 || s[2] == 0xaf))
+        return 3;
+    if (s[0] == 0xe2 && s[1] == 0x81 && s[2] == 0x9f) return 3; /* U+205F */
+    if (s[0] == 0xe3 && s[1] == 0x80 && s[2] == 0x80) return 3; /* U+3000 */
+    return 0;
+}
+
+static void strip(const char **text, size_t *bytes)
+{
+    const unsigned char *s = (const unsigned char *)*text;
+    size_t first = 0, end = *bytes, k;
+    while ((k = space_at(s + first, end - first)) > 0) first += k;
+    for (;;) { /* a character of k bytes that ends at `end` */
+        for (k = 1; k <= 3 && k <= end - first; k++)
+            if (space_at(s + end - k, k) == k) break;
+        if (k > 3 || k > end - first) break;
+        end -= k;
+    }
+    *text += first;
+    *bytes = end - first;
+}
+
+/* ---- rendering ------------------------------------------------------------------------------------------ */
+
+typedef struct renderer {
+    const rq_chat_format *format;
+    const rq_tokenizer *tok;
+    rq_buf text; /* gathered since the last control token */
+    rq_tokens *out;
+    rq_error *err;
+} renderer;
+
+/* Encodes text[0 .. bytes). Control tokens cannot come out of it, but some files mark the tokens of their chat
+ * format as user-defined, and those are recognised in any text: such a text is cut behind its first byte. */
+static rq_status encode(renderer *r, const char *text, size_t bytes)
+{
+    size_t done = 0;
+    for (;;) {
+        size_t cut = bytes;
+        for (const piece *p = r->format->message; p->kind != PIECE_END; p++) {
+            if (p->kind != PIECE_CONTROL) continue;
+            if (rq_token_type_of(r->tok, control_token(r->tok, p->text)) == RQ_TOKEN_CONTROL) continue;
+            const char *hit = memmem(text + done, cut - done, p->text, strlen(p->text));
+            if (hit != NULL) cut = (size_t)(hit - text) + 1;
+        }
+        rq_status status = rq_tokenizer_encode(r->tok, text + done, cut - done, 0, r->out, r->err);
+        if (status != RQ_OK || cut == bytes) return status;
+        done = cut;
+    }
+}
+
+static rq_status flush_text(renderer *r)
+{
+    if (r->text.failed) return rq_fail(r->err, RQ_ERR_MEMORY, "out of memory for a conversation");
+    if (r->text.len == 0) return RQ_OK;
+    rq_status status = encode(r, r->text.data, r->text.len);
+    rq_buf_clear(&r->text);
+    return status;
+}
+
+static rq_status render(renderer *r, const piece *pieces, const rq_message *m)
+{
+    rq_status status = RQ_OK;
+    for (const piece *p = pieces; p->kind != PIECE_END && status == RQ_OK; p++) {
+        if (p->kind == PIECE_CONTROL) {
+            status = flush_text(r);
+            if (status == RQ_OK && !rq_tokens_push(r->out, control_token(r->tok, p->text)))
+                status = rq_fail(r->err, RQ_ERR_MEMORY, "out of memory for a conversation");
+        } else if (p->kind == PIECE_TEXT) {
+            rq_buf_puts(&r->text, p->text);
+        } else if (p->kind == PIECE_ROLE) {
+            rq_buf_puts(&r->text, m->role);
+        } else {
+            const char *content = m->content != NULL ? m->content : "";
+            size_t bytes = m->content != NULL ? m->content_bytes : 0;
+            if (r->format->strip) strip(&content, &bytes);
+            rq_buf_append(&r->text, content, bytes);
+        }
+    }
+    return status == RQ_OK ? flush_text(r) : status;
+}
+
+static bool role_is_fine(const char *role)
+{
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    size_t n = role != NULL ? strnlen(role, RQ_MAX_ROLE_BYTES + 1) : 0;
+    return n >= 1 && n <= RQ_MAX_ROLE_BYTES && strspn(role, allowed) == n;
+}
+
+rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, const rq_message *messages,
+                         size_t n_messages, bool open_assistant, rq_tokens *out, size_t *boundaries,
+                         rq_error *err)
+{
+    if (format == NULL)
+        return rq_fail(
+            err, RQ_ERR_UNSUPPORTED,
+            "this file has no chat format that this build knows (chatml, llama3); use plain completion");
+    for (size_t i = 0; i < n_messages; i++)
+        if (!role_is_fine(messages[i].role))
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "the role of message %zu must be 1 to %d letters, digits, '_' or '-'", i + 1,
+                           RQ_MAX_ROLE_BYTES);
+    renderer r = {
+        .format = format, .tok = tok, .text = {.max = RQ_TOKENIZE_MAX_BYTES}, .out = out, .err = err};
+    size_t n_before = out->n;
+    rq_status status = RQ_OK;
+    rq_token bos = rq_tokenizer_special(tok, RQ_SPECIAL_BOS);
+    if (bos >= 0 && (format->starts_with_bos || rq_tokenizer_add_bos(tok)) && !rq_tokens_push(out, bos))
+        status = rq_fail(err, RQ_ERR_MEMORY, "out of memory for a conversation");
+    for (size_t i = 0; i < n_messages && status == RQ_OK; i++) {
+        status = render(&r, format->message, &messages[i]);
+        if (boundaries != NULL) boundaries[i] = out->n;
+    }
+    if (status == RQ_OK && open_assistant) status = render(&r, format->assistant, NULL);
+    rq_buf_free(&r.text);
+    if (status != RQ_OK) out->n = n_before;
+    return status;
+}

@@ -1,0 +1,42 @@
+/* chat.h - conversations to token ids.
+ *
+ * A chat format is a row of a table: which pieces make a message, which of them are control tokens. The file's
+ * template (`tokenizer.chat_template`) decides the row by the control tokens it mentions; the row is used only
+ * when the vocabulary has all of them.
+ *
+ *   chatml   <|im_start|>ROLE\nCONTENT<|im_end|>\n              Qwen 2, 2.5, 3 and many fine-tunes
+ *   llama3   <|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>   after one BOS; CONTENT is stripped
+ *            of white space at both ends, as the Llama 3 template does
+ *
+ * These are the plain formats: no default system prompt (Qwen 2.5's template adds one when there is none), no
+ * date lines in the system message (Llama 3.1's and later templates add "Cutting Knowledge Date ..."), earlier
+ * answers as they are given, with their <think> parts (Qwen 3's template drops those). Llama 3 and Llama 3.1
+ * models both know the plain form.
+ *
+ * Whatever the content is, it never becomes one of the control tokens: texts are encoded apart from them. */
+#ifndef RQ_CHAT_H
+#define RQ_CHAT_H
+
+#include "engine/rqvk.h"
+#include "engine/tokenizer/tokenizer.h"
+
+typedef struct rq_chat_format rq_chat_format;
+
+/* The format of a file with this template (NULL, 0: the file has none, then the vocabulary alone decides), or
+ * NULL when no row fits. */
+const rq_chat_format *rq_chat_choose(const rq_tokenizer *tok, const char *template_text,
+                                     size_t template_bytes);
+
+/* "chatml", "llama3"; "none" for NULL. */
+const char *rq_chat_format_name(const rq_chat_format *format);
+
+/* Longest role, in bytes; roles are letters, digits, '_' and '-'. */
+enum { RQ_MAX_ROLE_BYTES = 32 };
+
+/* As rq_chat_tokenize of the public face. A BOS comes first where the format has one or the file asks for one.
+ * On error `out` keeps its content; boundaries[] may have been written. */
+rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, const rq_message *messages,
+                         size_t n_messages, bool open_assistant, rq_tokens *out, size_t *boundaries,
+                         rq_error *err);
+
+#endif

@@ -1,0 +1,271 @@
+/* sched.c - the scheduler's thread, admission and the end of work. */
+#include "engine/sched/internal.h"
+
+#include "backends/base/mem.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+int64_t rq_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* ---- admission and the end of work ----------------------------------------------------------------------- */
+
+static rq_session *first_waiting(const rq_sched *sc)
+{
+    rq_session *first = NULL;
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) {
+        rq_session *s = sc->sessions[i];
+        if (s != NULL && s->phase == RQ_PHASE_WAITING && (first == NULL || s->ticket < first->ticket))
+            first = s;
+    }
+    return first;
+}
+
+/* Takes the pages of the session that can best do without: idle ones first, the longest unused; then those that
+ * wait, the last to come first. False when there is none. */
+static bool evict_one(rq_sched *sc, const rq_session *except)
+{
+    rq_session *idle = NULL, *waiting = NULL;
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) {
+        rq_session *s = sc->sessions[i];
+        if (s == NULL || s == except || s->n_cached == 0) continue;
+        if (s->phase == RQ_PHASE_IDLE && (idle == NULL || s->ticket < idle->ticket)) idle = s;
+        if (s->phase == RQ_PHASE_WAITING && (waiting == NULL || s->ticket > waiting->ticket)) waiting = s;
+    }
+    rq_session *victim = idle != NULL ? idle : waiting;
+    if (victim == NULL) return false;
+    rq_cache_truncate(sc->cache, victim->slot, 0);
+    victim->n_cached = 0;
+    if (victim == waiting)
+        snprintf(victim->reuse_note, sizeof victim->reuse_note, "its cache was given to other requests");
+    return true;
+}
+
+void rq_sched_admit(rq_sched *sc)
+{
+    if (sc->failed || sc->stopping) return;
+    for (rq_session *s; (s = first_waiting(sc)) != NULL;) {
+        while (!rq_cache_reserve(sc->cache, s->slot, s->n_limit))
+            if (!evict_one(sc, s)) return;
+        s->phase = RQ_PHASE_PROMPT;
+        s->due = true;
+        s->n_reused = s->evaluating ? 0 : s->n_cached;
+        s->start_ns = rq_now_ns();
+        sc->n_waiting--;
+        sc->stats.reused_tokens += s->n_reused;
+        pthread_cond_signal(&sc->work);
+    }
+}
+
+void rq_sched_fill_event(const rq_session *s, rq_event *e)
+{
+    memset(e, 0, sizeof *e);
+    e->token = -1;
+    e->chosen.token = -1;
+    e->n_prompt = (uint32_t)s->n_prompt;
+    e->n_reused = (uint32_t)s->n_reused;
+    e->n_generated = (uint32_t)s->n_generated;
+    if (s->first_ns != 0) {
+        e->prompt_ms = (double)(s->first_ns - s->start_ns) * 1e-6;
+        e->generate_ms = (double)(s->last_ns - s->first_ns) * 1e-6;
+    }
+    e->reuse_note = s->reuse_note;
+}
+
+void rq_sched_finish(rq_session *s, rq_finish finish, const rq_error *error, rq_buf *text)
+{
+    rq_sched *sc = s->sched;
+    if (s->phase == RQ_PHASE_WAITING) sc->n_waiting--;
+    if (s->evaluating) {
+        rq_evaluation *ev = &s->evaluation;
+        ev->status = finish == RQ_FINISH_CANCELLED ? RQ_ERR_CANCELLED
+                     : finish == RQ_FINISH_ERROR   ? (sc->failed ? RQ_ERR_DEVICE : RQ_ERR_INTERNAL)
+                                                   : RQ_OK;
+        if (finish == RQ_FINISH_CANCELLED)
+            rq_fail(&ev->error, RQ_ERR_CANCELLED, "the evaluation was cancelled");
+        if (error != NULL) ev->error = *error;
+    } else {
+        rq_event e;
+        rq_sched_fill_event(s, &e);
+        e.finish = finish;
+        if (error != NULL) e.error = *error;
+        rq_events_push(&s->queue, &e, text);
+    }
+    rq_cache_unreserve(sc->cache, s->slot);
+    rq_cache_truncate(sc->cache, s->slot, s->n_cached);
+    s->n_tokens = s->n_cached;
+    s->phase = RQ_PHASE_IDLE;
+    s->ticket = sc->next_ticket++;
+    pthread_cond_broadcast(&s->wake);
+    rq_sched_admit(sc);
+}
+
+static void end_all(rq_sched *sc, rq_finish finish, const rq_error *error)
+{
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) {
+        rq_session *s = sc->sessions[i];
+        if (s != NULL && s->phase != RQ_PHASE_IDLE) rq_sched_finish(s, finish, error, NULL);
+    }
+}
+
+void rq_sched_fail(rq_sched *sc, const rq_error *why)
+{
+    if (sc->failed) return;
+    sc->failed = true;
+    sc->failure = *why;
+    end_all(sc, RQ_FINISH_ERROR, why);
+    /* what the caches hold was made by a device or a file that is gone */
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) {
+        if (sc->sessions[i] == NULL) continue;
+        rq_cache_truncate(sc->cache, i, 0);
+        sc->sessions[i]->n_cached = 0;
+    }
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------ */
+
+static void handle_cancels(rq_sched *sc)
+{
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) {
+        rq_session *s = sc->sessions[i];
+        if (s != NULL && s->cancel && s->phase != RQ_PHASE_IDLE)
+            rq_sched_finish(s, RQ_FINISH_CANCELLED, NULL, NULL);
+    }
+}
+
+static void *scheduler_main(void *user)
+{
+    rq_sched *sc = user;
+    pthread_mutex_lock(&sc->lock);
+    while (!sc->stopping) {
+        handle_cancels(sc);
+        rq_step *step = NULL;
+        rq_error err = {0};
+        rq_status status = RQ_OK;
+        if (sc->failed || !rq_sched_compose(sc, &step, &status, &err)) {
+            if (status != RQ_OK)
+                rq_sched_fail(sc, &err);
+            else
+                pthread_cond_wait(&sc->work, &sc->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&sc->lock);
+        int64_t start_ns = rq_now_ns();
+        status = rq_sched_execute(sc, step, &err);
+        int64_t ns = rq_now_ns() - start_ns;
+        pthread_mutex_lock(&sc->lock);
+        if (status == RQ_OK)
+            rq_sched_publish(sc, ns);
+        else
+            rq_sched_fail(sc, &err);
+    }
+    end_all(sc, RQ_FINISH_CANCELLED, NULL);
+    pthread_mutex_unlock(&sc->lock);
+    return NULL;
+}
+
+/* Signals sent to the process are for the program's own threads; those a fault raises must stay deliverable
+ * (guard.h lives on SIGBUS). */
+static int start_thread(rq_sched *sc)
+{
+    sigset_t block, old;
+    sigfillset(&block);
+    sigdelset(&block, SIGBUS);
+    sigdelset(&block, SIGSEGV);
+    sigdelset(&block, SIGFPE);
+    sigdelset(&block, SIGILL);
+    sigdelset(&block, SIGTRAP);
+    pthread_sigmask(SIG_SETMASK, &block, &old);
+    int failed = pthread_create(&sc->thread, NULL, scheduler_main, sc);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return failed;
+}
+
+rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *err)
+{
+    if (p->n_sessions < 1 || p->n_sessions > RQ_MAX_SESSIONS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "the number of sessions must be 1 to %d, not %u",
+                       RQ_MAX_SESSIONS, p->n_sessions);
+    for (uint32_t g = 0; g < p->n_groups; g++)
+        if (p->group_pages[g] < rq_cache_pages_for(p->n_ctx))
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "a cache of %llu tokens is smaller than the context of %u tokens",
+                           (unsigned long long)p->group_pages[g] * RQ_PAGE_TOKENS, p->n_ctx);
+    rq_sched *sc = rq_calloc(1, sizeof *sc);
+    if (sc == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the scheduler");
+    sc->params = *p;
+    sc->params.group_pages = NULL; /* the caller's, not needed any more */
+    sc->next_ticket = 1;
+    pthread_mutex_init(&sc->lock, NULL);
+    pthread_cond_init(&sc->work, NULL);
+    for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++)
+        sc->parts[i].text.max = sc->parts[i].tail.max = 2 * RQ_STREAM_MAX_BYTES;
+    rq_status status = rq_cache_create(p->group_pages, p->n_groups, p->n_sessions,
+                                       rq_cache_pages_for(p->n_ctx), &sc->cache, err);
+    if (status == RQ_OK) status = rq_sampler_scratch_init(&sc->scratch, p->n_vocab, err);
+    if (status == RQ_OK) {
+        if (start_thread(sc) == 0)
+            sc->started = true;
+        else
+            status = rq_fail(err, RQ_ERR_MEMORY, "the system refused to start the scheduler's thread");
+    }
+    if (status != RQ_OK) {
+        rq_sched_free(sc);
+        return status;
+    }
+    *out = sc;
+    return RQ_OK;
+}
+
+void rq_sched_free(rq_sched *sc)
+{
+    if (sc == NULL) return;
+    if (sc->started) {
+        pthread_mutex_lock(&sc->lock);
+        sc->stopping = true;
+        pthread_cond_signal(&sc->work);
+        pthread_mutex_unlock(&sc->lock);
+        pthread_join(sc->thread, NULL);
+    }
+    for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++) {
+        rq_buf_free(&sc->parts[i].text);
+        rq_buf_free(&sc->parts[i].tail);
+    }
+    rq_sampler_scratch_free(&sc->scratch);
+    rq_cache_free(sc->cache);
+    pthread_cond_destroy(&sc->work);
+    pthread_mutex_destroy(&sc->lock);
+    rq_free(sc);
+}
+
+void rq_sched_get_stats(rq_sched *sc, rq_engine_stats *out)
+{
+    pthread_mutex_lock(&sc->lock);
+    *out = sc->stats;
+    out->sessions = out->running = 0;
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) {
+        const rq_session *s = sc->sessions[i];
+        if (s == NULL) continue;
+        out->sessions++;
+        out->running += s->phase == RQ_PHASE_PROMPT || s->phase == RQ_PHASE_DECODE;
+    }
+    out->waiting = sc->n_waiting;
+    out->cache_tokens_used = rq_cache_tokens_used(sc->cache);
+    pthread_mutex_unlock(&sc->lock);
+}
+
+bool rq_sched_failed(rq_sched *sc, rq_error *why)
+{
+    pthread_mutex_lock(&sc->lock);
+    bool failed = sc->failed;
+    if (failed) *why = sc->failure;
+    pthread_mutex_unlock(&sc->lock);
+    return failed;
+}

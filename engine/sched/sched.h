@@ -1,0 +1,45 @@
+/* sched.h - the scheduler: one thread that owns the executor and runs steps for all sessions.
+ *
+ * The functions of the public face that take a session (rq_submit, rq_next, rq_cancel, rq_evaluate, ...) are
+ * defined here; engine/rqvk.c makes the executor and the scheduler and keeps them together.
+ *
+ * How a step is composed. A token's bits must not depend on who else is running (DESIGN 2.3). Kernels promise
+ * that for buckets of up to 8 tokens, whatever their runs are, and attention is cut into splits in these buckets
+ * only. So a step is either
+ *   narrow: at most 8 tokens, of any sessions: decoding sessions and prompt pieces of up to 8 tokens; or
+ *   wide:   one piece of one session's prompt, cut at absolute positions that are multiples of n_batch.
+ * Both depend on the session alone. Narrow and wide steps alternate: between two wide steps every session that
+ * is decoding gets a token, and prompts take turns, so nobody starves. */
+#ifndef RQ_SCHED_H
+#define RQ_SCHED_H
+
+#include "backends/exec/exec.h"
+#include "engine/rqvk.h"
+#include "engine/tokenizer/tokenizer.h"
+
+typedef struct rq_sched rq_sched;
+
+enum { RQ_NARROW_TOKENS = 8, RQ_MAX_SESSIONS = RQ_MAX_RUNS };
+
+typedef struct rq_sched_params {
+    rq_executor *executor;   /* borrowed; used by the scheduler's thread only */
+    const rq_tokenizer *tok; /* borrowed */
+    const uint32_t *group_pages;
+    uint32_t n_groups;
+    uint32_t n_vocab, n_ctx, n_sessions, n_batch, n_queue; /* as rq_engine_params, resolved */
+    /* Asked after every step: anything but RQ_OK fails the engine with that sentence. May be NULL. */
+    rq_status (*check)(void *user, rq_error *err);
+    void *user;
+} rq_sched_params;
+
+/* Every pool must hold at least n_ctx tokens, so that any one request can run. */
+rq_status rq_sched_create(const rq_sched_params *params, rq_sched **out, rq_error *err);
+/* Ends everything with RQ_FINISH_CANCELLED and waits for the thread. Its sessions are freed already. */
+void rq_sched_free(rq_sched *sched);
+
+rq_status rq_sched_open(rq_sched *sched, rq_session **out, rq_error *err);
+void rq_sched_get_stats(rq_sched *sched, rq_engine_stats *out);
+/* True when the engine has failed; the sentence is copied then. */
+bool rq_sched_failed(rq_sched *sched, rq_error *why);
+
+#endif

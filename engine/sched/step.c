@@ -1,0 +1,275 @@
+/* step.c - one step: who takes part, what it computes, what everybody gets. */
+#include "engine/sched/internal.h"
+
+#include <string.h>
+
+/* ---- composing ------------------------------------------------------------------------------------------- */
+
+static bool can_run(const rq_session *s)
+{
+    if (s == NULL || (s->phase != RQ_PHASE_PROMPT && s->phase != RQ_PHASE_DECODE)) return false;
+    return s->evaluating || rq_events_room(&s->queue);
+}
+
+/* Tokens of the session's next piece, a function of the session alone. */
+static uint32_t next_piece(const rq_sched *sc, const rq_session *s)
+{
+    size_t n_batch = sc->params.n_batch, end = s->n_tokens;
+    if (s->evaluating && s->n_cached >= s->evaluation.first) {
+        if (end - s->n_cached > s->evaluation.chunk) end = s->n_cached + s->evaluation.chunk;
+    } else {
+        size_t cut = (s->n_cached / n_batch + 1) * n_batch;
+        if (s->evaluating && end > s->evaluation.first) end = s->evaluation.first;
+        if (end > cut) end = cut;
+    }
+    return (uint32_t)(end - s->n_cached);
+}
+
+/* Which of the tokens [n_cached, n_cached + count) need a row of the head: the last `rows` of them. */
+static uint32_t rows_wanted(const rq_session *s, uint32_t count)
+{
+    size_t end = s->n_cached + count;
+    if (!s->evaluating) return end == s->n_tokens;
+    switch (s->evaluation.rows) {
+    case RQ_LOGITS_ALL:
+        return s->n_cached >= s->evaluation.first ? count : 0;
+    case RQ_LOGITS_LAST:
+        return end == s->n_tokens;
+    default:
+        return 0;
+    }
+}
+
+/* Puts the next `count` tokens of the session into the step. False, and the step as good as before, when they do
+ * not fit. */
+static bool add_part(rq_sched *sc, rq_step *step, rq_session *s, uint32_t count)
+{
+    uint32_t n_copies = 0;
+    if (!rq_cache_extend(sc->cache, s->slot, s->n_cached + count, sc->copies + sc->n_copies, &n_copies))
+        return false;
+    sc->n_copies += n_copies;
+    if (!rq_cache_edits(sc->cache, s->slot, step)) return false;
+    int32_t first = rq_step_add_run(step, s->slot, s->tokens + s->n_cached, count, (uint32_t)s->n_cached,
+                                    rq_cache_tables(sc->cache, s->slot));
+    if (first < 0) return false;
+    rq_part *part = &sc->parts[sc->n_parts++];
+    part->session = s;
+    part->first = (uint32_t)first;
+    part->count = count;
+    part->row = step->header->n_rows;
+    part->n_rows = 0;
+    for (uint32_t rows = rows_wanted(s, count), i = 0; i < rows; i++) {
+        if (!rq_step_add_row(step, part->first + count - rows + i, s->slot)) break;
+        part->n_rows++;
+    }
+    return true;
+}
+
+static uint32_t narrow_limit(const rq_sched *sc)
+{
+    return sc->params.n_batch < RQ_NARROW_TOKENS ? sc->params.n_batch : RQ_NARROW_TOKENS;
+}
+
+static void add_narrow_parts(rq_sched *sc, rq_step *step)
+{
+    uint32_t n = sc->params.n_sessions, left = narrow_limit(sc), from = sc->narrow_turn;
+    for (uint32_t i = 0; i < n && left > 0; i++) {
+        uint32_t slot = (from + i) % n;
+        rq_session *s = sc->sessions[slot];
+        if (!can_run(s) || !s->due) continue;
+        uint32_t count = next_piece(sc, s);
+        if (count > narrow_limit(sc)) continue;
+        if (count > left) count = left; /* narrow steps may cut anywhere: the bits are the same */
+        if (!add_part(sc, step, s, count)) continue;
+        s->due = false;
+        left -= count;
+        sc->narrow_turn = (slot + 1) % n;
+    }
+}
+
+static void add_wide_part(rq_sched *sc, rq_step *step)
+{
+    uint32_t n = sc->params.n_sessions, from = sc->wide_turn;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t slot = (from + i) % n;
+        rq_session *s = sc->sessions[slot];
+        if (!can_run(s)) continue;
+        uint32_t count = next_piece(sc, s);
+        if (count <= narrow_limit(sc) || !add_part(sc, step, s, count)) continue;
+        sc->wide_turn = (slot + 1) % n;
+        return;
+    }
+}
+
+bool rq_sched_compose(rq_sched *sc, rq_step **out, rq_status *status, rq_error *err)
+{
+    sc->n_parts = sc->n_copies = 0;
+    *status = RQ_OK;
+    bool any = false;
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) any |= can_run(sc->sessions[i]);
+    if (!any) return false;
+
+    rq_step *step = rq_executor_begin(sc->params.executor, err);
+    if (step == NULL) {
+        *status = RQ_ERR_DEVICE;
+        return false;
+    }
+    add_narrow_parts(sc, step);
+    if (sc->n_parts == 0) { /* the round is over: a prompt's turn, then everybody is due again */
+        add_wide_part(sc, step);
+        for (uint32_t i = 0; i < sc->params.n_sessions; i++)
+            if (sc->sessions[i] != NULL) sc->sessions[i]->due = true;
+        if (sc->n_parts == 0) add_narrow_parts(sc, step);
+    }
+    if (sc->n_parts == 0) {
+        *status = rq_fail(err, RQ_ERR_INTERNAL, "a step has no room for any of the running requests");
+        return false;
+    }
+    *out = step;
+    return true;
+}
+
+/* ---- executing ------------------------------------------------------------------------------------------- */
+
+static void part_failed(rq_part *part, const rq_error *err)
+{
+    part->finish = RQ_FINISH_ERROR;
+    part->error = *err;
+    part->has_token = false;
+}
+
+/* Chooses the next token of a request and turns it into text. */
+static void sample(rq_sched *sc, rq_part *part, const float *logits)
+{
+    rq_session *s = part->session;
+    rq_error err = {0};
+    part->sampled = true;
+    if (rq_sampler_choose(&s->sampler, &sc->scratch, logits, &part->token, &err) != RQ_OK) {
+        part->sampled = false;
+        part_failed(part, &err);
+        return;
+    }
+    if (s->n_logprobs >= 0)
+        part->n_top = rq_logprobs(logits, sc->params.n_vocab, part->token, (uint32_t)s->n_logprobs,
+                                  &part->chosen, part->top);
+    bool stopped = false;
+    rq_status status = RQ_OK;
+    if (!s->ignore_eos && rq_token_is_eog(sc->params.tok, part->token)) {
+        part->finish = RQ_FINISH_EOS;
+    } else {
+        part->has_token = true;
+        status = rq_stream_add(&s->stream, part->token, &part->text, &stopped, &err);
+        if (stopped)
+            part->finish = RQ_FINISH_STOP;
+        else if (s->n_tokens + 1 >= s->n_limit)
+            part->finish = RQ_FINISH_LENGTH;
+    }
+    if (status == RQ_OK && (part->finish == RQ_FINISH_EOS || part->finish == RQ_FINISH_LENGTH)) {
+        status = rq_stream_end(&s->stream, &part->tail, &stopped, &err);
+        if (stopped) part->finish = RQ_FINISH_STOP;
+    }
+    if (status != RQ_OK) part_failed(part, &err);
+}
+
+/* Hands out the logits of an evaluation; more than the step's head could take are made now. */
+static rq_status give_logits(rq_sched *sc, rq_step *step, const rq_part *part, const float *logits,
+                             rq_error *err)
+{
+    const rq_session *s = part->session;
+    const rq_evaluation *ev = &s->evaluation;
+    uint32_t wanted = rows_wanted(s, part->count), done = 0;
+    size_t position = s->n_cached + part->count - wanted;
+    const float *row = logits + (size_t)part->row * sc->params.n_vocab;
+    for (uint32_t n = part->n_rows; done < wanted;) {
+        for (uint32_t i = 0; i < n; i++)
+            ev->on_logits(ev->user, position + done + i, row + (size_t)i * sc->params.n_vocab);
+        done += n;
+        if (done == wanted) break;
+        rq_row rows[RQ_HEAD_ROWS];
+        n = wanted - done < RQ_HEAD_ROWS ? wanted - done : RQ_HEAD_ROWS;
+        for (uint32_t i = 0; i < n; i++)
+            rows[i] = (rq_row){.token = part->first + part->count - wanted + done + i, .slot = s->slot};
+        rq_status status = rq_executor_head(sc->params.executor, step, rows, n, &row, err);
+        if (status != RQ_OK) return status;
+        if (sc->params.check != NULL && (status = sc->params.check(sc->params.user, err)) != RQ_OK)
+            return status;
+    }
+    return RQ_OK;
+}
+
+rq_status rq_sched_execute(rq_sched *sc, rq_step *step, rq_error *err)
+{
+    rq_executor *ex = sc->params.executor;
+    rq_status status = RQ_OK;
+    const float *logits = NULL;
+    for (uint32_t i = 0; i < sc->n_copies && status == RQ_OK; i++)
+        status = rq_executor_copy_page(ex, sc->copies[i].group, sc->copies[i].from, sc->copies[i].to, err);
+    if (status == RQ_OK) status = rq_executor_submit(ex, step, err);
+    if (status == RQ_OK) status = rq_executor_wait(ex, step, &logits, err);
+    if (status == RQ_OK && sc->params.check != NULL) status = sc->params.check(sc->params.user, err);
+    if (status != RQ_OK) return status;
+    /* requests first: an evaluation may run the head again, which overwrites the logits; it is then the only
+     * part of its step, but nothing here has to know that */
+    for (uint32_t i = 0; i < sc->n_parts; i++) {
+        rq_part *part = &sc->parts[i];
+        rq_buf_clear(&part->text);
+        rq_buf_clear(&part->tail);
+        part->sampled = part->has_token = false;
+        part->n_top = 0;
+        part->finish = RQ_FINISH_NONE;
+        if (!part->session->evaluating && part->n_rows > 0)
+            sample(sc, part, logits + (size_t)part->row * sc->params.n_vocab);
+    }
+    for (uint32_t i = 0; i < sc->n_parts && status == RQ_OK; i++)
+        if (sc->parts[i].session->evaluating && sc->parts[i].n_rows > 0)
+            status = give_logits(sc, step, &sc->parts[i], logits, err);
+    return status;
+}
+
+/* ---- publishing ------------------------------------------------------------------------------------------ */
+
+static void publish_part(rq_sched *sc, rq_part *part, int64_t now_ns)
+{
+    rq_session *s = part->session;
+    s->n_cached += part->count;
+    sc->stats.step_tokens += part->count;
+    if (s->phase == RQ_PHASE_PROMPT) sc->stats.prompt_tokens += part->count;
+    if (s->evaluating) {
+        if (s->n_cached == s->n_tokens) rq_sched_finish(s, RQ_FINISH_NONE, NULL, NULL);
+        return;
+    }
+    if (part->sampled) {
+        s->phase = RQ_PHASE_DECODE;
+        s->n_generated++;
+        sc->stats.generated_tokens++;
+        s->last_ns = now_ns;
+        if (s->first_ns == 0) s->first_ns = now_ns;
+    }
+    if (part->has_token) {
+        s->tokens[s->n_tokens++] = part->token;
+        rq_sampler_accept(&s->sampler, s->tokens, s->n_tokens);
+        rq_event e;
+        rq_sched_fill_event(s, &e);
+        e.token = part->token;
+        if (s->n_logprobs >= 0) {
+            e.chosen = part->chosen;
+            e.n_top = part->n_top;
+            memcpy(e.top, part->top, part->n_top * sizeof *part->top);
+        }
+        rq_events_push(&s->queue, &e, &part->text);
+        pthread_cond_broadcast(&s->wake);
+    }
+    if (part->finish != RQ_FINISH_NONE) {
+        bool failed = part->finish == RQ_FINISH_ERROR;
+        if (failed) s->n_cached = 0; /* keys of a sequence with senseless logits are not worth keeping */
+        rq_sched_finish(s, part->finish, failed ? &part->error : NULL, failed ? NULL : &part->tail);
+    }
+}
+
+void rq_sched_publish(rq_sched *sc, int64_t ns)
+{
+    int64_t now_ns = rq_now_ns();
+    sc->stats.steps++;
+    sc->stats.step_ns += (uint64_t)ns;
+    for (uint32_t i = 0; i < sc->n_parts; i++) publish_part(sc, &sc->parts[i], now_ns);
+}
