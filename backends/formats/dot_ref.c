@@ -75,8 +75,7 @@ static void levels_32(const uint8_t *qs, const int8_t *table, int8_t levels[32])
     }
 }
 
-/* ---- types that meet Q8_0 or Q8_1 -------------------------------------------------------------------------
- */
+/* ---- types that meet Q8_0 or Q8_1 ---------------------------------------------------------------------- */
 
 /* acc += (S dx) dy */
 static float dot_q4_0(const uint8_t *x, const uint8_t *y, int64_t n)

@@ -23,8 +23,7 @@ static inline uint32_t rq_f32_bits(float f)
     return bits;
 }
 
-/* a where the condition holds, else b; by masks, because the compiler vectorises no loop with a jump in it.
- */
+/* a where the condition holds, else b; by masks: the compiler vectorises no loop with a jump in it. */
 static inline uint32_t rq_select_u32(uint32_t condition, uint32_t a, uint32_t b)
 {
     return b ^ ((a ^ b) & (0u - condition));

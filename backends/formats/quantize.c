@@ -155,8 +155,7 @@ void rq_encode_q1_0(const float *x, uint8_t *b)
     rq_write_f16(b, rq_f16_scale(sum / 128.0f));
 }
 
-/* The fit has the wide end below zero, the codes (-1 .. 2) above: both the scale and the codes change sign.
- */
+/* The fit has the wide end below zero, the codes (-1 .. 2) above: scale and codes both change sign. */
 void rq_encode_q2_0(const float *x, uint8_t *b)
 {
     float d = rq_f16_scale(-rq_fit_symmetric(x, 64, -2, 1)), inverse = rq_inverse(d);
@@ -181,8 +180,7 @@ static float e2m1_codes(const float *x, int n, float d, uint8_t *codes)
     return error;
 }
 
-/* The largest magnitude, 12 halves, meets max|x| at the exponent of max|x| or one above: the better of three.
- */
+/* The largest level, 12 halves, meets max|x| at the exponent of max|x| or one above: the best of three. */
 void rq_encode_mxfp4(const float *x, uint8_t *b)
 {
     float amax = rq_max_abs(x, 32), best = INFINITY;

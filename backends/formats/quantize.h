@@ -26,8 +26,7 @@ void rq_encode_nvfp4(const float *x, uint8_t *b);
 void rq_encode_q1_0(const float *x, uint8_t *b);
 void rq_encode_q2_0(const float *x, uint8_t *b);
 
-/* The types with a grid: n elements, n a multiple of 256, at once, because the search prepares tables first.
- */
+/* The types with a grid: n elements, n a multiple of 256, because the search prepares tables first. */
 void rq_encode_iq2_xxs(const float *x, uint8_t *b, int64_t n);
 void rq_encode_iq2_xs(const float *x, uint8_t *b, int64_t n);
 void rq_encode_iq2_s(const float *x, uint8_t *b, int64_t n);

@@ -7,8 +7,7 @@
 
 #include "backends/formats/block_write.h"
 
-/* Codes of 32 elements: d = max|x| / 127, q = round-half-away(x (1/d)). Returns d, puts the sum of q in *sum.
- */
+/* Codes of 32 elements: d = max|x| / 127, q = round-half-away(x (1/d)). Returns d; *sum: the sum of q. */
 static float codes_32(const float *x, uint8_t *q, int *sum)
 {
     float amax = 0;

@@ -205,8 +205,7 @@ static uint8_t split_signs(const float *x, float *y, bool even)
     return (uint8_t)mask;
 }
 
-/* Levels and entries for a given D; `real` are the groups' own scales. Returns the least-squares D for them.
- */
+/* Levels and entries for a given D; `real`: the groups' own scales. Returns the least-squares D for them. */
 static float assign(const grid *g, const float *y, const float *real, iq_code *out, products *p)
 {
     int groups = 256 / g->share, cells = g->share / g->width;

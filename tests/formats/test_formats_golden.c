@@ -1,6 +1,5 @@
 /* test_formats_golden.c - decoders, activation quantisers and dot products against the blocks and results of
- * another library, bit for bit. tests/data/quant/index.json names program and version and describes the sets.
- */
+ * another library, bit for bit. tests/data/quant/index.json names program and version and describes all. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

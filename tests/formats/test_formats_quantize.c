@@ -76,10 +76,10 @@ static void errors_match_the_other_library(void **state)
 }
 
 /* Shannon: no code of R bits per element brings the error of a Gaussian source under 2^(-2R). A scalar
- * quantiser with its scale per block stays within a small factor of that; 5 covers all weight types (worst
- * measured: MXFP4, 4.46). The activation types spend bits on sums and share a scale among many elements: 16
- * (worst: Q8_K, 13.7). */
-static void gaussian_errors_lie_between_shannon_and_five_times_that(void **state)
+ * quantiser with a scale per block stays within a small factor of that: 6 covers all weight types (measured:
+ * 1.7 for IQ1_S to 4.9 for Q4_1). The activation types spend bits on sums and share a scale among many
+ * elements: 20 (measured: Q8_1 7.3, Q8_K 14.6). */
+static void gaussian_errors_lie_near_shannons_bound(void **state)
 {
     enum { N = 16384 };
     static float x[N], out[N];
@@ -91,7 +91,7 @@ static void gaussian_errors_lie_between_shannon_and_five_times_that(void **state
         double bits = 8.0 * info->block_bytes / info->block_elems, least = exp2(-2 * bits);
         round_trip((rq_type)id, x, out, N);
         double error = nmse(x, out, N);
-        if (!(error > least && error < (info->is_weight ? 5 : 16) * least))
+        if (!(error > least && error < (info->is_weight ? 6 : 20) * least))
             fail_msg("%s: error %g, Shannon's bound %g", info->name, error, least);
     }
 }
@@ -317,7 +317,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(errors_match_the_other_library),
-        cmocka_unit_test(gaussian_errors_lie_between_shannon_and_five_times_that),
+        cmocka_unit_test(gaussian_errors_lie_near_shannons_bound),
         cmocka_unit_test(unquantised_types_only_round),
         cmocka_unit_test(types_without_encoder_are_refused),
         cmocka_unit_test(same_bytes_every_time),

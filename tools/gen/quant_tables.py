@@ -4,11 +4,12 @@
     tools/gen/quant_tables.py JSON_DIR
     tools/gen/quant_tables.py JSON_DIR --check        (writes nothing; exit 1 when a committed file differs)
 
-Input: one JSON array per table, named as below. The values are facts of the file format, published with the ggml
-library (ggml-org/ggml, src/ggml-common.h, August 2026); a grid is a list of tuples in memory order (element 0
-first). The arrays themselves are not kept here: they are as large as the C files and hold the same numbers.
+Input: one JSON array per table, named as below. The values are facts of the file format, published with the
+ggml library (ggml-org/ggml, src/ggml-common.h, August 2026); a grid is a list of tuples in memory order (element
+0 first). The arrays themselves are not kept here: they are as large as the C files and hold the same numbers.
 
-  iq2xxs_grid 256x8, iq2xs_grid 512x8, iq2s_grid 1024x8, iq1s_grid 2048x8 (signed), iq3xxs_grid 256x4, iq3s_grid 512x4
+  iq2xxs_grid 256x8, iq2xs_grid 512x8, iq2s_grid 1024x8, iq1s_grid 2048x8 (signed)
+  iq3xxs_grid 256x4, iq3s_grid 512x4
   ksigns_iq2xs 128, kvalues_iq4nl 16, kvalues_mxfp4 16, e8m0_half_f32_bits 256, ue4m3_half_f32_bits 256
 """
 import json
@@ -73,11 +74,13 @@ def main():
     out = []
     for name, count in (("iq2xxs", 256), ("iq2xs", 512), ("iq2s", 1024), ("iq1s", 2048)):
         grid = pack(load(d, name + "_grid", count, 8))
-        out.append(emit(f"const uint64_t rq_{name}_grid[{count}] RQ_TABLE_ALIGN", [f"0x{v:016x}" for v in grid]))
+        decl = f"const uint64_t rq_{name}_grid[{count}] RQ_TABLE_ALIGN"
+        out.append(emit(decl, [f"0x{v:016x}" for v in grid]))
     grids, out = out, []
     for name, count in (("iq3xxs", 256), ("iq3s", 512)):
         grid = pack(load(d, name + "_grid", count, 4))
-        out.append(emit(f"const uint32_t rq_{name}_grid[{count}] RQ_TABLE_ALIGN", [f"0x{v:08x}" for v in grid]))
+        decl = f"const uint32_t rq_{name}_grid[{count}] RQ_TABLE_ALIGN"
+        out.append(emit(decl, [f"0x{v:08x}" for v in grid]))
     signs = load(d, "ksigns_iq2xs", 128)
     out.append(emit("const uint8_t rq_ksigns[128] RQ_TABLE_ALIGN", [str(v) for v in signs]))
     spread = [sum(0xFF << (8 * j) for j in range(8) if m >> j & 1) for m in range(256)]
