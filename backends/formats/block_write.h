@@ -1,4 +1,4 @@
-/* block_write.h - writes fields of a block: little-endian, at any alignment. For the sources of this folder. */
+/* block_write.h - writes fields of a block: little-endian, any alignment. For the sources of this folder. */
 #ifndef RQ_BLOCK_WRITE_H
 #define RQ_BLOCK_WRITE_H
 

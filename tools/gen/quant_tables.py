@@ -5,7 +5,7 @@
     tools/gen/quant_tables.py JSON_DIR --check        (writes nothing; exit 1 when a committed file differs)
 
 Input: one JSON array per table, named as below. The values are facts of the file format, published with the
-ggml library (ggml-org/ggml, src/ggml-common.h, August 2026); a grid is a list of tuples in memory order (element
+ggml library (ggml-org/ggml, src/ggml-common.h, August 2026); a grid lists tuples in memory order (element
 0 first). The arrays themselves are not kept here: they are as large as the C files and hold the same numbers.
 
   iq2xxs_grid 256x8, iq2xs_grid 512x8, iq2s_grid 1024x8, iq1s_grid 2048x8 (signed)
