@@ -1,0 +1,357 @@
+/* engine.c - makes an engine: resolves the parameters, plans memory, opens the device, builds the executor and
+ * starts the scheduler; and says what it decided. */
+#include "backends/backend.h"
+#include "backends/base/mem.h"
+#include "engine/cache/cache.h"
+#include "engine/memory.h"
+#include "engine/models/model.h"
+#include "engine/sched/sched.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+struct rq_engine {
+    const rq_model *model;
+    rq_device *device;
+    rq_executor *executor;
+    rq_sched *sched;
+    rq_engine_info info; /* device points to `device_text` */
+    char device_text[420];
+};
+
+enum { RQ_DEFAULT_BATCH = 512, RQ_SMALLEST_DEFAULT_CONTEXT = 256 };
+
+/* What rq_engine_create works out before it makes anything. */
+typedef struct engine_plan {
+    const rq_backend *backend;
+    rq_cache_group groups[RQ_MAX_GROUPS];
+    uint32_t group_pages[RQ_MAX_GROUPS], group_device[RQ_MAX_GROUPS];
+    uint32_t n_ctx, n_sessions, n_batch, n_queue;
+    uint64_t available_bytes; /* 0: unknown */
+    uint64_t weight_bytes;    /* mapped from the file */
+    uint64_t cache_bytes, cache_bytes_per_token;
+} engine_plan;
+
+static void say(const rq_engine_params *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static void say(const rq_engine_params *p, const char *format, ...)
+{
+    if (p->log == NULL) return;
+    char line[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    p->log(p->log_user, line);
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / 1048576.0;
+}
+
+/* ---- planning -------------------------------------------------------------------------------------------- */
+
+static rq_status choose_backend(const char *name, const rq_backend **out, rq_error *err)
+{
+    bool automatic = name == NULL || strcmp(name, "auto") == 0;
+    const rq_backend *backend = rq_backend_find(automatic ? "cpu" : name);
+    if (backend == NULL) {
+        char known[128] = "auto";
+        for (const rq_backend *const *b = rq_backends(); *b != NULL; b++) {
+            size_t n = strlen(known);
+            snprintf(known + n, sizeof known - n, ", %s", (*b)->name);
+        }
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no backend \"%.40s\" in this build (%s)", name, known);
+    }
+    *out = backend;
+    return RQ_OK;
+}
+
+static rq_status choose_cache_type(const char *name, const char *which, rq_type *out, rq_error *err)
+{
+    if (name == NULL || strcasecmp(name, "f16") == 0)
+        *out = RQ_TYPE_F16;
+    else if (strcasecmp(name, "f32") == 0)
+        *out = RQ_TYPE_F32;
+    else
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "the %s cache can be f16 or f32, not \"%.40s\"", which, name);
+    return RQ_OK;
+}
+
+static uint32_t power_of_two_from(uint32_t n)
+{
+    uint32_t p = 1;
+    while (p < n) p *= 2;
+    return p;
+}
+
+static rq_status plan_numbers(const rq_model *m, const rq_engine_params *p, engine_plan *plan, rq_error *err)
+{
+    plan->n_sessions = p->n_sessions != 0 ? p->n_sessions : 1;
+    if (plan->n_sessions > RQ_MAX_SESSIONS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u sessions are more than the %d an engine can run",
+                       plan->n_sessions, RQ_MAX_SESSIONS);
+    plan->n_queue = p->n_queue != 0 ? p->n_queue : 4 * plan->n_sessions;
+    plan->n_batch = p->n_batch != 0 ? p->n_batch : RQ_DEFAULT_BATCH;
+    if (plan->n_batch > RQ_MAX_BUCKET || (plan->n_batch & (plan->n_batch - 1)) != 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "the batch size must be a power of two of at most %d, not %u",
+                       RQ_MAX_BUCKET, plan->n_batch);
+
+    rq_type type_k = RQ_TYPE_F16, type_v = RQ_TYPE_F16;
+    rq_status status = choose_cache_type(p->type_k, "K", &type_k, err);
+    if (status == RQ_OK) status = choose_cache_type(p->type_v, "V", &type_v, err);
+    if (status != RQ_OK) return status;
+    for (uint32_t g = 0; g < m->n_groups; g++) {
+        plan->groups[g] = m->groups[g];
+        plan->groups[g].type_k = type_k;
+        plan->groups[g].type_v = type_v;
+        plan->cache_bytes_per_token += rq_page_layout_of(&plan->groups[g]).page_bytes / RQ_PAGE_TOKENS;
+    }
+    for (uint32_t i = 0; i < m->n_weights; i++) plan->weight_bytes += m->weights[i].bytes;
+    plan->available_bytes = rq_memory_available();
+
+    plan->n_ctx = p->n_ctx;
+    if (plan->n_ctx == 0) {
+        /* the trained context, or what fits into three quarters of the memory that the weights leave */
+        uint64_t fits = UINT32_MAX, rest = 0;
+        if (plan->available_bytes > plan->weight_bytes)
+            rest = (plan->available_bytes - plan->weight_bytes) / 4 * 3;
+        if (plan->available_bytes != 0)
+            fits = rest / plan->cache_bytes_per_token / plan->n_sessions / RQ_PAGE_TOKENS * RQ_PAGE_TOKENS;
+        if (fits < RQ_SMALLEST_DEFAULT_CONTEXT) fits = RQ_SMALLEST_DEFAULT_CONTEXT;
+        plan->n_ctx = fits < m->hp.n_ctx_train ? (uint32_t)fits : m->hp.n_ctx_train;
+    }
+    if (plan->n_ctx < 2 || plan->n_ctx > 1u << 24)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "a context of %u tokens is not between 2 and %u", plan->n_ctx,
+                       1u << 24);
+    if (plan->n_batch > power_of_two_from(plan->n_ctx)) plan->n_batch = power_of_two_from(plan->n_ctx);
+
+    uint64_t pages = (uint64_t)rq_cache_pages_for(plan->n_ctx) * plan->n_sessions;
+    if (p->cache_tokens != 0) {
+        if (p->cache_tokens < plan->n_ctx)
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "a cache of %llu tokens is smaller than the context of %u tokens",
+                           (unsigned long long)p->cache_tokens, plan->n_ctx);
+        if (p->cache_tokens > UINT32_MAX)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "a cache of %llu tokens is more than can be addressed",
+                           (unsigned long long)p->cache_tokens);
+        pages = rq_cache_pages_for(p->cache_tokens);
+    }
+    if (pages > UINT32_MAX / RQ_PAGE_TOKENS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u sessions of %u tokens are more than a cache can address",
+                       plan->n_sessions, plan->n_ctx);
+    for (uint32_t g = 0; g < m->n_groups; g++) {
+        plan->group_pages[g] = (uint32_t)pages;
+        plan->cache_bytes += pages * rq_page_layout_of(&plan->groups[g]).page_bytes;
+    }
+    return RQ_OK;
+}
+
+/* The cache must fit into memory; the weights only should, because the system can read them again. */
+static rq_status plan_memory(const rq_model *m, const rq_engine_params *p, const engine_plan *plan,
+                             rq_error *err)
+{
+    uint64_t available = plan->available_bytes;
+    if (available == 0) return RQ_OK;
+    if (plan->cache_bytes > available)
+        return rq_fail(
+            err, RQ_ERR_MEMORY,
+            "a cache of %llu tokens needs %.0f MiB, but only %.0f MiB of memory are available: ask for a "
+            "smaller context, fewer sessions or a smaller cache",
+            (unsigned long long)plan->group_pages[0] * RQ_PAGE_TOKENS, mib(plan->cache_bytes),
+            mib(available));
+    if (plan->weight_bytes + plan->cache_bytes > available)
+        say(p,
+            "memory: weights and cache need %.0f MiB, %.0f MiB are available: parts of the file will be read "
+            "from disk again and again",
+            mib(plan->weight_bytes + plan->cache_bytes), mib(available));
+    return RQ_OK;
+}
+
+/* ---- making ---------------------------------------------------------------------------------------------- */
+
+static rq_status check_file(void *user, rq_error *err)
+{
+    const rq_engine *e = user;
+    return rq_gguf_lost(e->model->gguf) ? rq_gguf_fail_lost(e->model->gguf, err) : RQ_OK;
+}
+
+static uint32_t place_on_first(void *user, uint32_t layer)
+{
+    return 0;
+}
+
+static rq_status make_executor(rq_engine *e, const engine_plan *plan, rq_error *err)
+{
+    const rq_model *m = e->model;
+    rq_executor_params x = {
+        .devices = &e->device,
+        .n_devices = 1,
+        .weights = m->weights,
+        .n_weights = m->n_weights,
+        .groups = plan->groups,
+        .group_pages = plan->group_pages,
+        .group_device = plan->group_device,
+        .caps = {.max_tokens = plan->n_batch,
+                 .n_groups = m->n_groups,
+                 .n_seqs = plan->n_sessions,
+                 .max_pages = rq_cache_pages_for(plan->n_ctx)},
+        .n_embd = m->hp.n_embd,
+        .n_vocab = m->hp.n_vocab,
+        .build = rq_model_build,
+        .place = place_on_first,
+        .user = (void *)m,
+    };
+    rq_step_caps_complete(&x.caps);
+    return rq_executor_create(&x, &e->executor, err);
+}
+
+static rq_status make_scheduler(rq_engine *e, const engine_plan *plan, rq_error *err)
+{
+    rq_sched_params s = {
+        .executor = e->executor,
+        .tok = e->model->tok,
+        .group_pages = plan->group_pages,
+        .n_groups = e->model->n_groups,
+        .n_vocab = e->model->hp.n_vocab,
+        .n_ctx = plan->n_ctx,
+        .n_sessions = plan->n_sessions,
+        .n_batch = plan->n_batch,
+        .n_queue = plan->n_queue,
+        .check = check_file,
+        .user = e,
+    };
+    return rq_sched_create(&s, &e->sched, err);
+}
+
+static void fill_info(rq_engine *e, const rq_engine_params *p, const engine_plan *plan,
+                      const rq_device_info *device)
+{
+    snprintf(e->device_text, sizeof e->device_text, "%s, %s", device->name, device->features);
+    rq_executor_info x;
+    rq_executor_describe(e->executor, &x);
+    uint32_t n_threads = 0;
+    sscanf(device->features, "%u thread", &n_threads);
+    e->info = (rq_engine_info){
+        .backend = plan->backend->name,
+        .device = e->device_text,
+        .type_k = plan->groups[0].type_k == RQ_TYPE_F32 ? "f32" : "f16",
+        .type_v = plan->groups[0].type_v == RQ_TYPE_F32 ? "f32" : "f16",
+        .n_ctx = plan->n_ctx,
+        .n_sessions = plan->n_sessions,
+        .n_batch = plan->n_batch,
+        .n_threads = n_threads != 0 ? n_threads : p->n_threads,
+        .cache_tokens = (uint64_t)plan->group_pages[0] * RQ_PAGE_TOKENS,
+        .cache_bytes = x.cache_bytes,
+        .cache_bytes_per_token = plan->cache_bytes_per_token,
+        .scratch_bytes = x.arena_bytes + x.persist_bytes + x.step_bytes,
+    };
+}
+
+static void say_decisions(const rq_engine *e, const rq_engine_params *p, const engine_plan *plan)
+{
+    const rq_model *m = e->model;
+    const rq_engine_info *i = &e->info;
+    rq_executor_info x;
+    rq_executor_describe(e->executor, &x);
+    say(p, "model: %s, %u layers, %u tokens of vocabulary, trained for %u tokens of context", m->description,
+        m->hp.n_layers, m->hp.n_vocab, m->hp.n_ctx_train);
+    say(p, "device: %s (%s), all %u layers", i->device, i->backend, m->hp.n_layers);
+    say(p, "weights: %.1f MiB in use, read in place from the mapped file", mib(x.weight_bytes));
+    say(p, "cache: %s/%s, %llu bytes per token, %llu tokens, %.1f MiB (planned %.1f MiB)", i->type_k,
+        i->type_v, (unsigned long long)i->cache_bytes_per_token, (unsigned long long)i->cache_tokens,
+        mib(i->cache_bytes), mib(plan->cache_bytes));
+    say(p, "sessions: %u of up to %u tokens, at most %u requests waiting", i->n_sessions, i->n_ctx,
+        plan->n_queue);
+    if (i->n_ctx > m->hp.n_ctx_train)
+        say(p,
+            "context: %u tokens are more than the %u the model was trained for; answers may get worse there",
+            i->n_ctx, m->hp.n_ctx_train);
+    say(p, "steps: up to %u tokens, scratch %.1f MiB, %u operations per token, %u for its logits", i->n_batch,
+        mib(i->scratch_bytes), x.n_ops_trunk, x.n_ops_head);
+}
+
+rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params, rq_engine **out,
+                           rq_error *err)
+{
+    static const rq_engine_params defaults;
+    const rq_engine_params *p = params != NULL ? params : &defaults;
+    engine_plan plan = {0};
+    rq_status status = choose_backend(p->backend, &plan.backend, err);
+    if (status == RQ_OK) status = plan_numbers(model, p, &plan, err);
+    if (status == RQ_OK) status = plan_memory(model, p, &plan, err);
+    if (status != RQ_OK) return status;
+
+    rq_engine *e = rq_calloc(1, sizeof *e);
+    if (e == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for an engine");
+    e->model = model;
+    rq_device_options options = {.n_threads = p->n_threads};
+    status = plan.backend->open(&options, &e->device, err);
+    if (status == RQ_OK) status = make_executor(e, &plan, err);
+    if (status == RQ_OK) status = check_file(e, err);
+    if (status == RQ_OK) status = make_scheduler(e, &plan, err);
+    if (status != RQ_OK) {
+        rq_engine_free(e);
+        return status;
+    }
+    rq_device_info device;
+    memset(&device, 0, sizeof device);
+    plan.backend->describe(e->device, &device);
+    fill_info(e, p, &plan, &device);
+    say_decisions(e, p, &plan);
+    *out = e;
+    return RQ_OK;
+}
+
+void rq_engine_free(rq_engine *e)
+{
+    if (e == NULL) return;
+    rq_sched_free(e->sched);
+    rq_executor_free(e->executor);
+    if (e->device != NULL) e->device->backend->close(e->device);
+    rq_free(e);
+}
+
+void rq_engine_describe(const rq_engine *e, rq_engine_info *out)
+{
+    *out = e->info;
+    rq_error why;
+    out->failed = rq_sched_failed(e->sched, &why);
+    if (out->failed) snprintf(out->failure, sizeof out->failure, "%s", why.text);
+}
+
+void rq_engine_get_stats(const rq_engine *e, rq_engine_stats *out)
+{
+    rq_sched_get_stats(e->sched, out);
+}
+
+rq_status rq_session_create(rq_engine *e, rq_session **out, rq_error *err)
+{
+    return rq_sched_open(e->sched, out, err);
+}
+
+void rq_list_devices(void (*line)(void *user, const char *text), void *user)
+{
+    for (const rq_backend *const *b = rq_backends(); *b != NULL; b++) {
+        for (uint32_t i = 0; i < (*b)->count(); i++) {
+            rq_device_options options = {.index = i};
+            rq_device *device = NULL;
+            rq_error err = {0};
+            char text[700];
+            if ((*b)->open(&options, &device, &err) == RQ_OK) {
+                rq_device_info info;
+                memset(&info, 0, sizeof info);
+                (*b)->describe(device, &info);
+                (*b)->close(device);
+                snprintf(text, sizeof text, "%s%u: %s, %s, %.0f MiB", (*b)->name, i, info.name, info.features,
+                         mib(info.memory_bytes));
+            } else {
+                snprintf(text, sizeof text, "%s%u: cannot be used: %.500s", (*b)->name, i, err.text);
+            }
+            line(user, text);
+        }
+    }
+}
