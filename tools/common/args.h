@@ -114,6 +114,9 @@ int rq_complain(const char *program, const rq_error *err);
 /* Prints the devices, one per line: what --list-devices does. Returns 0, the exit code. */
 int rq_print_devices(void);
 
+/* Whether -m names something: RQ_ERR_ARGUMENT with the sentence for a forgotten -m. */
+rq_status rq_engine_args_check(const rq_engine_args *args, rq_error *err);
+
 /* Checks that -m was given, loads the model and, when `engine` is not NULL, creates the engine. On failure
  * both outputs are untouched. */
 rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_engine **engine,

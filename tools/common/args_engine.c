@@ -155,13 +155,17 @@ int rq_print_devices(void)
     return 0;
 }
 
+rq_status rq_engine_args_check(const rq_engine_args *args, rq_error *err)
+{
+    if (args->model && *args->model) return RQ_OK;
+    return rq_fail(err, RQ_ERR_ARGUMENT, "no model given: name a GGUF file with -m FILE (see --help)");
+}
+
 rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_engine **engine, rq_error *err)
 {
-    if (!args->model || !*args->model) {
-        return rq_fail(err, RQ_ERR_ARGUMENT, "no model given: name a GGUF file with -m FILE (see --help)");
-    }
     rq_model *m = NULL;
-    rq_status status = rq_model_load(args->model, &m, err);
+    rq_status status = rq_engine_args_check(args, err);
+    if (status == RQ_OK) status = rq_model_load(args->model, &m, err);
     if (status != RQ_OK) return status;
     if (engine) {
         status = rq_engine_create(m, &args->params, engine, err);
