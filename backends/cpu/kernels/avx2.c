@@ -178,14 +178,19 @@ static void gemm(const rq_mm_call *c, pack_fn pack, core_fn core)
 {
     rq_tile *tile = (rq_tile *)c->scratch; /* two */
     float *acc = (float *)(c->scratch + (2 * sizeof(rq_tile) + 63) / 64 * 64);
+    const rq_type_info *info = rq_type_get(c->type);
+    size_t span_bytes = (size_t)(RQ_SPAN / info->block_elems) * info->block_bytes;
     int64_t spans = (c->n_in + RQ_SPAN - 1) / RQ_SPAN;
     for (int64_t r = c->r0; r < c->r1; r += 16) {
         const uint8_t *rows[2][8];
         rq_rows8(c, r, rows[0]);
         rq_rows8(c, r + 8, rows[1]);
+        size_t ahead = rq_ahead(c, r, 16);
         memset(acc, 0, (size_t)c->n_cols * 16 * sizeof(float));
         for (int64_t s = 0; s < spans; s++) {
             int n32 = rq_groups_left(c->n_in - s * RQ_SPAN);
+            for (int i = 0; i < 16; i++)
+                rq_prefetch(rows[i / 8][i % 8] + (size_t)s * span_bytes, ahead, (int)span_bytes);
             pack(rows[0], (size_t)s, n32, &tile[0]);
             pack(rows[1], (size_t)s, n32, &tile[1]);
             for (int t = 0; t < c->n_cols; t += 4) {

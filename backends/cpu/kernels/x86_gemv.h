@@ -44,6 +44,7 @@ RQ_INLINE __m256i rq_dot256(const rq_u256 *u, const rq_act256 *a, const int is_s
         for (int64_t r = c->r0; r < c->r1; r += 8) {                                                         \
             const uint8_t *rows[8];                                                                          \
             const rq_act256 *a = c->acts[0];                                                                 \
+            size_t ahead = rq_ahead(c, r, 8);                                                                \
             __m256 acc = _mm256_setzero_ps();                                                                \
             rq_rows8(c, r, rows);                                                                            \
             for (int64_t k = 0, at = 0; k < c->n_in; k += 256, at += (block_bytes), a++) {                   \
@@ -51,6 +52,7 @@ RQ_INLINE __m256i rq_dot256(const rq_u256 *u, const rq_act256 *a, const int is_s
                 float d[8], dm[8];                                                                           \
                 for (int i = 0; i < 8; i++) {                                                                \
                     rq_u256 u;                                                                               \
+                    rq_prefetch(rows[i] + at, ahead, block_bytes);                                           \
                     rq_u_##name(rows[i] + at, &u);                                                           \
                     v[i] = rq_dot256(&u, a, is_signed, offset);                                              \
                     d[i] = u.d;                                                                              \
@@ -99,10 +101,12 @@ RQ_INLINE int rq_groups_left(int64_t n)
         for (int64_t r = c->r0; r < c->r1; r += 8) {                                                         \
             const uint8_t *rows[8];                                                                          \
             const rq_act32 *a = c->acts[0];                                                                  \
+            size_t ahead = rq_ahead(c, r, 8);                                                                \
             __m256 acc = _mm256_setzero_ps();                                                                \
             rq_rows8(c, r, rows);                                                                            \
             for (int64_t k = 0; k < c->n_in; k += 256, a++) {                                                \
                 int n32 = rq_groups_left(c->n_in - k);                                                       \
+                for (int i = 0; i < 8; i++) rq_prefetch(rows[i], ahead, span_bytes);                         \
                 for (int j = 0; j < n32; j++) {                                                              \
                     __m256i v[8], x = rq_loadu(a->q + 32 * j);                                               \
                     for (int i = 0; i < 8; i++) v[i] = rq_dot32(rq_g_##name(rows[i], j), x, sign);           \
@@ -128,10 +132,12 @@ static void rq_gemv_nvfp4(const rq_mm_call *c)
     for (int64_t r = c->r0; r < c->r1; r += 8) {
         const uint8_t *rows[8];
         const rq_act32 *a = c->acts[0];
+        size_t ahead = rq_ahead(c, r, 8);
         __m256 acc = _mm256_setzero_ps();
         rq_rows8(c, r, rows);
         for (int64_t k = 0; k < c->n_in; k += 256, a++) {
             int n32 = rq_groups_left(c->n_in - k);
+            for (int i = 0; i < 8; i++) rq_prefetch(rows[i], ahead, 144);
             for (int j = 0; j < n32; j++) {
                 __m256i v[8], x = rq_loadu(a->q + 32 * j), ones = _mm256_set1_epi8(12);
                 for (int i = 0; i < 8; i++) {
