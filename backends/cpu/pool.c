@@ -1,0 +1,184 @@
+/* pool.c - worker threads, wake-up and barrier. See pool.h.
+ *
+ * Both waits are the same pattern: a 32-bit word changes when the wait is over. A waiter reads the word, spins,
+ * then announces itself in `sleepers`, looks again and sleeps on the word (futex). Whoever changes the word
+ * looks at `sleepers` afterwards and wakes them. Both sides use sequentially consistent operations: either the
+ * waiter's second look sees the change, or the changer sees the sleeper. */
+#include "backends/cpu/pool.h"
+
+#include "backends/base/mem.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Looks at the word before sleeping. One look takes about 20-50 ns (a pause instruction), so this is some tens
+ * of microseconds: longer than a barrier between two operations, shorter than a turn of another process. */
+enum { SPINS = 1000 };
+
+typedef struct rq_event {
+    _Atomic uint32_t word;
+    _Atomic uint32_t sleepers;
+} rq_event;
+
+struct rq_pool {
+    uint32_t n_workers, n_started;
+    void (*fn)(void *arg, uint32_t worker);
+    void *arg;
+    bool stop;
+    _Alignas(64) rq_event start;   /* word: number of runs begun */
+    _Alignas(64) rq_event barrier; /* word: number of barriers passed */
+    _Alignas(64) _Atomic uint32_t arrived;
+    _Alignas(64) pthread_t threads[RQ_POOL_MAX];
+};
+
+typedef struct rq_pool_thread {
+    rq_pool *pool;
+    uint32_t worker;
+} rq_pool_thread;
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void event_wait(rq_event *event, uint32_t old)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&event->word, memory_order_acquire) != old) return;
+        pause_cpu();
+    }
+    atomic_fetch_add(&event->sleepers, 1);
+    while (atomic_load(&event->word) == old)
+        syscall(SYS_futex, &event->word, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    atomic_fetch_sub(&event->sleepers, 1);
+}
+
+static void event_signal(rq_event *event)
+{
+    atomic_fetch_add(&event->word, 1);
+    if (atomic_load(&event->sleepers))
+        syscall(SYS_futex, &event->word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+uint32_t rq_pool_processors(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        int n = CPU_COUNT(&set);
+        if (n > 0) return (uint32_t)n;
+    }
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (uint32_t)n : 1;
+}
+
+void rq_pool_barrier(rq_pool *pool)
+{
+    if (pool->n_workers == 1) return;
+    uint32_t old = atomic_load_explicit(&pool->barrier.word, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 == pool->n_workers) {
+        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed); /* before the word lets anybody on */
+        event_signal(&pool->barrier);
+    } else {
+        event_wait(&pool->barrier, old);
+    }
+}
+
+static void *worker_main(void *arg)
+{
+    rq_pool *pool = ((rq_pool_thread *)arg)->pool;
+    uint32_t worker = ((rq_pool_thread *)arg)->worker;
+    rq_free(arg);
+    for (uint32_t seen = 0;; seen++) {
+        event_wait(&pool->start, seen);
+        if (pool->stop) return NULL;
+        pool->fn(pool->arg, worker);
+        rq_pool_barrier(pool);
+    }
+}
+
+void rq_pool_run(rq_pool *pool, void (*fn)(void *arg, uint32_t worker), void *arg)
+{
+    if (pool->n_workers == 1) {
+        fn(arg, 0);
+        return;
+    }
+    pool->fn = fn;
+    pool->arg = arg;
+    event_signal(&pool->start);
+    fn(arg, 0);
+    rq_pool_barrier(pool);
+}
+
+uint32_t rq_pool_size(const rq_pool *pool)
+{
+    return pool->n_workers;
+}
+
+void rq_pool_destroy(rq_pool *pool)
+{
+    if (!pool) return;
+    pool->stop = true;
+    if (pool->n_started) event_signal(&pool->start);
+    for (uint32_t i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
+    rq_free(pool);
+}
+
+static rq_status start_thread(rq_pool *pool, uint32_t worker, rq_error *err)
+{
+    rq_pool_thread *arg = rq_malloc(sizeof *arg);
+    if (!arg) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while starting worker threads");
+    arg->pool = pool;
+    arg->worker = worker;
+    int rc = pthread_create(&pool->threads[pool->n_started], NULL, worker_main, arg);
+    if (rc) {
+        rq_free(arg);
+        return rq_fail(err, RQ_ERR_IO, "cannot start worker thread %u of %u: %s", worker + 1, pool->n_workers,
+                       strerror(rc));
+    }
+    pool->n_started++;
+    return RQ_OK;
+}
+
+rq_status rq_pool_create(uint32_t n_workers, rq_pool **out, rq_error *err)
+{
+    if (n_workers == 0) {
+        n_workers = rq_pool_processors();
+        if (n_workers > RQ_POOL_MAX) n_workers = RQ_POOL_MAX;
+    }
+    if (n_workers > RQ_POOL_MAX)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u threads are more than the limit of %d", n_workers,
+                       RQ_POOL_MAX);
+    rq_pool *pool = rq_calloc_aligned(64, sizeof *pool);
+    if (!pool) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while starting worker threads");
+    pool->n_workers = n_workers;
+
+    /* Signals meant for the program (Ctrl-C) go to its own threads; faults stay with who caused them. */
+    sigset_t all, old;
+    sigfillset(&all);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rq_status status = RQ_OK;
+    for (uint32_t i = 1; i < n_workers && status == RQ_OK; i++) status = start_thread(pool, i, err);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (status != RQ_OK) {
+        rq_pool_destroy(pool);
+        return status;
+    }
+    *out = pool;
+    return RQ_OK;
+}

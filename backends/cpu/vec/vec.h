@@ -1,0 +1,73 @@
+/* vec.h - what the processor backend needs from an instruction set beside matrix products: operations on rows
+ * of floats and the inner part of attention. One table per instruction set, made from the same sources
+ * (pointwise_impl.h, attend_impl.h) over the wrappers of simd.h.
+ *
+ * Same bits: every function's result for an element or row depends on that element or row alone. */
+#ifndef RQ_CPU_VEC_H
+#define RQ_CPU_VEC_H
+
+#include "backends/cpu/isa.h"
+#include "backends/tape/tape.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Columns of a panel: the unit into which attention packs pages, on every instruction set. */
+enum { RQ_PANEL = 16 };
+
+/* A block of queries of one KV head against one page of 64 keys. Row r belongs to query r / group. The state
+ * (max, sum, out) is that of the online softmax inside one split. */
+typedef struct rq_attend_block {
+    uint32_t n_queries, group;    /* rows = n_queries * group */
+    uint32_t dim_k, dim_v, pad_v; /* pad_v: dim_v rounded up to RQ_PANEL, row stride of `out` in floats */
+    rq_type type_k, type_v;
+    float softcap;
+    const float *q;    /* [rows][dim_k], already multiplied by the attention scale */
+    const void *k, *v; /* the page's blocks of this head: [dim_k][64], [64][dim_v] */
+    const void *next;  /* the next page's block, to be prefetched, or NULL */
+    uint32_t next_bytes;
+    const uint8_t *lo, *hi; /* per query: visible keys [lo, hi) of this page; lo >= hi: none */
+    float *max, *sum, *out; /* [rows], [rows], [rows][pad_v] */
+    float *panels_k;        /* scratch: [4][dim_k][16] */
+    float *panels_v;        /* scratch: [pad_v / 16][64][16] */
+    float *scores;          /* scratch: [rows][64] */
+} rq_attend_block;
+
+typedef struct rq_vec {
+    const char *name; /* as in rq_cpu_isa */
+
+    /* y = x / sqrt(mean(x^2) + eps) * weight (weight may be NULL); y may be x. */
+    void (*rms_norm)(const float *x, const float *weight, float *y, size_t n, float eps);
+    void (*add)(const float *a, const float *b, float *y, size_t n);
+    void (*mul)(const float *a, const float *b, float *y, size_t n);
+    void (*scale)(const float *x, float factor, float *y, size_t n);
+    void (*glu)(const float *gate, const float *up, float *y, size_t n, rq_act act);
+    /* y = y + w x, with one rounding where the machine has a fused multiply-add. */
+    void (*weigh_add)(const float *x, float w, float *y, size_t n);
+    /* y = exp(x); see math_impl.h for range and error. */
+    void (*exp)(const float *x, float *y, size_t n);
+    /* Index of the largest, ties to the lower, NaN never wins (all NaN: 0); *max: that element, or -inf. */
+    size_t (*argmax)(const float *x, size_t n, float *max);
+    /* Rotates a head of d elements by the angles whose cos and sin are given; elements from n_rot on are
+     * copied. y may be x. */
+    void (*rope)(const float *x, const float *cos, const float *sin, float *y, uint32_t d, uint32_t n_rot,
+                 rq_pairing pairing);
+    void (*to_f16)(const float *x, uint16_t *y, size_t n); /* round to nearest even */
+
+    /* Adds a page to the state of a block of queries. */
+    void (*attend_page)(const rq_attend_block *block);
+    /* state = merge(state, other): n rows with row strides in floats. A row whose `other` maximum is -inf saw
+     * nothing and changes nothing; a row whose own maximum is -inf becomes `other`. */
+    void (*attend_merge)(float *max, float *sum, float *out, size_t stride, const float *other_max,
+                         const float *other_sum, const float *other_out, size_t other_stride, size_t n,
+                         size_t dim_v);
+    /* y = out / sum, zeros where nothing was seen. */
+    void (*attend_finish)(const float *out, float sum, float *y, size_t dim_v);
+} rq_vec;
+
+/* The table that goes with an instruction set; never NULL (the plain one where there is no better). */
+const rq_vec *rq_vec_of(const rq_cpu_isa *isa);
+
+extern const rq_vec rq_vec_scalar, rq_vec_avx2, rq_vec_avx512, rq_vec_neon; /* those this build contains */
+
+#endif
