@@ -27,6 +27,28 @@ static bool escape_spaces(rq_encoder *e, const uint8_t *text, size_t len, bool p
     return true;
 }
 
+/* No merge crosses a place where no symbol of the vocabulary could lie across it, so text may be cut there without
+ * changing anything: in front of a space, behind a byte that no symbol has in front of a space. Cut text is merged
+ * with small heaps. Returns the end of the first part. */
+static size_t first_part(const rq_tokenizer *tok, const uint8_t *text, size_t len)
+{
+    for (size_t i = 1; i + 3 <= len; i++)
+        if (text[i] == 0xE2 && text[i + 1] == 0x96 && text[i + 2] == 0x81 && !tok->joins_space[text[i - 1]])
+            return i;
+    return len;
+}
+
+static rq_status encode_parts(rq_encoder *e, const uint8_t *text, size_t len, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (size_t i = 0, part; !status && i < len; i += part) {
+        part = first_part(e->tok, text + i, len - i);
+        status = e->tok->algorithm == RQ_ALGO_SPM ? rq_spm_text(e, text + i, part, err)
+                                                  : rq_bpe_characters(e, text + i, part, err);
+    }
+    return status;
+}
+
 static rq_status word_of_split(void *user, const uint8_t *word, size_t len, rq_error *err)
 {
     return rq_bpe_word(user, word, len, err);
@@ -62,7 +84,7 @@ static rq_status encode_gemma4(rq_encoder *e, const uint8_t *text, size_t len, r
         for (end = i + 1; end < n && (e->text[end] == '\n') == newline;) end++;
         rq_token id = newline ? rq_symbols_find(&e->tok->symbols, e->text + i, end - i) : -1;
         status = id >= 0 && (size_t)id < e->tok->n_tokens ? rq_emit(e, id, err)
-                                                          : rq_bpe_characters(e, e->text + i, end - i, err);
+                                                          : encode_parts(e, e->text + i, end - i, err);
     }
     return status;
 }
@@ -76,7 +98,7 @@ static rq_status encode_fragment(rq_encoder *e, const uint8_t *text, size_t len,
     if (e->tok->algorithm == RQ_ALGO_GEMMA4) return encode_gemma4(e, text, len, err);
     size_t n;
     if (!escape_spaces(e, text, len, e->tok->add_space_prefix, &n)) return rq_no_memory(err);
-    return rq_spm_text(e, e->text, n, err);
+    return encode_parts(e, e->text, n, err);
 }
 
 rq_status rq_tokenizer_encode(const rq_tokenizer *tok, const char *chars, size_t len, unsigned flags,

