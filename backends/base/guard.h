@@ -16,8 +16,8 @@
 #define RQ_GUARD_MAX 2048
 
 /* Registers [start, start + bytes), a read-only mapping beginning at a page boundary, and stores its handle
- * (>= 0) in *slot. The first call installs the handler, for the life of the process. RQ_ERR_CAPACITY when all
- * RQ_GUARD_MAX slots are taken. Thread-safe, lock-free. */
+ * (>= 0) in *slot. Installs the handler if it is not (or no longer) in place. RQ_ERR_CAPACITY when all
+ * RQ_GUARD_MAX slots are taken. Any thread. */
 rq_status rq_guard_add(const void *start, size_t bytes, int *slot, rq_error *err);
 
 /* Forgets the range; call it before munmap, when no thread reads the mapping any more. */

@@ -398,11 +398,16 @@ static rq_status parse_tensor(cursor *c, rq_gguf_tensor *t, rq_gguf_str *name, u
 }
 
 /* In-place heap sort of tensor numbers by data offset; the C library's qsort may allocate. */
+static bool comes_before(const pending *p, uint32_t a, uint32_t b)
+{
+    return p[a].offset < p[b].offset || (p[a].offset == p[b].offset && a < b);
+}
+
 static void sift(uint32_t *order, const pending *p, uint64_t root, uint64_t n)
 {
     for (uint64_t child; (child = 2 * root + 1) < n; root = child) {
-        if (child + 1 < n && p[order[child]].offset < p[order[child + 1]].offset) child++;
-        if (p[order[root]].offset >= p[order[child]].offset) return;
+        if (child + 1 < n && comes_before(p, order[child], order[child + 1])) child++;
+        if (!comes_before(p, order[root], order[child])) return;
         uint32_t swapped = order[root];
         order[root] = order[child], order[child] = swapped;
     }
