@@ -6,6 +6,16 @@
 #include <float.h>
 #include <math.h>
 
+rq_sampling rq_sampling_default(void)
+{
+    return (rq_sampling){.temperature = 0.8f,
+                         .top_k = 40,
+                         .top_p = 0.95f,
+                         .min_p = 0.05f,
+                         .repeat_penalty = 1.0f,
+                         .repeat_last_n = 64};
+}
+
 rq_status rq_sampler_scratch_init(rq_sampler_scratch *w, uint32_t n_vocab, rq_error *err)
 {
     memset(w, 0, sizeof *w);

@@ -8,16 +8,6 @@
 #include <string.h>
 #include <time.h>
 
-rq_sampling rq_sampling_default(void)
-{
-    return (rq_sampling){.temperature = 0.8f,
-                         .top_k = 40,
-                         .top_p = 0.95f,
-                         .min_p = 0.05f,
-                         .repeat_penalty = 1.0f,
-                         .repeat_last_n = 64};
-}
-
 rq_request rq_request_default(void)
 {
     return (rq_request){.sampling = rq_sampling_default(), .n_logprobs = -1};
