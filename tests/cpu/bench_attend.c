@@ -1,0 +1,75 @@
+/* bench_attend.c - speed of attention; run by hand: bench_attend [threads] [implementation] */
+#include "backends/base/mem.h"
+#include "tests/cpu/rig.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static void measure(const char *implementation, uint32_t threads, uint32_t heads, uint32_t kv, uint32_t d,
+                    uint32_t layers, uint32_t depth, uint32_t tokens)
+{
+    rq_cache_group group = {.n_layers = layers,
+                            .n_heads = kv,
+                            .dim_k = d,
+                            .dim_v = d,
+                            .type_k = RQ_TYPE_F16,
+                            .type_v = RQ_TYPE_F16};
+    rq_step_caps caps = {
+        .max_tokens = 2048, .n_groups = 1, .n_seqs = 1, .max_pages = (depth + tokens + 63) / 64};
+    rig r;
+    rig_open(&r, implementation, threads, &group, &caps);
+    for (uint32_t i = 0; i < r.pool.n_slabs; i++) memset(r.pool.slabs[i]->host, 0x2c, r.pool.slabs[i]->bytes);
+    const uint32_t *table = rig_table(&r, 0);
+    static int32_t ids[2048];
+    rq_step_reset(&r.step);
+    rq_step_add_run(&r.step, 0, ids, tokens, depth, &table);
+    uint32_t bucket = rq_step_finish(&r.step);
+    /* one operation per layer, so that generation reads from memory and not from a cache */
+    rq_tape tape;
+    rq_tape_init(&tape, bucket);
+    rq_ref in = rq_tape_act(&tape, RQ_TYPE_F32, d, heads, bucket, 1);
+    for (uint32_t l = 0; l < layers; l++)
+        rq_op_attend(&tape, rq_tape_cache(&tape, 0, l), in, d, 1.0f / sqrtf((float)d), 0);
+    rig_compile(&r, &tape);
+    float *q = rig_value(&r, in);
+    uint64_t seed = 1;
+    for (uint32_t i = 0; i < d * heads * tokens; i++) q[i] = rig_normal(&seed);
+    double best = 1e30;
+    for (int i = 0; i < 5; i++) {
+        double t = now_ns();
+        rig_run(&r);
+        t = (now_ns() - t) / layers;
+        best = t < best ? t : best;
+    }
+    double seen = (double)tokens * depth + (double)tokens * (tokens + 1) / 2;
+    double bytes = 2.0 * kv * d * 2 * (depth + tokens), flops = 4.0 * heads * d * seen;
+    printf("threads %u  heads %u/%u  d %u  depth %5u  tokens %4u: %10.0f ns  %6.2f GB/s  %7.2f GFLOP/s\n", threads,
+           heads, kv, d, depth, tokens, best, bytes / best, flops / best);
+    rq_tape_free(&tape);
+    rig_close(&r);
+}
+
+int main(int argc, char **argv)
+{
+    uint32_t threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 2;
+    const char *isa = argc > 2 ? argv[2] : NULL;
+    measure(isa, threads, 16, 8, 128, 8, 4096, 1);
+    measure(isa, threads, 8, 8, 128, 8, 4096, 1);
+    measure(isa, threads, 32, 8, 128, 8, 4096, 1);
+    measure(isa, threads, 32, 4, 128, 8, 4096, 1);
+    measure(isa, threads, 14, 2, 64, 24, 4096, 1);
+    measure(isa, threads, 16, 8, 128, 8, 4096, 4);
+    measure(isa, threads, 16, 8, 128, 2, 4096, 512);
+    measure(isa, threads, 16, 8, 128, 2, 0, 512);
+    return 0;
+}
