@@ -127,6 +127,9 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
                                rq_error *err)
 {
     rq_tape_init(&p->tape, bucket);
+    p->tape.persist_rows[RQ_PERSIST_HIDDEN] = ex->params.caps.max_tokens;
+    p->tape.persist_rows[RQ_PERSIST_LOGITS] = RQ_HEAD_ROWS;
+    p->tape.persist_rows[RQ_PERSIST_SAMPLED] = ex->params.caps.n_seqs;
     ex->params.build(ex->params.user, kind, &p->tape);
     rq_status status = rq_tape_check(&p->tape, err);
     if (status != RQ_OK) return status;

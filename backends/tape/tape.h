@@ -130,6 +130,7 @@ typedef struct rq_tape {
     rq_op *prims;
     uint32_t n_prims, cap_prims;
     uint32_t layer; /* given to the operations appended now */
+    uint32_t persist_rows[RQ_PERSIST_COUNT]; /* set by the executor before a family writes the tape */
     rq_status status;
     rq_error error;
 } rq_tape;
@@ -142,6 +143,7 @@ rq_status rq_tape_check(const rq_tape *tape, rq_error *err);
 
 rq_ref rq_tape_weight(rq_tape *tape, uint32_t index, rq_type type, const uint32_t ne[4], const char *name);
 rq_ref rq_tape_cache(rq_tape *tape, uint32_t group, uint32_t layer);
+/* [ne0, ne1]; ne1 is the number of rows there are: tape->persist_rows[which]. */
 rq_ref rq_tape_persist(rq_tape *tape, rq_persist which, rq_type type, uint32_t ne0, uint32_t ne1);
 /* A new activation, contiguous. */
 rq_ref rq_tape_act(rq_tape *tape, rq_type type, uint32_t ne0, uint32_t ne1, uint32_t ne2, uint32_t ne3);

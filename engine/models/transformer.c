@@ -85,6 +85,11 @@ static rq_ref expert_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_re
     return rq_op_combine(t, y, weights);
 }
 
+static rq_ref persist(rq_tape *t, rq_persist which, rq_type type, uint32_t ne0)
+{
+    return rq_tape_persist(t, which, type, ne0, t->persist_rows[which]);
+}
+
 static void build_trunk(const rq_model *m, rq_tape *t)
 {
     const rq_hparams *hp = &m->hp;
@@ -101,18 +106,17 @@ static void build_trunk(const rq_model *m, rq_tape *t)
     }
     t->layer = UINT32_MAX;
     x = rq_op_rms_norm(t, x, vector(m, t, m->global[RQ_ROLE_OUTPUT_NORM]), hp->eps);
-    rq_op_copy(t, x, rq_tape_persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd, RQ_MAX_BUCKET));
+    rq_op_copy(t, x, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));
 }
 
 static void build_head(const rq_model *m, rq_tape *t)
 {
     const rq_hparams *hp = &m->hp;
     t->layer = UINT32_MAX;
-    rq_ref x =
-        rq_op_select_rows(t, rq_tape_persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd, RQ_MAX_BUCKET));
+    rq_ref x = rq_op_select_rows(t, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));
     rq_ref logits = linear(m, t, m->global[RQ_ROLE_OUTPUT], m->global[RQ_ROLE_OUTPUT_BIAS], x);
-    rq_op_copy(t, logits, rq_tape_persist(t, RQ_PERSIST_LOGITS, RQ_TYPE_F32, hp->n_vocab, RQ_HEAD_ROWS));
-    rq_op_argmax(t, logits, rq_tape_persist(t, RQ_PERSIST_SAMPLED, RQ_TYPE_I32, 1, RQ_MAX_RUNS));
+    rq_op_copy(t, logits, persist(t, RQ_PERSIST_LOGITS, RQ_TYPE_F32, hp->n_vocab));
+    rq_op_argmax(t, logits, persist(t, RQ_PERSIST_SAMPLED, RQ_TYPE_I32, 1));
 }
 
 static const rq_family llama = {.arch = "llama",
