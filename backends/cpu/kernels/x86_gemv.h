@@ -38,7 +38,7 @@ RQ_INLINE __m256i rq_dot256(const rq_u256 *u, const rq_act256 *a, const int is_s
     return sum;
 }
 
-#define RQ_GEMV_256(name, block_bytes, is_signed, offset, has_min, group, chain, sign)                       \
+#define RQ_GEMV_256(id, name, block_bytes, is_signed, offset, has_min, group, chain, sign)                   \
     static void rq_gemv_##name(const rq_mm_call *c)                                                          \
     {                                                                                                        \
         for (int64_t r = c->r0; r < c->r1; r += 8) {                                                         \
@@ -95,7 +95,7 @@ RQ_INLINE int rq_groups_left(int64_t n)
 #define RQ_M_q1_0          RQ_NO_MIN
 #define RQ_M_q2_0          RQ_NO_MIN
 
-#define RQ_GEMV_32(name, span_bytes, offset, has_min, chain, sign)                                           \
+#define RQ_GEMV_32(id, name, span_bytes, offset, has_min, chain, sign)                                       \
     static void rq_gemv_##name(const rq_mm_call *c)                                                          \
     {                                                                                                        \
         for (int64_t r = c->r0; r < c->r1; r += 8) {                                                         \

@@ -53,7 +53,7 @@ RQ_INLINE void rq_tile_finish256(__m256i sc[8], __m256i mn[8], rq_tile256 *t, co
     }
 }
 
-#define RQ_PACK_256(name, block_bytes, is_signed, offset, has_min, group, chain, sign)                       \
+#define RQ_PACK_256(id, name, block_bytes, is_signed, offset, has_min, group, chain, sign)                   \
     static void rq_pack_##name(const uint8_t *const rows[8], size_t span, int n32, rq_tile *tile)            \
     {                                                                                                        \
         rq_tile256 *t = &tile->t256;                                                                         \
@@ -63,8 +63,9 @@ RQ_INLINE void rq_tile_finish256(__m256i sc[8], __m256i mn[8], rq_tile256 *t, co
             rq_u256 u;                                                                                       \
             rq_u_##name(rows[i] + span * (block_bytes), &u);                                                 \
             for (int j = 0; j < 8; j++)                                                                      \
-                codes[j][i] =                                                                                \
-                    is_signed && offset ? _mm256_add_epi8(u.q[j], _mm256_set1_epi8(offset)) : u.q[j];        \
+                codes[j][i] = is_signed && offset                                                            \
+                                  ? _mm256_add_epi8(u.q[j], _mm256_set1_epi8((char)(offset)))                \
+                                  : u.q[j];                                                                  \
             sc[i] = u.sc;                                                                                    \
             d[i] = u.d;                                                                                      \
             mn[i] = has_min ? u.mn : u.sc;                                                                   \
@@ -77,7 +78,7 @@ RQ_INLINE void rq_tile_finish256(__m256i sc[8], __m256i mn[8], rq_tile256 *t, co
     }
 RQ_TYPES_256(RQ_PACK_256)
 
-#define RQ_PACK_32(name, span_bytes, offset, has_min, chain, sign)                                           \
+#define RQ_PACK_32(id, name, span_bytes, offset, has_min, chain, sign)                                       \
     static void rq_pack_##name(const uint8_t *const rows8[8], size_t span, int n32, rq_tile *tile)           \
     {                                                                                                        \
         rq_tile32 *t = &tile->t32;                                                                           \
