@@ -315,7 +315,10 @@ static rq_exchange *exchange_new(rq_http *http, struct MHD_Connection *connectio
                               .start_ns = rq_server_now_ns()};
     exchange->body.max = http->server->config.max_body_bytes;
     snprintf(exchange->id, sizeof exchange->id, "req_%016llx", (unsigned long long)rq_random_seed());
-    if (exchange->url) return exchange;
+    if (exchange->url) {
+        atomic_fetch_add(&http->server->metrics.exchanges, 1);
+        return exchange;
+    }
     rq_free(exchange);
     return NULL;
 }
@@ -326,6 +329,7 @@ static void exchange_free(rq_exchange *exchange)
     rq_job_close(&exchange->job);
     if (had_job) atomic_fetch_sub(&exchange->server->metrics.generating, 1);
     atomic_fetch_sub(&exchange->server->metrics.body_bytes, exchange->body_counted);
+    atomic_fetch_sub(&exchange->server->metrics.exchanges, 1);
     rq_buf_free(&exchange->body);
     rq_buf_free(&exchange->out);
     rq_free(exchange->url);

@@ -7,7 +7,8 @@
 #include <string.h>
 #include <time.h>
 
-enum { MAX_TEXT_BYTES = 64 << 20 };
+/* MAX_BURST: events delivered in one go, so that a stream is sent before much of it has piled up. */
+enum { MAX_TEXT_BYTES = 64 << 20, MAX_BURST = 32 };
 
 bool rq_api_fail_engine(rq_api_error *out, rq_status status, const rq_error *err)
 {
@@ -245,11 +246,11 @@ static void note_progress(rq_choice *choice, const rq_event *event)
     if (event->token >= 0) hold(&choice->slot->held, &event->token, 1);
 }
 
-/* Delivers what one choice has, waiting up to timeout_ms for the first event. */
+/* Delivers what one choice has, but no more than a burst, waiting up to timeout_ms for the first event. */
 static bool drain_choice(rq_job *job, rq_choice *choice, int timeout_ms, rq_job_event *on_event, void *user,
                          rq_api_error *error)
 {
-    for (;;) {
+    for (int i = 0; i < MAX_BURST; i++) {
         rq_event event;
         rq_error err = {0};
         rq_status status = rq_next(choice->slot->session, &event, timeout_ms, &err);
@@ -273,6 +274,7 @@ static bool drain_choice(rq_job *job, rq_choice *choice, int timeout_ms, rq_job_
         if (choice->done) return true;
         timeout_ms = 0;
     }
+    return true;
 }
 
 rq_job_state rq_job_step(rq_job *job, int timeout_ms, rq_job_event *on_event, void *user, rq_api_error *error)

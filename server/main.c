@@ -149,6 +149,16 @@ static void leave_now(const char *why)
     _exit(0);
 }
 
+/* Waits until the count is zero, but no longer than `seconds`. */
+static void wait_until_zero(atomic_int *count, uint32_t seconds, const sigset_t *set)
+{
+    uint64_t until = rq_server_now_ns() + (uint64_t)seconds * 1000000000u;
+    while (atomic_load(count) > 0 && rq_server_now_ns() < until) {
+        int sig = wait_for_signal(set, 50);
+        if (sig == SIGINT || sig == SIGTERM) leave_now("ended by a second signal");
+    }
+}
+
 /* Lets running requests end, then makes them end. */
 static void drain(rq_server *server, rq_http *http, const sigset_t *set)
 {
@@ -159,12 +169,10 @@ static void drain(rq_server *server, rq_http *http, const sigset_t *set)
         fprintf(stderr, "ending: %d requests have up to %u s; a second signal ends at once\n", running,
                 (unsigned)server->config.stop_timeout_s);
     }
-    uint64_t until = rq_server_now_ns() + (uint64_t)server->config.stop_timeout_s * 1000000000u;
-    while (atomic_load(&server->metrics.generating) > 0 && rq_server_now_ns() < until) {
-        int sig = wait_for_signal(set, 50);
-        if (sig == SIGINT || sig == SIGTERM) leave_now("ended by a second signal");
-    }
+    wait_until_zero(&server->metrics.generating, server->config.stop_timeout_s, set);
     atomic_store(&server->phase, RQ_CANCELLING);
+    /* The engine stops within a step; then the last words of each answer need a moment to be sent. */
+    wait_until_zero(&server->metrics.exchanges, 3, set);
 }
 
 static int serve(rq_server *server, const sigset_t *set, int fd, uint32_t port)

@@ -76,19 +76,21 @@ static size_t shared_beginning(const rq_tokens *a, const rq_tokens *b)
     return i;
 }
 
-/* The best free slot; there is one. */
+/* The best free slot; there is one. A slot is worth taking for what it holds when that saves at least as much as
+ * it destroys: otherwise a few words that all conversations begin with would make a new conversation overwrite
+ * an old one while other slots are empty. */
 static rq_slot *choose_slot(rq_pool *pool, const rq_tokens *tokens)
 {
-    rq_slot *best = NULL;
-    size_t best_shared = 0;
+    rq_slot *best = NULL, *oldest = NULL;
+    size_t best_gain = 0;
     for (size_t i = 0; i < pool->n_slots; i++) {
         rq_slot *slot = &pool->slots[i];
         if (slot->busy) continue;
-        size_t shared = shared_beginning(&slot->held, tokens);
-        bool better =
-            !best || shared > best_shared || (shared == best_shared && slot->last_used < best->last_used);
-        if (better) best = slot, best_shared = shared;
+        if (!oldest || slot->last_used < oldest->last_used) oldest = slot;
+        size_t shared = shared_beginning(&slot->held, tokens), lost = slot->held.n - shared;
+        if (shared > lost && shared - lost > best_gain) best = slot, best_gain = shared - lost;
     }
+    if (!best) best = oldest;
     best->busy = true;
     pool->n_free--;
     return best;

@@ -313,14 +313,13 @@ static bool finish_length(rq_api_request *out, const rq_parse_limits *limits, rq
                  {"max_tokens", out->want_max_tokens},
                  {"n_predict", out->want_n_predict}};
     out->generation.max_tokens = limits->max_tokens;
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 3; i-- > 0;) { /* the first of the list has the last word */
         if (given[i].value == INT32_MIN) continue;
         if (given[i].value == 0) {
             return rq_api_fail(error, 400, given[i].name, "'%s' must be at least 1, or -1 for no limit",
                                given[i].name);
         }
         out->generation.max_tokens = given[i].value < 0 ? 0 : (uint32_t)given[i].value;
-        break; /* the first of the list wins */
     }
     return true;
 }

@@ -306,7 +306,7 @@ static bool wait_ms(rq_session *s, long ms)
 static void post(rq_session *s, const rq_event *event, const char *text, size_t bytes)
 {
     pthread_mutex_lock(&s->lock);
-    if (s->n_events < MAX_EVENTS) {
+    if (s->n_events < MAX_EVENTS - (event->finish == RQ_FINISH_NONE)) { /* the last one always fits */
         fake_event *out = &s->events[s->n_events++];
         out->event = *event;
         if (bytes > TEXT_MAX) bytes = TEXT_MAX;
