@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-enum { MAX_TOKENS = 128, N_SEQS = 3, MAX_PAGES = 4, LENGTH = 150 };
+enum { MAX_TOKENS = 128, N_SEQS = 3, MAX_PAGES = 4, LENGTH = 100 };
 
 static const synth_config *const configs[] = {&synth_llama, &synth_qwen2, &synth_qwen3, &synth_moe,
                                               &synth_windows};
@@ -261,7 +261,7 @@ static uint32_t random_place(void *user, uint32_t layer)
 static void random_passes_have_the_same_bits(void **state)
 {
     uint32_t fused = 0, plain_ops = 0, copies = 0;
-    for (uint64_t seed = 1; seed <= 60; seed++) {
+    for (uint64_t seed = 1; seed <= 30; seed++) {
         random_pass p = {.seed = seed * 7919};
         synth_config c = synth_llama;
         c.n_embd = WIDTH;
@@ -309,7 +309,7 @@ static void random_passes_have_the_same_bits(void **state)
         rq_free(expected);
         synth_free(&p.m);
     }
-    assert_true(copies > 100 && fused > 300);
+    assert_true(copies > 100 && fused > 150);
 }
 
 /* ---- stepping --------------------------------------------------------------------------------------------------- */
@@ -399,14 +399,14 @@ static void copied_pages_hold_the_same(void **state)
         uint32_t n = m.c.n_vocab;
         float *expected = logits_of(&r, 0, 50), *out = rq_calloc(LENGTH * n, sizeof *out);
         r.drive.lengths[0] = 0;
-        assert_int_equal(driver_run(&r.drive, &(drive_piece){0, 100}, 1, out, NULL), RQ_OK);
+        assert_int_equal(driver_run(&r.drive, &(drive_piece){0, 70}, 1, out, NULL), RQ_OK);
         uint32_t from = r.drive.pages[1], to = r.drive.pages[2 * MAX_PAGES + 3];
         assert_int_equal(rq_executor_copy_page(r.ex, 0, from, to, NULL), RQ_OK);
         r.drive.pages[1] = to;
         rq_step *step = rq_executor_begin(r.ex, NULL); /* a step of edits only */
         assert_true(rq_step_add_edit(step, 0, 0, 1, to));
         assert_int_equal(rq_executor_submit(r.ex, step, NULL), RQ_OK);
-        assert_int_equal(driver_run(&r.drive, &(drive_piece){0, 50}, 1, out + 100 * n, NULL), RQ_OK);
+        assert_int_equal(driver_run(&r.drive, &(drive_piece){0, 30}, 1, out + 70 * n, NULL), RQ_OK);
         same(expected, out, n, LENGTH);
         assert_int_equal(rq_executor_copy_page(r.ex, 0, 0, N_SEQS * MAX_PAGES, NULL), RQ_ERR_ARGUMENT);
         rq_free(expected);
