@@ -56,7 +56,8 @@ void rig_open(rig *r, const char *implementation, uint32_t threads, const rq_cac
     r->pool.layout.slab_shift = 2; /* several slabs */
     r->pool.n_pages = r->caps.max_pages * r->caps.n_seqs;
     r->pool.n_slabs = (r->pool.n_pages + 3) / 4;
-    for (uint32_t i = 0; i < r->pool.n_slabs; i++) r->pool.slabs[i] = memory(r, 4 * r->pool.layout.page_bytes);
+    for (uint32_t i = 0; i < r->pool.n_slabs; i++)
+        r->pool.slabs[i] = memory(r, 4 * r->pool.layout.page_bytes);
     r->pool.table = memory(r, r->pool.n_pages * sizeof(uint32_t));
     uint32_t *table = r->pool.table->host;
     for (uint32_t s = 0; s < r->caps.n_seqs; s++)
@@ -83,7 +84,8 @@ void rig_close(rig *r)
 void rig_fresh_cache(rig *r)
 {
     /* 0xff.. is a NaN as f16 and as f32 */
-    for (uint32_t i = 0; i < r->pool.n_slabs; i++) memset(r->pool.slabs[i]->host, 0xff, r->pool.slabs[i]->bytes);
+    for (uint32_t i = 0; i < r->pool.n_slabs; i++)
+        memset(r->pool.slabs[i]->host, 0xff, r->pool.slabs[i]->bytes);
 }
 
 const uint32_t *rig_table(const rig *r, uint32_t seq)
@@ -169,8 +171,8 @@ void rig_compile(rig *r, const rq_tape *tape)
         if (tape->values[i].space == RQ_SPACE_ACT)
             r->arena_offset[i] = r->arena_offset[tape->values[i].index];
     r->arena = memory(r, at);
-    r->bindings = (rq_bindings){
-        .weights = r->weight_bindings, .arena = r->arena, .pools = &r->pool, .caps = &r->caps};
+    r->bindings =
+        (rq_bindings){.weights = r->weight_bindings, .arena = r->arena, .pools = &r->pool, .caps = &r->caps};
     memcpy(r->bindings.persist, r->persist, sizeof r->persist);
     rq_segment segment = {tape, 0, tape->n_ops, r->arena_offset, r->barrier};
     for (uint32_t i = 0; i < tape->n_ops; i++)
