@@ -1,0 +1,1175 @@
+/* The scheduler over an executor that notices every mistake: each session must see exactly its own sequence,
+ * whoever runs beside it, whatever is cancelled, full, unread or broken. */
+#include "backends/base/mem.h"
+#include "engine/sampler/sampler.h"
+#include "engine/sched/sched.h"
+#include "tests/engine/fake_executor.h"
+#include "tests/engine/tiny_vocab.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum { VOCAB = TINY_COUNT };
+
+typedef struct bench {
+    rq_tokenizer *tok;
+    rq_executor *ex;
+    rq_sched *sched;
+    atomic_bool lost;
+} bench;
+
+typedef struct setup {
+    uint32_t n_ctx, n_sessions, n_batch, n_queue, cache_tokens, step_us;
+} setup;
+
+static rq_status file_is_there(void *user, rq_error *err)
+{
+    bench *b = user;
+    return atomic_load(&b->lost) ? rq_fail(err, RQ_ERR_DEVICE, "the file is gone") : RQ_OK;
+}
+
+static rq_status bench_open(bench *b, setup s, rq_error *err)
+{
+    memset(b, 0, sizeof *b);
+    rq_status status = tiny_tokenizer_create(RQ_TOKEN_CONTROL, &b->tok, err);
+    if (status != RQ_OK) return status;
+    uint32_t tokens = s.cache_tokens != 0 ? s.cache_tokens : s.n_ctx * s.n_sessions;
+    if (s.cache_tokens == 0) tokens = (s.n_ctx + 63) / 64 * 64 * s.n_sessions;
+    fake_params p = {.caps = {.max_tokens = s.n_batch,
+                              .n_groups = 2,
+                              .n_seqs = s.n_sessions,
+                              .max_pages = (s.n_ctx + 63) / 64},
+                     .group_pages = {tokens / 64, tokens / 64 + 3},
+                     .n_vocab = VOCAB,
+                     .step_us = s.step_us};
+    rq_step_caps_complete(&p.caps);
+    b->ex = fake_create(&p);
+    if (b->ex == NULL) return rq_fail(err, RQ_ERR_MEMORY, "no memory for the fake");
+    rq_sched_params sp = {.executor = b->ex,
+                          .tok = b->tok,
+                          .group_pages = p.group_pages,
+                          .n_groups = 2,
+                          .n_vocab = VOCAB,
+                          .n_ctx = s.n_ctx,
+                          .n_sessions = s.n_sessions,
+                          .n_batch = s.n_batch,
+                          .n_queue = s.n_queue != 0 ? s.n_queue : 4 * s.n_sessions,
+                          .check = file_is_there,
+                          .user = b};
+    return rq_sched_create(&sp, &b->sched, err);
+}
+
+static uint32_t bench_close(bench *b)
+{
+    rq_sched_free(b->sched);
+    uint32_t violations = fake_free(b->ex);
+    rq_tokenizer_free(b->tok);
+    return violations;
+}
+
+static void open_ok(bench *b, setup s)
+{
+    rq_error err = {0};
+    if (bench_open(b, s, &err) != RQ_OK) {
+        print_error("%s\n", err.text);
+        fail();
+    }
+}
+
+static rq_session *session_of(bench *b)
+{
+    rq_session *s = NULL;
+    assert_int_equal(rq_sched_open(b->sched, &s, NULL), RQ_OK);
+    return s;
+}
+
+/* ---- what must come out ---------------------------------------------------------------------------------- */
+
+enum { MAX_TOKENS = 700 };
+
+typedef struct answer {
+    rq_token ids[MAX_TOKENS]; /* without the token that ended it */
+    size_t n, n_events;
+    char text[8 * MAX_TOKENS];
+    size_t bytes;
+    rq_event last;
+} answer;
+
+/* A prompt of printable bytes, a function of its number. */
+static void make_prompt(rq_token *ids, size_t n, uint32_t number)
+{
+    uint64_t x = number * 2654435761u + 1;
+    for (size_t i = 0; i < n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        ids[i] = 32 + (rq_token)((x >> 33) % 95);
+    }
+}
+
+/* What the request must give, by the plain definition: one token after the other, alone. */
+static void expect(bench *b, const rq_token *prompt, size_t n, const rq_request *r, uint32_t n_ctx, answer *a)
+{
+    static rq_token ids[4 * MAX_TOKENS];
+    static float logits[VOCAB];
+    memset(a, 0, sizeof *a);
+    memcpy(ids, prompt, n * sizeof *ids);
+    rq_sampler_scratch scratch;
+    rq_sampler sampler = {0};
+    assert_int_equal(rq_sampler_scratch_init(&scratch, VOCAB, NULL), RQ_OK);
+    size_t n_eog = 0;
+    const rq_token *eog = rq_tokenizer_eog(b->tok, &n_eog);
+    assert_int_equal(
+        rq_sampler_start(&sampler, &r->sampling, VOCAB, ids, n, eog, r->ignore_eos ? n_eog : 0, NULL), RQ_OK);
+    rq_buf text = {.max = sizeof a->text};
+    rq_detok detok;
+    rq_detok_init(&detok, b->tok, 0);
+    a->last.finish = RQ_FINISH_NONE;
+    while (a->last.finish == RQ_FINISH_NONE) {
+        rq_token token;
+        fake_logits(ids, n, VOCAB, logits);
+        assert_int_equal(rq_sampler_choose(&sampler, &scratch, logits, &token, NULL), RQ_OK);
+        a->last.n_generated++;
+        if (!r->ignore_eos && rq_token_is_eog(b->tok, token)) {
+            a->last.finish = RQ_FINISH_EOS;
+            break;
+        }
+        ids[n++] = token;
+        rq_sampler_accept(&sampler, ids, n);
+        a->ids[a->n++] = token;
+        rq_detok_add(&detok, token, &text);
+        for (size_t i = 0; i < r->n_stop; i++) {
+            char *hit = text.len > 0 ? memmem(text.data, text.len, r->stop[i], strlen(r->stop[i])) : NULL;
+            if (hit == NULL) continue;
+            a->last.finish = RQ_FINISH_STOP;
+            text.len = (size_t)(hit - text.data);
+        }
+        if (a->last.finish == RQ_FINISH_NONE && (a->n == r->max_tokens || n == n_ctx))
+            a->last.finish = RQ_FINISH_LENGTH;
+    }
+    if (a->last.finish != RQ_FINISH_STOP) rq_detok_flush(&detok, &text);
+    a->bytes = text.len;
+    if (text.len > 0) memcpy(a->text, text.data, text.len);
+    rq_buf_free(&text);
+    rq_sampler_free(&sampler);
+    rq_sampler_scratch_free(&scratch);
+}
+
+/* Reads the running request to its end. */
+static void collect(rq_session *s, answer *a)
+{
+    rq_event e;
+    uint32_t n_before = 0; /* tokens somebody else has read */
+    memset(a, 0, sizeof *a);
+    do {
+        rq_error err = {0};
+        rq_status status = rq_next(s, &e, 20000, &err);
+        if (status != RQ_OK) {
+            print_error("%s\n", err.text);
+            fail();
+        }
+        if (e.token >= 0) {
+            assert_int_equal(e.finish, RQ_FINISH_NONE);
+            if (a->n == 0) n_before = e.n_generated - 1;
+            a->ids[a->n++] = e.token;
+            assert_int_equal(e.n_generated, n_before + a->n);
+        }
+        assert_true(a->bytes + e.text_bytes < sizeof a->text);
+        memcpy(a->text + a->bytes, e.text, e.text_bytes);
+        a->bytes += e.text_bytes;
+        a->n_events++;
+    } while (e.finish == RQ_FINISH_NONE);
+    a->last = e;
+    assert_int_equal(rq_next(s, &e, 0, NULL), RQ_ERR_ARGUMENT); /* nothing runs any more */
+}
+
+static void check_same(const answer *got, const answer *want)
+{
+    assert_int_equal(got->n, want->n);
+    assert_memory_equal(got->ids, want->ids, want->n * sizeof *want->ids);
+    assert_int_equal(got->bytes, want->bytes);
+    assert_memory_equal(got->text, want->text, want->bytes);
+    assert_int_equal(got->last.finish, want->last.finish);
+    assert_int_equal(got->last.n_generated, want->last.n_generated);
+}
+
+static rq_request request(uint32_t max_tokens, uint64_t seed)
+{
+    rq_request r = rq_request_default();
+    r.max_tokens = max_tokens;
+    r.sampling.seed = seed;
+    r.ignore_eos = true;
+    return r;
+}
+
+static void submit_ok(rq_session *s, const rq_token *ids, size_t n, const rq_request *r)
+{
+    rq_error err = {0};
+    if (rq_submit(s, ids, n, NULL, 0, r, &err) != RQ_OK) {
+        print_error("%s\n", err.text);
+        fail();
+    }
+}
+
+static void pause_ms(int ms)
+{
+    struct timespec t = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L};
+    nanosleep(&t, NULL);
+}
+
+/* Waits until nothing moves any more. */
+static void settle(bench *b)
+{
+    for (uint32_t before = fake_steps(b->ex), same = 0; same < 5; same++) {
+        pause_ms(10);
+        uint32_t now = fake_steps(b->ex);
+        if (now != before) same = 0;
+        before = now;
+    }
+}
+
+/* ---- one request ----------------------------------------------------------------------------------------- */
+
+static void test_single(void **state)
+{
+    bench b;
+    static answer want, got;
+    rq_token prompt[300];
+    open_ok(&b, (setup){.n_ctx = 400, .n_sessions = 1, .n_batch = 32});
+    rq_session *s = session_of(&b);
+    /* greedy and not, prompts around the sizes that matter, with the context as the limit too */
+    static const size_t sizes[] = {1, 2, 7, 8, 9, 31, 32, 33, 64, 65, 200};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        rq_request r = request(i % 4 == 3 ? 0 : 20, i);
+        if (i % 2) r.sampling.temperature = 0;
+        make_prompt(prompt, sizes[i], (uint32_t)i);
+        expect(&b, prompt, sizes[i], &r, 400, &want);
+        submit_ok(s, prompt, sizes[i], &r);
+        collect(s, &got);
+        check_same(&got, &want);
+        assert_int_equal(got.last.finish, RQ_FINISH_LENGTH);
+        assert_int_equal(got.last.n_prompt, sizes[i]);
+        assert_true(got.last.prompt_ms >= 0 && got.last.generate_ms >= 0);
+        /* all but the last token, which was never evaluated */
+        assert_int_equal(rq_session_length(s), sizes[i] + got.n - 1);
+    }
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_chunks(void **state)
+{
+    bench b;
+    static answer got;
+    rq_token prompt[200];
+    make_prompt(prompt, 200, 1);
+    open_ok(&b, (setup){.n_ctx = 300, .n_sessions = 1, .n_batch = 64});
+    rq_session *s = session_of(&b);
+    rq_request r = request(3, 1);
+    submit_ok(s, prompt, 197, &r);
+    collect(s, &got);
+    static const uint32_t counts[] = {64, 64, 64, 5, 1, 1}; /* cut at multiples of the batch size */
+    assert_int_equal(fake_steps(b.ex), 6);
+    for (uint32_t i = 0, at = 0; i < 6; at += counts[i++]) {
+        assert_int_equal(fake_step_at(b.ex, i)->n_tokens, counts[i]);
+        assert_int_equal(fake_step_at(b.ex, i)->start[0], at);
+    }
+    /* a reused prefix ends anywhere; the next cut is where it always is */
+    prompt[100] ^= 1;
+    submit_ok(s, prompt, 180, &r);
+    collect(s, &got);
+    assert_int_equal(got.last.n_reused, 100);
+    assert_int_equal(fake_step_at(b.ex, 6)->start[0], 100);
+    assert_int_equal(fake_step_at(b.ex, 6)->n_tokens, 28);
+    assert_int_equal(fake_step_at(b.ex, 7)->n_tokens, 52);
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_reuse(void **state)
+{
+    bench b;
+    static answer want, got;
+    rq_token ids[300];
+    open_ok(&b, (setup){.n_ctx = 300, .n_sessions = 1, .n_batch = 32});
+    rq_session *s = session_of(&b);
+    rq_request r = request(10, 5);
+    make_prompt(ids, 300, 3);
+    submit_ok(s, ids, 50, &r);
+    collect(s, &got);
+    assert_int_equal(got.last.n_reused, 0);
+    assert_true(got.last.reuse_note[0] != 0);
+    /* the next turn: prompt, answer, and something new */
+    memcpy(ids + 50, got.ids, 10 * sizeof *ids);
+    expect(&b, ids, 90, &r, 300, &want);
+    submit_ok(s, ids, 90, &r);
+    collect(s, &got);
+    check_same(&got, &want);
+    assert_int_equal(got.last.n_reused, 59); /* the answer's last token was not evaluated */
+    assert_string_equal(got.last.reuse_note, "");
+    /* the same again: everything but the last token */
+    submit_ok(s, ids, 90, &r);
+    collect(s, &got);
+    check_same(&got, &want);
+    assert_int_equal(got.last.n_reused, 89);
+    assert_string_equal(got.last.reuse_note, "");
+    /* another beginning */
+    ids[20] ^= 1;
+    expect(&b, ids, 90, &r, 300, &want);
+    submit_ok(s, ids, 90, &r);
+    collect(s, &got);
+    check_same(&got, &want);
+    assert_int_equal(got.last.n_reused, 20);
+    assert_non_null(strstr(got.last.reuse_note, "token 20"));
+    /* a prefix of what is held */
+    submit_ok(s, ids, 40, &r);
+    collect(s, &got);
+    assert_int_equal(got.last.n_reused, 39);
+    assert_string_equal(got.last.reuse_note, "");
+    /* cut by hand */
+    assert_int_equal(rq_session_truncate(s, 30, NULL), RQ_OK);
+    assert_int_equal(rq_session_length(s), 30);
+    assert_int_equal(rq_session_truncate(s, 31, NULL), RQ_ERR_ARGUMENT);
+    submit_ok(s, ids, 90, &r);
+    collect(s, &got);
+    check_same(&got, &want);
+    assert_int_equal(got.last.n_reused, 30);
+    rq_engine_stats st;
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.generated_tokens, 60);
+    assert_int_equal(st.reused_tokens, 59 + 89 + 20 + 39 + 30);
+    assert_int_equal(st.prompt_tokens, 50 + 31 + 1 + 70 + 1 + 60);
+    assert_int_equal(st.steps, fake_steps(b.ex));
+    assert_int_equal(st.step_tokens, st.prompt_tokens + 6 * 9);
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_stops_and_eos(void **state)
+{
+    bench b;
+    static answer want, got;
+    rq_token prompt[16];
+    open_ok(&b, (setup){.n_ctx = 600, .n_sessions = 1, .n_batch = 32});
+    rq_session *s = session_of(&b);
+    int seen[6] = {0};
+    static const char *const stops[] = {"a", "\n", "zz", " t", "\xc3\xa9"};
+    for (uint32_t i = 0; i < 120; i++) {
+        make_prompt(prompt, 10, i);
+        rq_request r = request(i % 3 == 0 ? 300 : 40, i);
+        r.ignore_eos = i % 2;
+        r.sampling.top_k = 0;
+        r.sampling.top_p = 1;
+        r.sampling.min_p = 0;
+        r.stop = stops;
+        r.n_stop = i % 6;
+        expect(&b, prompt, 10, &r, 600, &want);
+        submit_ok(s, prompt, 10, &r);
+        collect(s, &got);
+        check_same(&got, &want);
+        seen[got.last.finish]++;
+    }
+    assert_true(seen[RQ_FINISH_EOS] > 5 && seen[RQ_FINISH_STOP] > 5 && seen[RQ_FINISH_LENGTH] > 5);
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_logprobs(void **state)
+{
+    bench b;
+    rq_token ids[40];
+    static float logits[VOCAB];
+    open_ok(&b, (setup){.n_ctx = 100, .n_sessions = 1, .n_batch = 32});
+    rq_session *s = session_of(&b);
+    for (int32_t n_top = -1; n_top <= RQ_MAX_LOGPROBS; n_top += 7) {
+        make_prompt(ids, 10, 1);
+        rq_request r = request(20, 3);
+        r.n_logprobs = n_top;
+        submit_ok(s, ids, 10, &r);
+        for (size_t n = 10;; n++) {
+            rq_event e;
+            assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+            if (e.finish != RQ_FINISH_NONE) break;
+            if (n_top < 0) {
+                assert_int_equal(e.chosen.token, -1);
+                assert_int_equal(e.n_top, 0);
+            } else {
+                rq_token_logprob chosen, top[RQ_MAX_LOGPROBS];
+                fake_logits(ids, n, VOCAB, logits);
+                assert_int_equal(e.n_top, rq_logprobs(logits, VOCAB, e.token, (uint32_t)n_top, &chosen, top));
+                assert_int_equal(e.chosen.token, e.token);
+                assert_true(e.chosen.logprob == chosen.logprob);
+                for (uint32_t i = 0; i < e.n_top; i++) {
+                    assert_int_equal(e.top[i].token, top[i].token);
+                    assert_true(e.top[i].logprob == top[i].logprob);
+                }
+            }
+            ids[n] = e.token;
+        }
+    }
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* ---- several --------------------------------------------------------------------------------------------- */
+
+static void test_beside_others(void **state)
+{
+    enum { N = 12 };
+    bench b;
+    static answer want[N], got;
+    static rq_token prompt[N][200];
+    open_ok(&b, (setup){.n_ctx = 300, .n_sessions = N, .n_batch = 64});
+    rq_session *s[N];
+    rq_request r[N];
+    for (uint32_t i = 0; i < N; i++) {
+        size_t n = 1 + i * 17;
+        make_prompt(prompt[i], n, i);
+        r[i] = request(30 + i, i);
+        r[i].sampling.repeat_penalty = i % 3 ? 1 : 1.2f;
+        r[i].sampling.frequency_penalty = i % 4 ? 0 : 0.5f;
+        expect(&b, prompt[i], n, &r[i], 300, &want[i]);
+        s[i] = session_of(&b);
+    }
+    rq_session *more;
+    rq_error err = {0};
+    assert_int_equal(rq_sched_open(b.sched, &more, &err), RQ_ERR_CAPACITY);
+    for (uint32_t i = 0; i < N; i++) submit_ok(s[i], prompt[i], 1 + i * 17, &r[i]);
+    for (uint32_t i = 0; i < N; i++) {
+        collect(s[i], &got);
+        check_same(&got, &want[i]);
+    }
+    uint32_t shared = 0;
+    for (uint32_t i = 0; i < fake_steps(b.ex); i++) shared += fake_step_at(b.ex, i)->n_runs > 1;
+    assert_true(shared > 10); /* they did share steps */
+    for (uint32_t i = 0; i < N; i++) rq_session_free(s[i]);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* Between two wide steps of prompts, everybody who is decoding gets a token, and prompts take turns. */
+static void test_nobody_starves(void **state)
+{
+    bench b;
+    static answer got;
+    static rq_token prompt[3000];
+    open_ok(&b, (setup){.n_ctx = 3000, .n_sessions = 13, .n_batch = 32, .step_us = 200});
+    rq_session *decoding[10], *long_prompt[2], *short_prompt = session_of(&b);
+    for (uint32_t i = 0; i < 10; i++) {
+        rq_token own[5];
+        make_prompt(own, 5, i);
+        rq_request r = request(0, i);
+        decoding[i] = session_of(&b);
+        submit_ok(decoding[i], own, 5, &r);
+        rq_event e;
+        assert_int_equal(rq_next(decoding[i], &e, 20000, NULL), RQ_OK);
+    }
+    rq_request r = request(1, 1);
+    make_prompt(prompt, 3000, 99);
+    uint32_t before = fake_steps(b.ex);
+    for (uint32_t i = 0; i < 2; i++) {
+        long_prompt[i] = session_of(&b);
+        submit_ok(long_prompt[i], prompt + 500 * i, 640, &r);
+    }
+    submit_ok(short_prompt, prompt, 3, &r);
+    /* read the ten so that none is left out for not being read */
+    bool open = true;
+    for (uint32_t waited = 0; open && waited < 10000; waited++) {
+        rq_event e;
+        for (uint32_t i = 0; i < 10; i++) rq_next(decoding[i], &e, 0, NULL);
+        rq_status one = rq_next(long_prompt[0], &e, 0, NULL);
+        rq_status two = rq_next(long_prompt[1], &e, 0, NULL);
+        open = one != RQ_ERR_ARGUMENT || two != RQ_ERR_ARGUMENT;
+        if (open) usleep(50);
+    }
+    assert_false(open);
+    uint32_t since[16] = {0}, n_wide = 0, last_wide = UINT32_MAX, turns = 0, short_done = 0;
+    for (uint32_t i = before; i < fake_steps(b.ex); i++) {
+        const fake_step *f = fake_step_at(b.ex, i);
+        if (f->n_tokens > 8) {
+            if (n_wide > 1)
+                for (uint32_t d = 1; d < 11; d++) assert_int_equal(since[d], 1);
+            memset(since, 0, sizeof since);
+            turns += last_wide != f->seq[0];
+            last_wide = f->seq[0];
+            n_wide++;
+        } else {
+            for (uint32_t k = 0; k < f->n_runs; k++) {
+                since[f->seq[k]]++;
+                if (f->seq[k] == 0 && short_done == 0) short_done = n_wide;
+            }
+        }
+    }
+    assert_in_range(n_wide, 40, 40);
+    assert_true(turns >= 36);     /* the two alternate */
+    assert_true(short_done <= 3); /* and three tokens do not wait for 1280 */
+    for (uint32_t i = 0; i < 10; i++) {
+        rq_cancel(decoding[i]);
+        collect(decoding[i], &got);
+        assert_int_equal(got.last.finish, RQ_FINISH_CANCELLED);
+        rq_session_free(decoding[i]);
+    }
+    rq_session_free(long_prompt[0]);
+    rq_session_free(long_prompt[1]);
+    rq_session_free(short_prompt);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* ---- room ------------------------------------------------------------------------------------------------ */
+
+static void test_queue_is_fair(void **state)
+{
+    enum { N = 4 };
+    bench b;
+    static answer want[N], got;
+    static rq_token prompt[N][128];
+    /* the cache holds one full context: requests for all of it run one after the other */
+    open_ok(&b, (setup){.n_ctx = 256, .n_sessions = N, .n_batch = 32, .cache_tokens = 256, .step_us = 100});
+    rq_session *s[N];
+    rq_request whole = request(0, 1);
+    for (uint32_t i = 0; i < N; i++) {
+        make_prompt(prompt[i], 100, i);
+        expect(&b, prompt[i], 100, &whole, 256, &want[i]);
+        s[i] = session_of(&b);
+    }
+    for (int round = 0; round < 2; round++) {
+        uint32_t before = fake_steps(b.ex);
+        for (uint32_t i = 0; i < N; i++) submit_ok(s[i], prompt[i], 100, &whole);
+        rq_engine_stats st;
+        rq_sched_get_stats(b.sched, &st);
+        assert_true(st.waiting >= 2 && st.running <= 1);
+        for (uint32_t i = 0; i < N; i++) {
+            collect(s[i], &got);
+            check_same(&got, &want[i]);
+            assert_int_equal(got.last.n_reused, 0);
+            if (round == 1) assert_non_null(strstr(got.last.reuse_note, "given to other requests"));
+        }
+        /* first come, first served: the sequences follow each other */
+        for (uint32_t i = before, seq = 0; i < fake_steps(b.ex); i++) {
+            assert_true(fake_step_at(b.ex, i)->seq[0] >= seq);
+            seq = fake_step_at(b.ex, i)->seq[0];
+        }
+    }
+    /* what an idle session holds stays while nobody needs it, and is reused */
+    rq_request little = request(5, 1);
+    submit_ok(s[3], prompt[3], 100, &little);
+    collect(s[3], &got);
+    assert_int_equal(got.last.n_reused, 99);
+    for (uint32_t i = 0; i < N; i++) rq_session_free(s[i]);
+    rq_engine_stats st;
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.cache_tokens_used, 0);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_unread_sessions_pause(void **state)
+{
+    bench b;
+    static answer want[2], got;
+    rq_token prompt[2][20];
+    open_ok(&b, (setup){.n_ctx = 500, .n_sessions = 3, .n_batch = 32, .cache_tokens = 1024, .n_queue = 1});
+    rq_session *s[3];
+    rq_request r = request(300, 1);
+    for (uint32_t i = 0; i < 2; i++) {
+        make_prompt(prompt[i], 20, i);
+        expect(&b, prompt[i], 20, &r, 500, &want[i]);
+        s[i] = session_of(&b);
+    }
+    s[2] = session_of(&b);
+    submit_ok(s[0], prompt[0], 20, &r); /* nobody reads it */
+    submit_ok(s[1], prompt[1], 20, &r);
+    collect(s[1], &got);
+    check_same(&got, &want[1]);
+    settle(&b);
+    rq_engine_stats st;
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.running, 1);
+    assert_true(rq_session_length(s[0]) < 20 + 40); /* it stands still */
+    /* its pages are its own: a request for a whole context waits, a further one is refused */
+    rq_request whole = request(0, 1);
+    submit_ok(s[1], prompt[1], 20, &whole);
+    collect(s[1], &got);
+    submit_ok(s[1], prompt[0], 20, &whole); /* runs, unread as well */
+    settle(&b);
+    submit_ok(s[2], prompt[0], 20, &whole); /* waits */
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.waiting, 1);
+    rq_session *s3 = NULL;
+    assert_int_equal(rq_sched_open(b.sched, &s3, NULL), RQ_ERR_CAPACITY);
+    rq_event e;
+    assert_int_equal(rq_next(s[2], &e, 30, NULL), RQ_ERR_TIMEOUT);
+    rq_cancel(s[2]);
+    assert_int_equal(rq_next(s[2], &e, 0, NULL), RQ_OK);
+    assert_int_equal(e.finish, RQ_FINISH_CANCELLED);
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.waiting, 0);
+    /* read at last: nothing is missing */
+    collect(s[0], &got);
+    check_same(&got, &want[0]);
+    for (uint32_t i = 0; i < 3; i++) rq_session_free(s[i]);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_queue_limit(void **state)
+{
+    bench b;
+    rq_token prompt[20];
+    make_prompt(prompt, 20, 1);
+    open_ok(&b, (setup){.n_ctx = 500, .n_sessions = 4, .n_batch = 32, .cache_tokens = 512, .n_queue = 2});
+    rq_session *s[4];
+    rq_request whole = request(0, 1);
+    for (uint32_t i = 0; i < 4; i++) s[i] = session_of(&b);
+    submit_ok(s[0], prompt, 20, &whole); /* holds everything and is not read */
+    submit_ok(s[1], prompt, 20, &whole);
+    submit_ok(s[2], prompt, 20, &whole);
+    rq_error err = {0};
+    assert_int_equal(rq_submit(s[3], prompt, 20, NULL, 0, &whole, &err), RQ_ERR_CAPACITY);
+    assert_true(err.text[0] != 0);
+    assert_int_equal(rq_evaluate(s[3], prompt, 20, 0, RQ_LOGITS_NONE, NULL, NULL, &err), RQ_ERR_CAPACITY);
+    rq_session_free(s[1]); /* leaves the queue */
+    submit_ok(s[3], prompt, 20, &whole);
+    rq_session_free(s[0]); /* makes room for the next */
+    rq_event e;
+    assert_int_equal(rq_next(s[2], &e, 20000, NULL), RQ_OK);
+    rq_session_free(s[2]);
+    assert_int_equal(rq_next(s[3], &e, 20000, NULL), RQ_OK);
+    rq_session_free(s[3]);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* ---- refusals and ends ----------------------------------------------------------------------------------- */
+
+static void test_refusals(void **state)
+{
+    bench b;
+    rq_token ids[200];
+    make_prompt(ids, 200, 1);
+    open_ok(&b, (setup){.n_ctx = 100, .n_sessions = 1, .n_batch = 32});
+    rq_session *s = session_of(&b);
+    rq_request r = request(5, 1);
+    rq_error err = {0};
+    rq_event e;
+    assert_int_equal(rq_next(s, &e, 0, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(rq_submit(s, ids, 0, NULL, 0, &r, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(rq_submit(s, ids, 100, NULL, 0, &r, &err), RQ_ERR_CAPACITY);
+    assert_non_null(strstr(err.text, "100 tokens")); /* both numbers */
+    assert_int_equal(rq_submit(s, ids, 150, NULL, 0, &r, &err), RQ_ERR_CAPACITY);
+    assert_non_null(strstr(err.text, "150"));
+    assert_non_null(strstr(err.text, "100"));
+    static const rq_token bad[] = {-1, VOCAB, INT32_MIN, INT32_MAX};
+    for (int i = 0; i < 4; i++) {
+        rq_token with_bad[3] = {65, bad[i], 66};
+        assert_int_equal(rq_submit(s, with_bad, 3, NULL, 0, &r, &err), RQ_ERR_ARGUMENT);
+        assert_int_equal(rq_evaluate(s, with_bad, 3, 0, RQ_LOGITS_NONE, NULL, NULL, &err), RQ_ERR_ARGUMENT);
+    }
+    size_t boundaries[2] = {5, 4};
+    assert_int_equal(rq_submit(s, ids, 10, boundaries, 2, &r, &err), RQ_ERR_ARGUMENT);
+    boundaries[1] = 11;
+    assert_int_equal(rq_submit(s, ids, 10, boundaries, 2, &r, &err), RQ_ERR_ARGUMENT);
+    rq_request broken = r;
+    broken.n_logprobs = RQ_MAX_LOGPROBS + 1;
+    assert_int_equal(rq_submit(s, ids, 10, NULL, 0, &broken, &err), RQ_ERR_ARGUMENT);
+    broken = r;
+    broken.sampling.top_p = NAN;
+    assert_int_equal(rq_submit(s, ids, 10, NULL, 0, &broken, &err), RQ_ERR_ARGUMENT);
+    const char *stop = "";
+    broken = r;
+    broken.stop = &stop;
+    broken.n_stop = 1;
+    assert_int_equal(rq_submit(s, ids, 10, NULL, 0, &broken, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(rq_evaluate(s, ids, 101, 0, RQ_LOGITS_NONE, NULL, NULL, &err), RQ_ERR_CAPACITY);
+    assert_int_equal(rq_evaluate(s, ids, 5, 0, RQ_LOGITS_ALL, NULL, NULL, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(fake_steps(b.ex), 0);
+    /* while one runs */
+    boundaries[1] = 10;
+    assert_int_equal(rq_submit(s, ids, 99, boundaries, 2, &r, &err), RQ_OK);
+    rq_status status = rq_submit(s, ids, 10, NULL, 0, &r, &err);
+    assert_true(status == RQ_ERR_ARGUMENT || rq_session_length(s) >= 98);
+    static answer got;
+    if (status != RQ_OK) {
+        collect(s, &got);
+        assert_int_equal(got.n, 1); /* room for one */
+        assert_int_equal(got.last.finish, RQ_FINISH_LENGTH);
+    }
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+    /* a pool smaller than a context could never run one */
+    assert_int_equal(
+        bench_open(&b, (setup){.n_ctx = 500, .n_sessions = 4, .n_batch = 32, .cache_tokens = 384}, &err),
+        RQ_ERR_ARGUMENT);
+    bench_close(&b);
+    assert_int_equal(bench_open(&b, (setup){.n_ctx = 100, .n_sessions = 300, .n_batch = 32}, &err),
+                     RQ_ERR_ARGUMENT);
+    bench_close(&b);
+}
+
+static void test_cancel(void **state)
+{
+    bench b;
+    static answer want, got;
+    static rq_token ids[2000];
+    make_prompt(ids, 2000, 1);
+    open_ok(&b, (setup){.n_ctx = 2000, .n_sessions = 2, .n_batch = 32, .step_us = 3000});
+    rq_session *s = session_of(&b);
+    rq_request r = request(0, 1);
+    rq_event e;
+    /* while it generates: the step in flight is the last */
+    submit_ok(s, ids, 10, &r);
+    for (int i = 0; i < 3; i++) assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+    uint32_t steps = fake_steps(b.ex);
+    rq_cancel(s);
+    collect(s, &got);
+    assert_int_equal(got.last.finish, RQ_FINISH_CANCELLED);
+    settle(&b);
+    assert_true(fake_steps(b.ex) <= steps + 1);
+    /* while its prompt is read: 60 pieces of 3 ms */
+    submit_ok(s, ids, 1999, &r);
+    pause_ms(15);
+    rq_cancel(s);
+    collect(s, &got);
+    assert_int_equal(got.last.finish, RQ_FINISH_CANCELLED);
+    assert_int_equal(got.n, 0);
+    assert_true(rq_session_length(s) < 1500);
+    rq_cancel(s); /* nothing runs: nothing happens */
+    /* what was evaluated before is good for the next request */
+    size_t held = rq_session_length(s);
+    r.max_tokens = 4;
+    expect(&b, ids, 1200, &r, 2000, &want);
+    submit_ok(s, ids, 1200, &r);
+    collect(s, &got);
+    check_same(&got, &want);
+    assert_int_equal(got.last.n_reused, held < 1199 ? held : 1199);
+    /* a session may be freed in the middle of its work */
+    r.max_tokens = 0;
+    submit_ok(s, ids, 10, &r);
+    assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+    rq_session_free(s);
+    rq_engine_stats st;
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.sessions, 0);
+    assert_int_equal(st.cache_tokens_used, 0);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void *free_engine(void *user)
+{
+    pause_ms(20);
+    rq_sched_free(user);
+    return NULL;
+}
+
+static void test_engine_freed_first(void **state)
+{
+    /* not allowed for idle sessions to outlive it, but requests in progress end properly */
+    bench b;
+    rq_token ids[10];
+    make_prompt(ids, 10, 1);
+    open_ok(&b, (setup){.n_ctx = 20000, .n_sessions = 1, .n_batch = 32, .step_us = 100});
+    rq_session *s = session_of(&b);
+    rq_request r = request(0, 1);
+    submit_ok(s, ids, 10, &r);
+    rq_event e;
+    assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+    rq_cancel(s);
+    do assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+    while (e.finish == RQ_FINISH_NONE);
+    rq_session_free(s);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, free_engine, b.sched), 0);
+    pthread_join(thread, NULL);
+    b.sched = NULL;
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* ---- failures -------------------------------------------------------------------------------------------- */
+
+static void test_device_failures(void **state)
+{
+    static answer got;
+    for (uint32_t place = FAKE_BEGIN; place <= FAKE_WAIT; place++)
+        for (uint32_t n = 1; n < 8; n++) {
+            bench b;
+            rq_token ids[50];
+            make_prompt(ids, 50, 1);
+            open_ok(&b, (setup){.n_ctx = 200, .n_sessions = 3, .n_batch = 16, .cache_tokens = 448});
+            rq_session *s[3];
+            rq_request r = request(100, 1);
+            fake_fail_at(b.ex, (fake_place)place, n);
+            rq_status status[3];
+            for (int i = 0; i < 3; i++) s[i] = session_of(&b);
+            for (int i = 0; i < 3; i++) { /* the third waits for room */
+                rq_error err = {0};
+                status[i] = rq_submit(s[i], ids, 50, NULL, 0, &r, &err);
+                if (status[i] != RQ_OK) assert_int_equal(status[i], RQ_ERR_DEVICE);
+            }
+            for (int i = 0; i < 3; i++) {
+                if (status[i] != RQ_OK) continue;
+                collect(s[i], &got);
+                assert_int_equal(got.last.finish, RQ_FINISH_ERROR);
+                assert_string_equal(got.last.error.text, "the device was unplugged");
+            }
+            rq_error err = {0};
+            assert_int_equal(rq_submit(s[0], ids, 50, NULL, 0, &r, &err), RQ_ERR_DEVICE);
+            assert_non_null(strstr(err.text, "the device was unplugged"));
+            assert_int_equal(rq_evaluate(s[0], ids, 50, 0, RQ_LOGITS_NONE, NULL, NULL, &err), RQ_ERR_DEVICE);
+            assert_true(rq_sched_failed(b.sched, &err));
+            for (int i = 0; i < 3; i++) rq_session_free(s[i]);
+            bench_close(&b);
+        }
+}
+
+static void test_lost_file(void **state)
+{
+    bench b;
+    static answer got;
+    rq_token ids[10];
+    make_prompt(ids, 10, 1);
+    open_ok(&b, (setup){.n_ctx = 20000, .n_sessions = 1, .n_batch = 16, .step_us = 100});
+    rq_session *s = session_of(&b);
+    rq_request r = request(0, 1);
+    submit_ok(s, ids, 10, &r);
+    rq_event e;
+    for (int i = 0; i < 5; i++) assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+    atomic_store(&b.lost, true);
+    do assert_int_equal(rq_next(s, &e, 20000, NULL), RQ_OK);
+    while (e.finish == RQ_FINISH_NONE);
+    assert_int_equal(e.finish, RQ_FINISH_ERROR);
+    assert_string_equal(e.error.text, "the file is gone");
+    rq_error err = {0};
+    assert_int_equal(rq_submit(s, ids, 10, NULL, 0, &r, &err), RQ_ERR_DEVICE);
+    (void)got;
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_senseless_logits(void **state)
+{
+    bench b;
+    static answer want, got;
+    rq_token ids[2][20];
+    make_prompt(ids[0], 20, 1);
+    make_prompt(ids[1], 20, 2);
+    open_ok(&b, (setup){.n_ctx = 200, .n_sessions = 2, .n_batch = 16});
+    rq_session *s[2] = {session_of(&b), session_of(&b)};
+    rq_request r = request(50, 1);
+    expect(&b, ids[1], 20, &r, 200, &want);
+    ids[0][19] =
+        1; /* no other sequence has this token: it is not printable, so generation may choose it... */
+    r.sampling.temperature = 0;
+    expect(&b, ids[1], 20, &r, 200, &want);
+    bool harmless = true;
+    for (size_t i = 0; i < want.n; i++) harmless &= want.ids[i] != 1;
+    assert_true(harmless); /* ... but this one does not */
+    fake_poison(b.ex, 1);
+    submit_ok(s[0], ids[0], 20, &r);
+    submit_ok(s[1], ids[1], 20, &r);
+    collect(s[0], &got);
+    assert_int_equal(got.last.finish, RQ_FINISH_ERROR);
+    assert_non_null(strstr(got.last.error.text, "non-finite"));
+    assert_int_equal(rq_session_length(s[0]), 0); /* nothing of it is kept */
+    collect(s[1], &got);
+    check_same(&got, &want);
+    /* the engine lives */
+    submit_ok(s[0], ids[1], 20, &r);
+    collect(s[0], &got);
+    check_same(&got, &want);
+    rq_session_free(s[0]);
+    rq_session_free(s[1]);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+static void test_failing_allocations(void **state)
+{
+    rq_token ids[40];
+    make_prompt(ids, 40, 1);
+    int64_t alive = rq_mem_alive();
+    const char *stop = "never";
+    rq_logit_bias bias = {5, 1};
+    bool complete = false;
+    uint64_t n = 1;
+    for (; !complete; n++) {
+        bench b;
+        rq_error err = {0};
+        rq_session *s = NULL;
+        rq_event e = {0};
+        rq_request r = request(6, 1);
+        r.stop = &stop;
+        r.n_stop = 1;
+        r.sampling.bias = &bias;
+        r.sampling.n_bias = 1;
+        r.sampling.repeat_penalty = 1.1f;
+        rq_mem_fail_at(n);
+        rq_status status = bench_open(&b, (setup){.n_ctx = 100, .n_sessions = 2, .n_batch = 16}, &err);
+        if (status == RQ_OK) status = rq_sched_open(b.sched, &s, &err);
+        if (status == RQ_OK) status = rq_submit(s, ids, 40, NULL, 0, &r, &err);
+        while (status == RQ_OK && e.finish == RQ_FINISH_NONE) status = rq_next(s, &e, 20000, &err);
+        if (status == RQ_OK && e.finish == RQ_FINISH_ERROR) {
+            status = RQ_ERR_MEMORY;
+            err = e.error;
+        }
+        complete = rq_mem_count() < n;
+        rq_mem_fail_at(0);
+        if (complete) {
+            assert_int_equal(status, RQ_OK);
+            assert_int_equal(e.finish, RQ_FINISH_LENGTH);
+        } else if (status != RQ_OK) {
+            assert_true(err.text[0] != 0);
+        }
+        rq_session_free(s);
+        bench_close(&b);
+        assert_int_equal(rq_mem_alive(), alive);
+    }
+    assert_true(n > 30);
+}
+
+/* A stream in full flow allocates nothing. */
+static void test_steady_state_allocates_nothing(void **state)
+{
+    bench b;
+    rq_token ids[10];
+    make_prompt(ids, 10, 1);
+    open_ok(&b, (setup){.n_ctx = 3000, .n_sessions = 2, .n_batch = 16});
+    rq_session *s[2];
+    rq_request r = request(0, 1);
+    r.n_logprobs = 5;
+    r.sampling.repeat_penalty = 1.1f;
+    for (int i = 0; i < 2; i++) {
+        s[i] = session_of(&b);
+        submit_ok(s[i], ids, 10, &r);
+    }
+    rq_event e;
+    for (int i = 0; i < 400; i++) assert_int_equal(rq_next(s[i % 2], &e, 20000, NULL), RQ_OK);
+    uint64_t before = rq_mem_count();
+    for (int i = 0; i < 3000; i++) assert_int_equal(rq_next(s[i % 2], &e, 20000, NULL), RQ_OK);
+    assert_int_equal(rq_mem_count(), before);
+    rq_session_free(s[0]);
+    rq_session_free(s[1]);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* ---- evaluation ------------------------------------------------------------------------------------------ */
+
+typedef struct seen_logits {
+    const rq_token *ids; /* the whole sequence */
+    size_t next, count;
+    bool wrong;
+} seen_logits;
+
+static void check_logits(void *user, size_t position, const float *logits)
+{
+    seen_logits *seen = user;
+    static _Thread_local float want[VOCAB];
+    fake_logits(seen->ids, position + 1, VOCAB, want);
+    if (position != seen->next || memcmp(want, logits, sizeof want) != 0) seen->wrong = true;
+    seen->next = position + 1;
+    seen->count++;
+}
+
+static void test_evaluate(void **state)
+{
+    bench b;
+    rq_token ids[500];
+    make_prompt(ids, 500, 1);
+    open_ok(&b, (setup){.n_ctx = 500, .n_sessions = 2, .n_batch = 256});
+    rq_session *s = session_of(&b);
+    static const uint32_t chunks[] = {0, 1, 7, 8, 9, 64, 100, 1000};
+    for (size_t c = 0; c < 8; c++) {
+        seen_logits seen = {.ids = ids};
+        uint32_t before = fake_steps(b.ex);
+        assert_int_equal(rq_evaluate(s, ids, 200, chunks[c], RQ_LOGITS_ALL, check_logits, &seen, NULL),
+                         RQ_OK);
+        assert_false(seen.wrong);
+        assert_int_equal(seen.count, 200);
+        uint32_t piece = chunks[c] == 0 || chunks[c] > 256 ? 256 : chunks[c];
+        assert_int_equal(fake_steps(b.ex) - before, (200 + piece - 1) / piece);
+        assert_int_equal(rq_session_length(s), 200);
+        /* append */
+        seen = (seen_logits){.ids = ids, .next = 299};
+        assert_int_equal(rq_evaluate(s, ids + 200, 100, chunks[c], RQ_LOGITS_LAST, check_logits, &seen, NULL),
+                         RQ_OK);
+        assert_false(seen.wrong);
+        assert_int_equal(seen.count, 1);
+        assert_int_equal(rq_evaluate(s, ids + 300, 200, chunks[c], RQ_LOGITS_NONE, NULL, NULL, NULL), RQ_OK);
+        assert_int_equal(rq_session_length(s), 500);
+        assert_int_equal(rq_evaluate(s, ids, 1, 0, RQ_LOGITS_NONE, NULL, NULL, NULL), RQ_ERR_CAPACITY);
+        assert_int_equal(rq_session_truncate(s, 450, NULL), RQ_OK);
+        seen = (seen_logits){.ids = ids, .next = 450};
+        assert_int_equal(rq_evaluate(s, ids + 450, 50, chunks[c], RQ_LOGITS_ALL, check_logits, &seen, NULL),
+                         RQ_OK);
+        assert_false(seen.wrong);
+        assert_int_equal(rq_session_truncate(s, 0, NULL), RQ_OK);
+    }
+    /* a request goes on from what was evaluated */
+    static answer want, got;
+    rq_request r = request(10, 1);
+    assert_int_equal(rq_evaluate(s, ids, 100, 0, RQ_LOGITS_NONE, NULL, NULL, NULL), RQ_OK);
+    expect(&b, ids, 120, &r, 500, &want);
+    submit_ok(s, ids, 120, &r);
+    collect(s, &got);
+    check_same(&got, &want);
+    assert_int_equal(got.last.n_reused, 100);
+    /* a failing head fails the engine */
+    fake_fail_at(b.ex, FAKE_HEAD, 2);
+    seen_logits seen = {.ids = ids};
+    assert_int_equal(rq_session_truncate(s, 0, NULL), RQ_OK);
+    assert_int_equal(rq_evaluate(s, ids, 250, 0, RQ_LOGITS_ALL, check_logits, &seen, NULL), RQ_ERR_DEVICE);
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* A session whose pages were taken still knows its tokens and evaluates them again. */
+static void test_evaluate_after_eviction(void **state)
+{
+    bench b;
+    static answer got;
+    rq_token ids[256];
+    make_prompt(ids, 256, 1);
+    open_ok(&b, (setup){.n_ctx = 256, .n_sessions = 2, .n_batch = 32, .cache_tokens = 256});
+    rq_session *s = session_of(&b), *other = session_of(&b);
+    assert_int_equal(rq_evaluate(s, ids, 100, 0, RQ_LOGITS_NONE, NULL, NULL, NULL), RQ_OK);
+    rq_request r = request(0, 1);
+    submit_ok(other, ids + 50, 100, &r);
+    collect(other, &got);
+    assert_int_equal(rq_session_length(s), 100);
+    seen_logits seen = {.ids = ids, .next = 100};
+    assert_int_equal(rq_evaluate(s, ids + 100, 50, 16, RQ_LOGITS_ALL, check_logits, &seen, NULL), RQ_OK);
+    assert_false(seen.wrong);
+    assert_int_equal(seen.count, 50);
+    assert_int_equal(rq_session_length(s), 150);
+    rq_session_free(s);
+    rq_session_free(other);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+/* ---- everything at once ---------------------------------------------------------------------------------- */
+
+enum { CLIENTS = 6, ROUNDS = 25 };
+
+typedef struct client {
+    bench *b;
+    uint32_t number;
+    answer want[4];
+    rq_token prompt[4][150];
+    rq_request r[4];
+    atomic_bool failed;
+} client;
+
+static size_t prompt_size(uint32_t client_number, uint32_t k)
+{
+    return 1 + (client_number * 37 + k * 53) % 149;
+}
+
+static void *client_main(void *user)
+{
+    client *c = user;
+    uint64_t x = c->number + 1;
+    rq_session *s = NULL;
+    answer *got = malloc(sizeof *got);
+    for (uint32_t round = 0; round < ROUNDS && !c->failed; round++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        uint32_t k = (uint32_t)(x >> 40) % 4, what = (uint32_t)(x >> 50) % 8;
+        if (s == NULL && rq_sched_open(c->b->sched, &s, NULL) != RQ_OK) {
+            usleep(100);
+            continue;
+        }
+        size_t n = prompt_size(c->number, k);
+        rq_status status = rq_submit(s, c->prompt[k], n, NULL, 0, &c->r[k], NULL);
+        if (status != RQ_OK) {
+            c->failed = true;
+            break;
+        }
+        if (what == 0) { /* gone without a word */
+            usleep((unsigned)(x >> 45) % 500);
+            rq_session_free(s);
+            s = NULL;
+            continue;
+        }
+        if (what == 1) usleep((unsigned)(x >> 45) % 3000); /* slow reader */
+        memset(got, 0, sizeof *got);
+        rq_event e;
+        do {
+            if (rq_next(s, &e, 20000, NULL) != RQ_OK) {
+                c->failed = true;
+                break;
+            }
+            if (e.token >= 0) got->ids[got->n++] = e.token;
+            if (what == 2 && got->n == 3) rq_cancel(s);
+            rq_session_length(s);
+        } while (e.finish == RQ_FINISH_NONE);
+        const answer *want = &c->want[k];
+        bool same = e.finish == want->last.finish && got->n == want->n;
+        if (e.finish == RQ_FINISH_CANCELLED) same = what == 2 && got->n <= want->n;
+        if (!same || memcmp(got->ids, want->ids, got->n * sizeof *want->ids) != 0) c->failed = true;
+    }
+    rq_session_free(s);
+    free(got);
+    return NULL;
+}
+
+static void test_many_threads(void **state)
+{
+    bench b;
+    static client c[CLIENTS];
+    open_ok(&b, (setup){.n_ctx = 256, .n_sessions = CLIENTS, .n_batch = 32, .cache_tokens = 640});
+    pthread_t threads[CLIENTS];
+    for (uint32_t i = 0; i < CLIENTS; i++) {
+        c[i].b = &b;
+        c[i].number = i;
+        for (uint32_t k = 0; k < 4; k++) {
+            c[i].r[k] = request(k == 0 ? 0 : 10 * k, i + k);
+            make_prompt(c[i].prompt[k], prompt_size(i, k), k); /* beginnings are shared between clients */
+            expect(&b, c[i].prompt[k], prompt_size(i, k), &c[i].r[k], 256, &c[i].want[k]);
+        }
+    }
+    for (uint32_t i = 0; i < CLIENTS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, client_main, &c[i]), 0);
+    for (int i = 0; i < 50; i++) { /* a server's metrics */
+        rq_engine_stats st;
+        rq_error err;
+        rq_sched_get_stats(b.sched, &st);
+        assert_false(rq_sched_failed(b.sched, &err));
+        usleep(200);
+    }
+    for (uint32_t i = 0; i < CLIENTS; i++) pthread_join(threads[i], NULL);
+    for (uint32_t i = 0; i < CLIENTS; i++) assert_false(c[i].failed);
+    rq_engine_stats st;
+    rq_sched_get_stats(b.sched, &st);
+    assert_int_equal(st.cache_tokens_used, 0);
+    assert_int_equal(st.sessions + st.running + st.waiting, 0);
+    assert_int_equal(bench_close(&b), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_single),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_reuse),
+        cmocka_unit_test(test_stops_and_eos),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_beside_others),
+        cmocka_unit_test(test_nobody_starves),
+        cmocka_unit_test(test_queue_is_fair),
+        cmocka_unit_test(test_unread_sessions_pause),
+        cmocka_unit_test(test_queue_limit),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_engine_freed_first),
+        cmocka_unit_test(test_device_failures),
+        cmocka_unit_test(test_lost_file),
+        cmocka_unit_test(test_senseless_logits),
+        cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_steady_state_allocates_nothing),
+        cmocka_unit_test(test_evaluate),
+        cmocka_unit_test(test_evaluate_after_eviction),
+        cmocka_unit_test(test_many_threads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
