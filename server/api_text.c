@@ -20,7 +20,7 @@ static void write_piece(rq_buf *out, const rq_model *model, rq_token id)
     size_t bytes = 0;
     const char *text = rq_token_bytes(model, id, &bytes);
     rq_buf_printf(out, "{\"id\":%d,\"piece\":", (int)id);
-    if (rq_utf8_valid(text, bytes)) {
+    if (rq_json_utf8_valid(text, bytes)) {
         rq_json_string(out, text, bytes);
     } else {
         for (size_t i = 0; i < bytes; i++) rq_buf_printf(out, "%s%u", i ? "," : "[", (unsigned char)text[i]);

@@ -11,7 +11,7 @@
 
 /* ---- UTF-8 (Unicode 15, table 3-7) --------------------------------------------------------------------- */
 
-size_t rq_utf8_length(const char *text, size_t bytes)
+size_t rq_json_utf8_length(const char *text, size_t bytes)
 {
     const unsigned char *s = (const unsigned char *)text;
     if (bytes == 0) return 0;
@@ -30,10 +30,10 @@ size_t rq_utf8_length(const char *text, size_t bytes)
     return length;
 }
 
-bool rq_utf8_valid(const char *text, size_t bytes)
+bool rq_json_utf8_valid(const char *text, size_t bytes)
 {
     for (size_t i = 0; i < bytes;) {
-        size_t length = rq_utf8_length(text + i, bytes - i);
+        size_t length = rq_json_utf8_length(text + i, bytes - i);
         if (!length) return false;
         i += length;
     }
@@ -121,7 +121,7 @@ static bool scan_string(scanner *s)
         } else if (c < 0x20) {
             return bad(s, "a control character in a string");
         } else {
-            size_t length = rq_utf8_length(s->text + s->at, s->bytes - s->at);
+            size_t length = rq_json_utf8_length(s->text + s->at, s->bytes - s->at);
             if (!length) return bad(s, "invalid UTF-8");
             s->at += length;
         }

@@ -20,8 +20,8 @@ rq_status rq_json_check(const char *text, size_t bytes, const rq_json_limits *li
 
 /* Length of the valid UTF-8 character at text[0..bytes), 0 when there is none (bad, cut off, or bytes == 0).
  */
-size_t rq_utf8_length(const char *text, size_t bytes);
-bool rq_utf8_valid(const char *text, size_t bytes);
+size_t rq_json_utf8_length(const char *text, size_t bytes);
+bool rq_json_utf8_valid(const char *text, size_t bytes);
 
 struct cJSON;
 /* RQ_ERR_FORMAT when an object anywhere in the tree has a key twice, RQ_ERR_MEMORY when memory ran out. The

@@ -31,7 +31,7 @@ void rq_json_string(rq_buf *out, const char *text, size_t bytes)
         } else if (c < 0x80) {
             rq_buf_printf(out, "\\u%04x", c);
         } else {
-            size_t length = rq_utf8_length(text + i, bytes - i);
+            size_t length = rq_json_utf8_length(text + i, bytes - i);
             if (length) {
                 rq_buf_append(out, text + i, length);
             } else {
@@ -111,7 +111,7 @@ static void chat_logprobs(rq_buf *out, const rq_model *model, const rq_event *ev
 /* A token as a key or string: OpenAI writes bytes that are no text as "bytes:\xNN". */
 static void completion_token(rq_buf *out, const char *text, size_t bytes)
 {
-    if (rq_utf8_valid(text, bytes)) {
+    if (rq_json_utf8_valid(text, bytes)) {
         rq_json_string(out, text, bytes);
         return;
     }

@@ -51,12 +51,12 @@ static void check_texts(const rq_api_request *r)
     for (size_t i = 0; i < r->n_messages; i++) {
         const rq_message *m = &r->messages[i];
         promise(m->role[0] && strlen(m->content) == m->content_bytes);
-        promise(rq_utf8_valid(m->content, m->content_bytes));
+        promise(rq_json_utf8_valid(m->content, m->content_bytes));
     }
     for (size_t i = 0; i < r->n_prompts; i++) {
         const rq_prompt *p = &r->prompts[i];
         promise((p->text != NULL) != (p->ids != NULL));
-        if (p->text) promise(strlen(p->text) == p->bytes && rq_utf8_valid(p->text, p->bytes));
+        if (p->text) promise(strlen(p->text) == p->bytes && rq_json_utf8_valid(p->text, p->bytes));
         for (size_t k = 0; k < p->n_ids; k++) promise(p->ids[k] >= 0 && p->ids[k] < VOCABULARY);
     }
 }

@@ -144,12 +144,12 @@ static void test_utf8(void **state)
             b[2] = (char)(0x80 | (c >> 6 & 63)), b[3] = (char)(0x80 | (c & 63));
         }
         bool valid = c < 0x110000 && (c < 0xD800 || c > 0xDFFF);
-        assert_int_equal(rq_utf8_length(b, n), valid ? n : 0);
-        for (size_t k = 0; k < n && c % 97 == 0; k++) assert_int_equal(rq_utf8_length(b, k), 0);
+        assert_int_equal(rq_json_utf8_length(b, n), valid ? n : 0);
+        for (size_t k = 0; k < n && c % 97 == 0; k++) assert_int_equal(rq_json_utf8_length(b, k), 0);
     }
-    assert_false(rq_utf8_valid("\xC0\xAF", 2)); /* over-long */
-    assert_false(rq_utf8_valid("\xE0\x80\x80", 3));
-    assert_false(rq_utf8_valid("\x80", 1));
+    assert_false(rq_json_utf8_valid("\xC0\xAF", 2)); /* over-long */
+    assert_false(rq_json_utf8_valid("\xE0\x80\x80", 3));
+    assert_false(rq_json_utf8_valid("\x80", 1));
 }
 
 static void test_repeated_keys(void **state)
@@ -301,7 +301,7 @@ static void test_json_strings(void **state)
                 assert_int_equal(rq_json_check(out.data, out.len, &limits, NULL), RQ_OK);
                 cJSON *back = cJSON_Parse(out.data);
                 assert_non_null(back);
-                if (rq_utf8_valid(text, 2))
+                if (rq_json_utf8_valid(text, 2))
                     assert_memory_equal(back->valuestring, text, 2);
                 else
                     assert_non_null(strstr(back->valuestring, "\xEF\xBF\xBD"));

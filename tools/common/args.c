@@ -340,6 +340,21 @@ static void help_entry(const rq_option *option, FILE *out)
     print_wrapped(out, text, INDENT);
 }
 
+/* How the environment names are made, by the example of the first option. */
+static void help_environment(const rq_options *options, FILE *out)
+{
+    char stem[64];
+    for (size_t i = 0; i < options->n; i++) {
+        const rq_option *option = &options->items[i];
+        if (option->kind == RQ_OPT_HEADING || !env_stem(option, stem, sizeof stem)) continue;
+        fprintf(out,
+                "\nEvery option is also read from the environment: %s from RQVK_ARG_%s or LLAMA_ARG_%s.\n"
+                "The command line wins.\n",
+                strstr(option->names, "--"), stem, stem);
+        return;
+    }
+}
+
 void rq_args_help(const rq_program_text *text, const rq_options *options, FILE *out)
 {
     fprintf(out, "%s\n\nusage: %s %s\n", text->about, text->program, text->usage);
@@ -353,8 +368,7 @@ void rq_args_help(const rq_program_text *text, const rq_options *options, FILE *
     }
     fprintf(out, "\n  %-28sshow this text and leave\n  %-28sshow the version and leave\n", "-h, --help",
             "--version");
-    fprintf(out, "\nEvery option is also read from the environment: --ctx-size from RQVK_ARG_CTX_SIZE or\n"
-                 "LLAMA_ARG_CTX_SIZE. The command line wins.\n");
+    help_environment(options, out);
     if (text->footer) fprintf(out, "%s\n", text->footer);
 }
 
