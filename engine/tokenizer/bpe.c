@@ -36,7 +36,16 @@ rq_status rq_emit_bytes(rq_encoder *e, const uint8_t *bytes, size_t len, rq_erro
     for (size_t i = 0; i < len; i++) {
         rq_token id = e->tok->token_of_byte[bytes[i]];
         if (id < 0) id = unknown;
-        if (id >= 0 && !rq_tokens_push(e->out, id)) return rq_no_memory(err);
+        if (id >= 0) {
+            if (!rq_tokens_push(e->out, id)) return rq_no_memory(err);
+            continue;
+        }
+        /* Vocabularies made from text lack the bytes UTF-8 never uses: they become U+FFFD. */
+        static const uint8_t replacement[3] = {0xEF, 0xBF, 0xBD};
+        for (int k = 0; k < 3; k++) {
+            rq_token part = e->tok->token_of_byte[replacement[k]];
+            if (part >= 0 && !rq_tokens_push(e->out, part)) return rq_no_memory(err);
+        }
     }
     return RQ_OK;
 }
@@ -86,73 +95,40 @@ static size_t merge_short(const rq_tokenizer *tok, int32_t *id, size_t n)
     return n;
 }
 
-static bool lower(rq_rank_entry a, rq_rank_entry b)
+/* Notes the pair that begins at node i and queues it when it has a rank. */
+static bool note_pair(rq_encoder *e, int32_t i)
 {
-    return a.rank != b.rank ? a.rank < b.rank : a.left < b.left;
-}
-
-static void sift_down(rq_rank_entry *heap, size_t n, size_t i)
-{
-    rq_rank_entry item = heap[i];
-    for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && lower(heap[child + 1], heap[child])) child++;
-        if (!lower(heap[child], item)) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = item;
-}
-
-static bool heap_push(rq_encoder *e, size_t *n, rq_rank_entry item)
-{
-    if (!rq_grow((void **)&e->ranks, &e->ranks_cap, *n + 1, sizeof *e->ranks)) return false;
-    size_t i = (*n)++;
-    for (; i && lower(item, e->ranks[(i - 1) / 2]); i = (i - 1) / 2) e->ranks[i] = e->ranks[(i - 1) / 2];
-    e->ranks[i] = item;
-    return true;
+    rq_node *node = &e->nodes[i];
+    node->rank =
+        node->next < 0 ? UINT32_MAX : rank_of(e->tok, node->id, e->nodes[node->next].id, &node->result);
+    return node->rank == UINT32_MAX || rq_queue_push(&e->queue, node->rank, (uint32_t)i);
 }
 
 /* nodes[0 .. n-1] hold the ids; afterwards the chain from node 0 along `next` holds the merged ones. */
 static bool merge_long(rq_encoder *e, size_t n)
 {
-    const rq_tokenizer *tok = e->tok;
     rq_node *node = e->nodes;
-    size_t heap = 0;
-    int32_t result = -1;
+    rq_queue_item top;
+    rq_queue_result result;
+    if (!rq_queue_start(&e->queue, n, e->tok->n_ranks)) return false;
     for (size_t i = 0; i < n; i++) {
         node[i].prev = (int32_t)i - 1;
         node[i].next = i + 1 < n ? (int32_t)i + 1 : -1;
     }
-    for (size_t i = 0; i + 1 < n; i++) {
-        uint32_t rank = rank_of(tok, node[i].id, node[i + 1].id, &result);
-        if (rank == UINT32_MAX) continue;
-        if (!rq_grow((void **)&e->ranks, &e->ranks_cap, heap + 1, sizeof *e->ranks)) return false;
-        e->ranks[heap++] = (rq_rank_entry){rank, (uint32_t)i};
-    }
-    for (size_t i = heap / 2; i-- > 0;) sift_down(e->ranks, heap, i);
-    while (heap) {
-        rq_rank_entry top = e->ranks[0];
-        e->ranks[0] = e->ranks[--heap];
-        if (heap) sift_down(e->ranks, heap, 0);
+    for (size_t i = 0; i < n; i++)
+        if (!note_pair(e, (int32_t)i)) return false;
+    while ((result = rq_queue_pop(&e->queue, &top)) == RQ_QUEUE_ITEM) {
         rq_node *left = &node[top.left];
-        if (left->id == -1 || left->next < 0) continue; /* merged away, or last */
+        if (left->rank != top.rank) continue; /* the pair has changed since, or is no more */
         rq_node *right = &node[left->next];
-        /* A rank belongs to one pair only: if it is still the rank here, the pair has not changed. */
-        if (rank_of(tok, left->id, right->id, &result) != top.rank) continue;
-        left->id = result;
-        right->id = -1;
+        left->id = left->result;
         left->next = right->next;
+        right->rank = UINT32_MAX;
         if (left->next >= 0) node[left->next].prev = (int32_t)top.left;
-        if (left->prev >= 0) {
-            uint32_t rank = rank_of(tok, node[left->prev].id, left->id, &result);
-            if (rank != UINT32_MAX && !heap_push(e, &heap, (rq_rank_entry){rank, (uint32_t)left->prev}))
-                return false;
-        }
-        if (left->next >= 0) {
-            uint32_t rank = rank_of(tok, left->id, node[left->next].id, &result);
-            if (rank != UINT32_MAX && !heap_push(e, &heap, (rq_rank_entry){rank, top.left})) return false;
-        }
+        if (left->prev >= 0 && !note_pair(e, left->prev)) return false;
+        if (!note_pair(e, (int32_t)top.left)) return false;
     }
-    return true;
+    return result == RQ_QUEUE_EMPTY;
 }
 
 /* Merges and emits the n symbols whose ids stand in e->nodes. */

@@ -129,10 +129,9 @@ rq_status rq_tokenizer_encode(const rq_tokenizer *tok, const char *chars, size_t
         status = rq_emit(&e, eos, err);
     rq_free(hits);
     rq_free(e.nodes);
-    rq_free(e.ranks);
     rq_free(e.spm_nodes);
-    rq_free(e.spm_heap);
     rq_free(e.text);
+    rq_queue_free(&e.queue);
     rq_split_state_free(e.split);
     if (status) out->n = before;
     return status;

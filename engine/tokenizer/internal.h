@@ -2,6 +2,7 @@
 #ifndef RQ_TOKENIZER_INTERNAL_H
 #define RQ_TOKENIZER_INTERNAL_H
 
+#include "engine/tokenizer/queue.h"
 #include "engine/tokenizer/symbols.h"
 #include "engine/tokenizer/tokenizer.h"
 
@@ -24,7 +25,9 @@ struct rq_tokenizer {
     rq_span *piece;     /* [n_tokens] what a token prints */
     uint8_t *type;      /* [n_tokens] rq_token_type */
     uint8_t *mark;      /* [n_tokens] RQ_MARK_* */
-    float *score;       /* [n_tokens], RQ_ALGO_SPM only */
+    uint32_t
+        *score_rank;  /* [n_tokens] 0: the highest score; equal scores have equal ranks. RQ_ALGO_SPM only */
+    uint32_t n_ranks; /* ranks are below this */
     rq_pairs merges;
     int32_t symbol_of_byte[256]; /* where merging starts (BYTE_BPE: bytes; others: ASCII); -1: none */
     int32_t token_of_byte[256];  /* byte fallback; -1: none */
@@ -102,32 +105,25 @@ rq_status rq_matcher_find(const rq_matcher *matcher, const uint8_t *mark, const 
 typedef struct rq_node {
     int32_t id; /* symbol; -2 - offset for a character or byte that is none */
     int32_t prev, next;
+    uint32_t rank; /* of the pair with the next node, UINT32_MAX: none */
+    int32_t result;
 } rq_node;
 
-typedef struct rq_rank_entry {
-    uint32_t rank, left;
-} rq_rank_entry;
-
 typedef struct rq_spm_node {
-    uint32_t offset, len; /* len 0: merged into another */
+    uint32_t offset, len;
     int32_t prev, next;
+    uint32_t rank;
 } rq_spm_node;
-
-typedef struct rq_spm_entry {
-    float score;
-    uint32_t left, len;
-} rq_spm_entry;
 
 /* Scratch of one encode call, reused from word to word. */
 typedef struct rq_encoder {
     const rq_tokenizer *tok;
     rq_tokens *out;
     rq_node *nodes;
-    rq_rank_entry *ranks;
     rq_spm_node *spm_nodes;
-    rq_spm_entry *spm_heap;
+    rq_queue queue;
     uint8_t *text; /* escaped copy of a fragment */
-    size_t nodes_cap, ranks_cap, spm_nodes_cap, spm_heap_cap, text_cap;
+    size_t nodes_cap, spm_nodes_cap, text_cap;
     rq_split_state *split;
 } rq_encoder;
 

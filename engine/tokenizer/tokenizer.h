@@ -92,7 +92,7 @@ typedef struct rq_tokenizer_notes {
     size_t n_unknown_merges;   /* merges whose result is no token: kept, they change how text is cut */
     size_t n_duplicate_tokens; /* a text given twice: the lower id is produced, both can be printed */
     size_t n_empty_tokens;     /* never produced */
-    size_t n_missing_bytes;    /* bytes no token stands for: they become the unknown token, or vanish */
+    size_t n_missing_bytes;    /* bytes no token stands for: they become the unknown token, or U+FFFD */
     bool jit;                  /* the pattern runs as machine code */
 } rq_tokenizer_notes;
 
@@ -113,12 +113,13 @@ enum {
     RQ_TOKENIZE_FORCE_BOS = 4
 };
 
-/* Longest text of one call; more is RQ_ERR_CAPACITY. Working memory is at most about 32 times the text. */
-#define RQ_TOKENIZE_MAX_BYTES ((size_t)64 << 20)
+/* Longest text of one call; more is RQ_ERR_CAPACITY. Working memory is at most about 64 times the text. */
+#define RQ_TOKENIZE_MAX_BYTES ((size_t)32 << 20)
 
 /* Appends the ids of `text` (any bytes, NUL included) to `out`. On failure `out` holds what it held before.
  * Bytes that are not valid UTF-8 are cut out before the pattern runs: each maximal run of them is a piece of
- * its own, spelled with byte tokens (and their merges), so every byte survives the round trip. */
+ * its own, spelled with byte tokens (and their merges), so every byte survives the round trip where the
+ * vocabulary has all 256 bytes (see n_missing_bytes). */
 rq_status rq_tokenizer_encode(const rq_tokenizer *tok, const char *text, size_t len, unsigned flags,
                               rq_tokens *out, rq_error *err);
 

@@ -4,6 +4,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_TOKENS = 1 << 24, MAX_MERGES = 1 << 26 };
@@ -32,7 +33,7 @@ void rq_tokenizer_free(rq_tokenizer *tok)
     rq_free(tok->piece);
     rq_free(tok->type);
     rq_free(tok->mark);
-    rq_free(tok->score);
+    rq_free(tok->score_rank);
     rq_free(tok->eog);
     rq_splitter_free(tok->splitter);
     rq_matcher_free(tok->all_special);
@@ -131,7 +132,39 @@ static rq_status no_pool(const rq_tokenizer *tok, size_t more, rq_error *err)
     return rq_no_memory(err);
 }
 
-/* Copies texts, types and scores. */
+typedef struct rq_scored {
+    float score;
+    uint32_t id;
+} rq_scored;
+
+static int by_falling_score(const void *a, const void *b)
+{
+    float x = ((const rq_scored *)a)->score, y = ((const rq_scored *)b)->score;
+    return x > y ? -1 : x < y;
+}
+
+static rq_status rank_scores(rq_tokenizer *tok, const float *scores, rq_error *err)
+{
+    size_t n = tok->n_tokens;
+    rq_scored *sorted = rq_calloc(n, sizeof *sorted);
+    tok->score_rank = rq_calloc(n, sizeof *tok->score_rank);
+    if (!sorted || !tok->score_rank) {
+        rq_free(sorted);
+        return rq_no_memory(err);
+    }
+    for (size_t i = 0; i < n; i++)
+        sorted[i] = (rq_scored){isnan(scores[i]) ? -FLT_MAX : scores[i], (uint32_t)i};
+    qsort(sorted, n, sizeof *sorted, by_falling_score);
+    for (size_t i = 0; i < n; i++) {
+        if (i && sorted[i].score < sorted[i - 1].score) tok->n_ranks++;
+        tok->score_rank[sorted[i].id] = tok->n_ranks;
+    }
+    tok->n_ranks++;
+    rq_free(sorted);
+    return RQ_OK;
+}
+
+/* Copies texts and types, and orders the scores. */
 static rq_status copy_tokens(rq_tokenizer *tok, const rq_vocab_source *s, rq_error *err)
 {
     size_t n = tok->n_tokens = s->n_tokens;
@@ -139,10 +172,7 @@ static rq_status copy_tokens(rq_tokenizer *tok, const rq_vocab_source *s, rq_err
     tok->piece = rq_calloc(n, sizeof *tok->piece);
     tok->type = rq_calloc(n, 1);
     tok->mark = rq_calloc(n, 1);
-    tok->score = tok->algorithm == RQ_ALGO_SPM ? rq_calloc(n, sizeof *tok->score) : NULL;
-    if (!tok->text || !tok->piece || !tok->type || !tok->mark ||
-        (tok->algorithm == RQ_ALGO_SPM && !tok->score))
-        return rq_no_memory(err);
+    if (!tok->text || !tok->piece || !tok->type || !tok->mark) return rq_no_memory(err);
     for (size_t i = 0; i < n; i++) {
         rq_vocab_text text = s->tokens[i];
         if (!rq_symbols_store(&tok->symbols, text.data, text.len, &tok->text[i]))
@@ -153,8 +183,13 @@ static rq_status copy_tokens(rq_tokenizer *tok, const rq_vocab_source *s, rq_err
         if (type == RQ_TOKEN_BYTE && byte_of_text((const uint8_t *)text.data, text.len) < 0)
             type = RQ_TOKEN_NORMAL;
         tok->type[i] = (uint8_t)type;
-        if (tok->score) tok->score[i] = isnan(s->scores[i]) ? -FLT_MAX : s->scores[i];
         tok->notes.n_empty_tokens += !text.len;
+    }
+    tok->n_ranks = (uint32_t)s->n_merges;
+    if (tok->algorithm == RQ_ALGO_SPM) {
+        tok->n_ranks = 0;
+        rq_status status = rank_scores(tok, s->scores, err);
+        if (status) return status;
     }
     for (int i = 0; i < RQ_SPECIAL_COUNT; i++) tok->special[i] = (rq_token)s->special[i];
     /* SentencePiece's own numbering, where the file is silent. Byte-level vocabularies have no such custom.
@@ -213,6 +248,10 @@ static rq_status prepare_token(rq_tokenizer *tok, size_t id, rq_buf *b, rq_error
             rq_buf_clear(b);
             append(b, text, len);
         }
+        /* A user-defined token prints its text as it stands. DeepSeek Coder has U+00F5 as one: it must not pass for
+         * the byte 0xF5, which the same character spells. */
+        if (type == RQ_TOKEN_USER_DEFINED && (b->len != len || (len && memcmp(b->data, text, len))))
+            producible = false;
     } else if (type == RQ_TOKEN_BYTE) {
         uint8_t byte = (uint8_t)byte_of_text(text, len);
         append(b, &byte, 1);

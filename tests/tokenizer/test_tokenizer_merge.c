@@ -3,6 +3,7 @@
 #include "tests/tokenizer/helper.h"
 
 #include "backends/base/mem.h"
+#include "engine/tokenizer/queue.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +12,7 @@
 
 #include <cmocka.h>
 
-enum { MAX_PARTS = 400 };
+enum { MAX_PARTS = 4000, NONE = 1 << 30 };
 
 static int find_token(const vocab *v, const char *text, size_t len)
 {
@@ -31,35 +32,41 @@ static int find_merge(const vocab *v, const char *text, size_t left, size_t righ
     return -1;
 }
 
+static int cost_of(const vocab *v, bool by_score, const char *text, size_t left, size_t right)
+{
+    int found = by_score ? find_token(v, text, left + right) : find_merge(v, text, left, right);
+    return found < 0 ? NONE : by_score ? -(int)v->scores[found] : found; /* the tests' scores are integers */
+}
+
 /* Cuts `text` (in vocabulary spelling) into parts; sizes[] holds the bytes of the parts, first the characters. */
 static size_t merge_plainly(const vocab *v, bool by_score, const char *text, size_t *sizes, size_t n)
 {
+    static size_t at[MAX_PARTS];
+    static int cost[MAX_PARTS]; /* of the pair i, i + 1 */
+    for (size_t i = 0; i < n; i++) at[i] = i ? at[i - 1] + sizes[i - 1] : 0;
+    for (size_t i = 0; i + 1 < n; i++) cost[i] = cost_of(v, by_score, text + at[i], sizes[i], sizes[i + 1]);
     for (;;) {
-        size_t at = 0, best_part = 0;
-        double best = 0;
-        bool any = false;
-        for (size_t i = 0; i + 1 < n; i++) {
-            int found = by_score ? find_token(v, text + at, sizes[i] + sizes[i + 1])
-                                 : find_merge(v, text + at, sizes[i], sizes[i + 1]);
-            double cost = found < 0 ? 0 : by_score ? -(double)v->scores[found] : found;
-            if (found >= 0 && (!any || cost < best)) {
-                any = true;
-                best = cost;
-                best_part = i;
-            }
-            at += sizes[i];
-        }
-        if (!any) return n;
-        sizes[best_part] += sizes[best_part + 1];
-        memmove(&sizes[best_part + 1], &sizes[best_part + 2], (n - best_part - 2) * sizeof *sizes);
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; i++)
+            if (cost[i] < cost[best]) best = i;
+        if (n < 2 || cost[best] == NONE) return n;
+        sizes[best] += sizes[best + 1];
         n--;
+        for (size_t i = best + 1; i < n; i++) {
+            sizes[i] = sizes[i + 1];
+            at[i] = at[i + 1];
+            cost[i] = cost[i + 1];
+        }
+        if (best) cost[best - 1] = cost_of(v, by_score, text + at[best - 1], sizes[best - 1], sizes[best]);
+        if (best + 1 < n) cost[best] = cost_of(v, by_score, text + at[best], sizes[best], sizes[best + 1]);
     }
 }
 
 static void compare(const vocab *v, const rq_tokenizer *tok, bool by_score, const char *input,
                     size_t input_len, const char *spelled)
 {
-    size_t sizes[MAX_PARTS], n = 0, at = 0, out = 0;
+    static size_t sizes[MAX_PARTS];
+    size_t n = 0, at = 0, out = 0;
     for (const char *p = spelled; *p;) {
         size_t len = 1;
         while ((p[len] & 0xC0) == 0x80) len++;
@@ -83,6 +90,13 @@ static void compare(const vocab *v, const rq_tokenizer *tok, bool by_score, cons
     }
     assert_int_equal(out, ids.n);
     rq_free(ids.ids);
+}
+
+static void append(char *text, size_t *len, const char *more)
+{
+    size_t n = strlen(more);
+    memcpy(text + *len, more, n + 1);
+    *len += n;
 }
 
 /* Letters only, so that the pattern cuts nothing. */
@@ -114,7 +128,9 @@ static void test_byte_level(void **state)
             if (find_token(&v, joined, strlen(joined)) < 0) vocab_token(&v, joined, RQ_TOKEN_NORMAL, 0);
         }
         rq_tokenizer *tok = vocab_build(&v);
-        for (size_t len = 1; len < 200; len += 1 + len / 4) { /* both sides of the short-word limit */
+        for (size_t len = 1; len < MAX_PARTS;
+             len += 1 + len / (round % 8 ? 4 : 2)) { /* all three ways to merge */
+            if (len > 200 && round % 8) break;
             random_letters(&seed, text, len, letters);
             compare(&v, tok, false, text, len, text);
         }
@@ -149,13 +165,13 @@ static void test_scores(void **state)
         }
         rq_tokenizer *tok = vocab_build(&v);
         for (int k = 0; k < 30; k++) {
-            char input[MAX_PARTS], spelled[3 * MAX_PARTS];
+            static char input[3 * MAX_PARTS], spelled[3 * MAX_PARTS];
+            size_t input_len = 0, spelled_len = 0;
             input[0] = spelled[0] = 0;
-            for (unsigned i = 0, n = 1 + next_random(&seed) % 90; i < n; i++) {
+            for (unsigned i = 0, n = k ? 1 + next_random(&seed) % 90 : round % 8 ? 0 : 3900; i < n; i++) {
                 unsigned unit = next_random(&seed) % 6;
-                snprintf(spelled + strlen(spelled), sizeof spelled - strlen(spelled), "%s", units[unit]);
-                snprintf(input + strlen(input), sizeof input - strlen(input), "%s",
-                         unit == 3 ? " " : units[unit]);
+                append(spelled, &spelled_len, units[unit]);
+                append(input, &input_len, unit == 3 ? " " : units[unit]);
             }
             compare(&v, tok, true, input, strlen(input), spelled);
         }
@@ -192,13 +208,13 @@ static void test_gemma4_random(void **state)
         }
         rq_tokenizer *tok = vocab_build(&v);
         for (int k = 0; k < 30; k++) {
-            char input[MAX_PARTS], spelled[3 * MAX_PARTS];
+            static char input[3 * MAX_PARTS], spelled[3 * MAX_PARTS];
+            size_t input_len = 0, spelled_len = 0;
             input[0] = spelled[0] = 0;
-            for (unsigned i = 0, n = 1 + next_random(&seed) % 90; i < n; i++) {
+            for (unsigned i = 0, n = k ? 1 + next_random(&seed) % 90 : round % 8 ? 0 : 3900; i < n; i++) {
                 unsigned unit = next_random(&seed) % 5;
-                snprintf(spelled + strlen(spelled), sizeof spelled - strlen(spelled), "%s", units[unit]);
-                snprintf(input + strlen(input), sizeof input - strlen(input), "%s",
-                         unit == 2 ? " " : units[unit]);
+                append(spelled, &spelled_len, units[unit]);
+                append(input, &input_len, unit == 2 ? " " : units[unit]);
             }
             compare(&v, tok, false, input, strlen(input), spelled);
         }
@@ -297,9 +313,55 @@ static void test_whole_words_first(void **state)
     }
 }
 
+/* The queue against a list that is searched; in both its ways, and with ranks that come too late. */
+static void test_queue(void **state)
+{
+    uint64_t seed = 6;
+    static rq_queue_item list[20000];
+    for (int round = 0; round < 40; round++) {
+        rq_queue q = {0};
+        for (int word = 0; word < 2; word++) { /* the same queue again */
+            size_t n = 0, n_popped = 0;
+            uint32_t n_ranks = round % 2 ? 100 : 5000;
+            assert_true(rq_queue_start(&q, round % 4 < 2 ? 100 : 5000, n_ranks));
+            uint32_t low = 0;
+            for (;;) {
+                uint32_t r = next_random(&seed);
+                if (n_popped < 3000 && n < 4000 && (r % 3 || !n)) {
+                    /* mostly above what was popped last, as in merging; sometimes anywhere */
+                    uint32_t rank =
+                        r % 7 ? low + next_random(&seed) % (n_ranks - low) : next_random(&seed) % n_ranks;
+                    list[n++] = (rq_queue_item){rank, next_random(&seed) % 5000};
+                    assert_true(rq_queue_push(&q, list[n - 1].rank, list[n - 1].left));
+                    continue;
+                }
+                rq_queue_item got;
+                rq_queue_result result = rq_queue_pop(&q, &got);
+                if (!n) {
+                    assert_int_equal(result, RQ_QUEUE_EMPTY);
+                    break;
+                }
+                assert_int_equal(result, RQ_QUEUE_ITEM);
+                size_t best = 0;
+                for (size_t i = 1; i < n; i++)
+                    if (list[i].rank < list[best].rank ||
+                        (list[i].rank == list[best].rank && list[i].left < list[best].left))
+                        best = i;
+                assert_int_equal(got.rank, list[best].rank);
+                assert_int_equal(got.left, list[best].left);
+                low = got.rank;
+                list[best] = list[--n];
+                n_popped++;
+            }
+        }
+        rq_queue_free(&q);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_queue),
         cmocka_unit_test(test_byte_level),
         cmocka_unit_test(test_scores),
         cmocka_unit_test(test_gemma4_random),

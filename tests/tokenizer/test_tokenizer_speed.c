@@ -1,0 +1,99 @@
+/* Time grows with the text, not with its square: ratios of processor time, never absolute times. */
+#include "tests/tokenizer/helper.h"
+
+#include "backends/base/mem.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* Runs of one kind of character are where patterns go quadratic. Twice the text may take three times the time, not
+ * four; measured in processor time, best of two. */
+static double best_of_two(const rq_tokenizer *tok, const char *text, size_t len)
+{
+    double best = 1e9;
+    for (int i = 0; i < 2; i++) {
+        double start_s = now_s();
+        rq_tokens ids = encode(tok, text, len, 0);
+        double took_s = now_s() - start_s;
+        rq_free(ids.ids);
+        if (took_s < best) best = took_s;
+    }
+    return best;
+}
+
+static void expect_linear(const char *name, const rq_tokenizer *tok, const char *unit, size_t len, char last)
+{
+    size_t n = strlen(unit);
+    char *text = rq_malloc(len);
+    assert_non_null(text);
+    for (size_t i = 0; i < len; i++) text[i] = unit[i % n];
+    if (last) text[len / 2 - 1] = text[len - 1] = last;
+    double half = best_of_two(tok, text, len / 2), whole = best_of_two(tok, text, len);
+    if (whole > 3 * half + 0.002)
+        fail_msg("%s: %zu bytes of \"%s\" take %.3f s, half of them %.3f s", name, len, unit, whole, half);
+    rq_free(text);
+}
+
+static void test_linear(void **state)
+{
+    static const char *const patterns[] = {
+        "default",        "gpt-2",       "llama-bpe", "qwen2",  "qwen35", "starcoder",  "deepseek-llm",
+        "deepseek-coder", "deepseek-v3", "gpt-4o",    "tekken", "falcon", "seed-coder", "bailingmoe"};
+    static const char *const units[] = {
+        "a",    "A",        " ",        "\n",           "\r\n", "\t", "1",
+        ".",    "'",        "\xCC\x81", "\xE4\xB8\xAD", " \n",  "aA", "\xE2\x80\x8B",
+        "\xFF", "\xC2\xA0", "\x01"};
+    for (size_t p = 0; p < sizeof patterns / sizeof *patterns; p++) {
+        vocab v;
+        vocab_start(&v, "gpt2", patterns[p]);
+        vocab_bytes(&v);
+        rq_tokenizer *tok = vocab_build(&v);
+        for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
+            expect_linear(patterns[p], tok, units[u], 40000, 0);
+            expect_linear(patterns[p], tok, units[u], 40000, '~'); /* a run that ends */
+        }
+        rq_tokenizer_free(tok);
+        vocab_end(&v);
+    }
+}
+
+/* 10 MB that no pattern cuts. */
+static void test_long_words(void **state)
+{
+    static const char *const vocabs[] = {"ggml-vocab-gpt-2.gguf", "ggml-vocab-llama-spm.gguf"};
+    size_t len = 10000000;
+    char *text = rq_malloc(len);
+    assert_non_null(text);
+    uint64_t seed = 8;
+    for (size_t k = 0; k < sizeof vocabs / sizeof *vocabs; k++) {
+        rq_tokenizer *tok = load_vocab(vocabs[k]);
+        for (int same = 0; same < 2; same++) {
+            for (size_t i = 0; i < len; i++) text[i] = same ? 'a' : "etaoinshrdlu"[next_random(&seed) % 12];
+            double start_s = now_s();
+            rq_tokens half = encode(tok, text, len / 2, 0);
+            double half_s = now_s() - start_s;
+            start_s = now_s();
+            rq_tokens whole = encode(tok, text, len, 0);
+            double whole_s = now_s() - start_s;
+            assert_true(half.n > 1000 && whole.n > half.n);
+            if (whole_s > 3 * half_s) fail_msg("%s: 5 MB %.2f s, 10 MB %.2f s", vocabs[k], half_s, whole_s);
+            rq_free(half.ids);
+            rq_free(whole.ids);
+        }
+        if (k < 1) expect_round_trip(tok, text, len);
+        rq_tokenizer_free(tok);
+    }
+    rq_free(text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_long_words),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
