@@ -37,6 +37,7 @@ static const struct {
     {{"scalar", RQ_ISA_SCALAR, &rq_kernels_scalar}, runs_always},
 #if defined(__x86_64__)
     {{"avx2", RQ_ISA_AVX2, &rq_kernels_avx2}, runs_avx2},
+    {{"avx512", RQ_ISA_AVX512, &rq_kernels_avx512}, runs_avx512},
 #elif defined(__aarch64__)
     {{"neon", RQ_ISA_NEON, &rq_kernels_neon}, runs_always},
 #endif

@@ -61,10 +61,8 @@ static void open_rig(rig *r, const shape *s, const char *implementation, uint32_
                             .window = s->window,
                             .type_k = s->type_k,
                             .type_v = s->type_v};
-    rq_step_caps caps = {.max_tokens = 256,
-                         .n_groups = 1,
-                         .n_seqs = 2,
-                         .max_pages = (s->start + s->count + 63) / 64};
+    rq_step_caps caps = {
+        .max_tokens = 256, .n_groups = 1, .n_seqs = 2, .max_pages = (s->start + s->count + 63) / 64};
     rig_open(r, implementation, threads, &group, &caps);
     rig_fresh_cache(r);
     fill(r, s, 0, s->start + s->count);
@@ -83,8 +81,8 @@ static void evaluate(rig *r, const shape *s, const float *q, uint32_t piece, uin
         rq_tape tape;
         rq_tape_init(&tape, bucket_of(n + other));
         rq_ref in = rq_tape_act(&tape, RQ_TYPE_F32, s->dim_k, heads, tape.bucket, 1);
-        rq_ref y = rq_op_attend(&tape, rq_tape_cache(&tape, 0, 1), in, s->dim_v, 1.0f / sqrtf((float)s->dim_k),
-                                s->softcap);
+        rq_ref y = rq_op_attend(&tape, rq_tape_cache(&tape, 0, 1), in, s->dim_v,
+                                1.0f / sqrtf((float)s->dim_k), s->softcap);
         rig_compile(r, &tape);
         rq_step_reset(&r->step);
         if (other) assert_int_equal(rq_step_add_run(&r->step, 1, ids, other, s->start, &tables[1]), 0);
@@ -94,7 +92,8 @@ static void evaluate(rig *r, const shape *s, const float *q, uint32_t piece, uin
         for (uint32_t t = 0; t < other; t++) memcpy(x + t * width, q, width * sizeof *x);
         memcpy(x + other * width, q + done * width, n * width * sizeof *x);
         rig_run(r);
-        memcpy(out + done * out_width, (float *)rig_value(r, y) + other * out_width, n * out_width * sizeof *out);
+        memcpy(out + done * out_width, (float *)rig_value(r, y) + other * out_width,
+               n * out_width * sizeof *out);
         rq_tape_free(&tape);
     }
 }
@@ -131,7 +130,8 @@ static void test_against_reference(void **state)
             }
             double nmse = rig_nmse(y, ref, n), limit = rq_op_tolerance(RQ_OP_ATTEND, s->type_k);
             if (nmse > limit || worst > RQ_TOLERANCE_TAIL * sqrt(limit) * sqrt(square / (double)n))
-                fail_msg("%s, shape %zu: nmse %g (limit %g), worst %g", rq_cpu_isa_at(a)->name, i, nmse, limit, worst);
+                fail_msg("%s, shape %zu: nmse %g (limit %g), worst %g", rq_cpu_isa_at(a)->name, i, nmse,
+                         limit, worst);
             rig_close(&r);
         }
         rq_free(q);
@@ -145,7 +145,8 @@ static void test_same_bits(void **state)
     (void)state;
     static const struct {
         uint32_t piece, other, threads;
-    } ways[] = {{1, 0, 1}, {1, 3, 2}, {2, 0, 2}, {5, 0, 3}, {8, 0, 2}, {5, 3, 5}, {64, 0, 2}, {61, 3, 2}, {256, 0, 3}};
+    } ways[] = {{1, 0, 1}, {1, 3, 2},  {2, 0, 2},  {5, 0, 3},  {8, 0, 2},
+                {5, 3, 5}, {64, 0, 2}, {61, 3, 2}, {256, 0, 3}};
     for (size_t i = 0; i < N_SHAPES; i++) {
         const shape *s = &shapes[i];
         size_t n = (size_t)s->count * s->n_kv * s->group * s->dim_v;

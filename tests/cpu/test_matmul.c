@@ -23,7 +23,7 @@ static const rq_cpu_isa *implementation(size_t i)
 {
     const rq_cpu_isa *isa = rq_cpu_isa_at(i);
 #ifdef RQ_TEST_EMULATED
-    if (!isa && i > 0 && rq_cpu_isa_at(i - 1)) return &emulated;
+    if (!isa && i > 0 && rq_cpu_isa_at(i - 1) && rq_cpu_machine_runs("avx2")) return &emulated;
 #endif
     return isa;
 }

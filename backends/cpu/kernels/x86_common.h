@@ -15,7 +15,12 @@
 #include "backends/cpu/kernels/kernel.h"
 #include "backends/formats/tables.h"
 
+/* Emulated, every instance in line would take minutes to compile. */
+#ifdef RQ_SIMDE
+#define RQ_INLINE static inline
+#else
 #define RQ_INLINE static inline __attribute__((always_inline))
+#endif
 
 RQ_INLINE __m256i rq_loadu(const void *p)
 {
