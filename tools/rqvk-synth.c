@@ -99,7 +99,7 @@ int main(int argc, char **argv)
     else if (!synth_mixture_find(type, pure, &mixture))
         status = rq_fail(&err, RQ_ERR_ARGUMENT, "'%s' is no type or mixture for weights (--help lists them)",
                          type);
-    if (status) {
+    if (status || !found) {
         rq_complain(PROGRAM, &err);
         return 2;
     }

@@ -64,7 +64,7 @@ static bool digits_before(const char *path, size_t *end, uint64_t *out)
 static bool ends_with(const char *path, size_t *end, const char *suffix)
 {
     size_t n = strlen(suffix);
-    if (*end < n || memcmp(path + *end - n, suffix, n)) return false;
+    if (*end < n || memcmp(path + *end - n, suffix, n) != 0) return false;
     *end -= n;
     return true;
 }
@@ -172,14 +172,13 @@ rq_status rq_gguf_open_memory(const void *bytes, size_t len, const char *label, 
     if (!len) return rq_fail(err, RQ_ERR_FORMAT, "%s: is empty (0 bytes)", label);
     rq_gguf *g = rq_calloc(1, sizeof *g);
     rq_gguf_shard *shard = g ? add_shard(g, label) : NULL;
-    rq_status status = RQ_OK;
-    if (shard) {
-        shard->bytes = bytes;
-        shard->n_bytes = len;
-        status = rq_gguf_parse(g, 0, &g->kvs, err);
-    } else {
-        status = rq_fail(err, RQ_ERR_MEMORY, "not enough memory to open a model");
+    if (!shard) {
+        rq_gguf_close(g);
+        return rq_fail(err, RQ_ERR_MEMORY, "not enough memory to open a model");
     }
+    shard->bytes = bytes;
+    shard->n_bytes = len;
+    rq_status status = rq_gguf_parse(g, 0, &g->kvs, err);
     if (!status && g->shards[0].split_count > 1)
         status = rq_fail(err, RQ_ERR_UNSUPPORTED,
                          "%s: is one of %" PRId64 " parts, which cannot be read from memory",

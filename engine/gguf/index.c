@@ -75,7 +75,7 @@ bool rq_gguf_index_reserve(rq_gguf_index *ix, uint64_t n, const void *items, rq_
     grown.slots = rq_calloc(want, sizeof *grown.slots);
     if (!grown.slots) return false;
     if (!ix->slots) random_key(grown.key);
-    for (uint64_t at = 0; at < ix->n_slots; at++)
+    for (uint64_t at = 0; ix->slots && at < ix->n_slots; at++)
         if (ix->slots[at].item) rq_gguf_index_add(&grown, ix->slots[at].item - 1, items, name_of);
     rq_free(ix->slots);
     *ix = grown;

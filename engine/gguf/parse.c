@@ -56,13 +56,15 @@ __attribute__((format(printf, 4, 5), cold)) static rq_status bad(const cursor *c
                  rq_gguf_show(c->name, shown));
     else if (c->subject)
         snprintf(item, sizeof item, "%s %" PRIu64, c->subject, c->number);
-    return rq_fail(c->err, RQ_ERR_FORMAT, "%s: %s, %s, at byte %" PRIu64 ": %s", c->shard->label, item, field,
-                   at, reason);
+    rq_fail(c->err, RQ_ERR_FORMAT, "%s: %s, %s, at byte %" PRIu64 ": %s", c->shard->label, item, field, at,
+            reason);
+    return RQ_ERR_FORMAT; /* said here so that analysers know it is no success */
 }
 
 static rq_status no_memory(const cursor *c)
 {
-    return rq_fail(c->err, RQ_ERR_MEMORY, "%s: not enough memory to read its header", c->shard->label);
+    rq_fail(c->err, RQ_ERR_MEMORY, "%s: not enough memory to read its header", c->shard->label);
+    return RQ_ERR_MEMORY;
 }
 
 static uint64_t remaining(const cursor *c)
@@ -70,23 +72,24 @@ static uint64_t remaining(const cursor *c)
     return c->shard->n_bytes - c->pos;
 }
 
-static rq_status take(cursor *c, uint64_t n, const char *field, const uint8_t **out)
+/* The next n bytes, or NULL (and the sentence) when the file ends before. */
+static const uint8_t *take(cursor *c, uint64_t n, const char *field)
 {
-    if (n > remaining(c))
-        return bad(c, c->pos, field,
-                   "it needs %" PRIu64 " bytes, but the file ends after %" PRIu64 " (truncated?)", n,
-                   remaining(c));
-    *out = c->shard->bytes + c->pos;
+    if (n > remaining(c)) {
+        bad(c, c->pos, field, "it needs %" PRIu64 " bytes, but the file ends after %" PRIu64 " (truncated?)",
+            n, remaining(c));
+        return NULL;
+    }
     c->pos += n;
-    return RQ_OK;
+    return c->shard->bytes + c->pos - n;
 }
 
 static rq_status take_u32(cursor *c, const char *field, uint32_t *out)
 {
-    const uint8_t *p = NULL;
-    rq_status status = take(c, 4, field, &p);
-    if (!status) *out = (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-    return status;
+    const uint8_t *p = take(c, 4, field);
+    if (!p) return RQ_ERR_FORMAT;
+    *out = (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+    return RQ_OK;
 }
 
 static uint64_t load_u64(const uint8_t *p)
@@ -98,10 +101,10 @@ static uint64_t load_u64(const uint8_t *p)
 
 static rq_status take_u64(cursor *c, const char *field, uint64_t *out)
 {
-    const uint8_t *p = NULL;
-    rq_status status = take(c, 8, field, &p);
-    if (!status) *out = load_u64(p);
-    return status;
+    const uint8_t *p = take(c, 8, field);
+    if (!p) return RQ_ERR_FORMAT;
+    *out = load_u64(p);
+    return RQ_OK;
 }
 
 static rq_status take_str(cursor *c, const char *field, rq_gguf_str *out)
@@ -109,10 +112,11 @@ static rq_status take_str(cursor *c, const char *field, rq_gguf_str *out)
     uint64_t at = c->pos, len;
     rq_status status = take_u64(c, field, &len);
     if (status) return status;
-    if (len > remaining(c))
-        return bad(c, at, field,
-                   "its length of %" PRIu64 " bytes exceeds the %" PRIu64 " bytes left in the file", len,
-                   remaining(c));
+    if (len > remaining(c)) {
+        bad(c, at, field, "its length of %" PRIu64 " bytes exceeds the %" PRIu64 " bytes left in the file",
+            len, remaining(c));
+        return RQ_ERR_FORMAT;
+    }
     *out = (rq_gguf_str){.data = (const char *)c->shard->bytes + c->pos, .len = len};
     c->pos += len;
     return RQ_OK;
@@ -154,16 +158,15 @@ static const char *looks_like(const uint8_t *p, uint64_t n)
 
 static rq_status parse_header(cursor *c, rq_gguf_shard *shard, uint64_t *n_tensors, uint64_t *n_kv)
 {
-    const uint8_t *magic;
     uint64_t head = remaining(c) < 4 ? remaining(c) : 4;
-    if (memcmp(c->shard->bytes, "GGUF", head)) {
+    if (memcmp(c->shard->bytes, "GGUF", head) != 0) {
         const char *what = looks_like(c->shard->bytes, c->shard->n_bytes);
         return rq_fail(c->err, RQ_ERR_FORMAT,
                        "%s: is not a GGUF file: it does not begin with GGUF (byte 0)%s%s", c->shard->label,
                        what ? "; it looks like " : "", what ? what : "");
     }
-    rq_status status = take(c, 4, "magic", &magic);
-    if (!status) status = take_u32(c, "version", &shard->version);
+    if (!take(c, 4, "magic")) return RQ_ERR_FORMAT;
+    rq_status status = take_u32(c, "version", &shard->version);
     if (status) return status;
     if (shard->version && !(shard->version & 0xffff))
         return bad(c, 4, "version",
@@ -239,7 +242,7 @@ static rq_status parse_value(cursor *c, rq_gguf_kv *kv)
     kv->type = type;
     kv->data = c->shard->bytes + c->pos;
     if (type == RQ_GGUF_STRING) return parse_strings(c, kv);
-    return take(c, kv->count * rq_gguf_elem_bytes(type), "value", &kv->data);
+    return take(c, kv->count * rq_gguf_elem_bytes(type), "value") ? RQ_OK : RQ_ERR_FORMAT;
 }
 
 static rq_status parse_kvs(cursor *c, uint64_t n, rq_gguf_kvs *kvs)
@@ -360,7 +363,7 @@ static rq_status parse_tensor(cursor *c, rq_gguf_tensor *t, rq_gguf_str *name, u
                               uint64_t alignment)
 {
     uint64_t at = c->pos;
-    uint32_t n_dims, type_id;
+    uint32_t n_dims = 0, type_id = 0;
     rq_status status = take_str(c, "name", name);
     if (status) return status;
     c->name = *name;

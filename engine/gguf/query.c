@@ -74,7 +74,7 @@ bool rq_gguf_elem_i64(const rq_gguf_kv *kv, uint64_t i, int64_t *out)
         *out = (int64_t)load(kv, i);
         return true;
     case RQ_GGUF_I8:
-        *out = (int8_t)load(kv, i);
+        *out = (int64_t)(load(kv, i) ^ 0x80) - 0x80;
         return true;
     case RQ_GGUF_I16:
         *out = (int16_t)load(kv, i);

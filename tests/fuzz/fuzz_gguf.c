@@ -27,7 +27,8 @@ static void read_pair(const rq_gguf *g, const rq_gguf_kv *kv)
         rq_gguf_str s = {0};
         bool is_integer = rq_gguf_elem_i64(kv, i, &integer), is_real = rq_gguf_elem_f64(kv, i, &real);
         bool is_string = rq_gguf_elem_str(kv, i, &s);
-        promise(is_string == (kv->type == RQ_GGUF_STRING) && is_real != is_string && (is_real || !is_integer));
+        promise(is_string == (kv->type == RQ_GGUF_STRING) && is_real != is_string &&
+                (is_real || !is_integer));
         if (is_string && s.len) touched += (uint8_t)s.data[0] + (uint8_t)s.data[s.len - 1];
     }
     if (kv->key.len >= sizeof key) return;

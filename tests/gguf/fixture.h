@@ -27,8 +27,8 @@ void fx_tensor(fixture *f, const char *name, uint32_t n_dims, const uint64_t *di
                uint64_t offset);
 void fx_pad(fixture *f, size_t alignment);
 
-/* Opens an exact-size heap copy of the image (so that a sanitizer sees any access outside it); the copy must be
- * freed after closing. */
+/* Opens an exact-size heap copy of the image (so that a sanitizer sees any access outside it); fx_close
+ * frees it. */
 typedef struct opened {
     rq_gguf *g;
     void *copy;
@@ -39,7 +39,7 @@ opened fx_open_bytes(const void *bytes, size_t n);
 opened fx_open(const fixture *f);
 void fx_close(opened *o);
 
-/* A small valid file with values of every type, arrays, and four tensors of different types; `version` 2 or 3. */
+/* A small valid file with values of every type, arrays, and four tensors of different types. */
 void fx_sample(fixture *f, uint32_t version);
 
 /* Folder for files of this process, made on first use and removed at exit; and paths in it. */

@@ -13,7 +13,7 @@
 #include "engine/gguf/writer.h"
 #include "tests/gguf/fixture.h"
 
-/* ---- allocated bytes, by wrapping the functions that the reader calls (see CMakeLists.txt) --------------- */
+/* ---- allocated bytes, by wrapping the functions that the reader calls (see CMakeLists.txt) ------------- */
 
 static uint64_t allocated_bytes;
 

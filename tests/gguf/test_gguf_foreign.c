@@ -1,5 +1,5 @@
-/* The reader against the format's own library: data/gguf/census.tsv lists what gguf-py found in files that other
- * programs wrote (the oracle models by llama.cpp, the fuzzing seeds by gguf-py). */
+/* The reader against the format's own library: data/gguf/census.tsv lists what gguf-py found in files that
+ * other programs wrote (the oracle models by llama.cpp, the fuzzing seeds by gguf-py). */
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>

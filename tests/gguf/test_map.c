@@ -196,7 +196,7 @@ static void slots_run_out_politely(void **state)
     rq_guard_remove(one);
 }
 
-/* ---- a SIGBUS that is not ours (each in a process of its own) ------------------------------------------- */
+/* ---- a SIGBUS that is not ours (each in a process of its own) ------------------------------------------ */
 
 static void touch_missing_page(void)
 {

@@ -1,4 +1,4 @@
-/* Synthetic models: types as llama.cpp chooses them, weights of the promised size, the same file every time. */
+/* Synthetic models: types as llama.cpp chooses them, weights of the promised size, the same file twice. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -141,7 +141,7 @@ static void names_of_types(void **state)
 
 /* ---- weights ------------------------------------------------------------------------------------------- */
 
-/* Check vector of the factors, computed with the original formula in Python (facts of the Llama 3.1 release). */
+/* Check vector of the factors, computed in Python with the formula of the Llama 3.1 release. */
 static void llama3_factors(void **state)
 {
     static const float ramp[6] = {1.207484f, 1.553415f, 2.026313f, 2.694530f, 3.684253f, 5.257327f};

@@ -5,8 +5,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* Prints at most `limit` characters of data[0..len), then "..." if there was more. Characters that could steer
- * a terminal or reorder a line (controls, format and direction marks, separators) and the backslash are
+/* Prints at most `limit` characters of data[0..len), then "..." if there was more. Characters that could
+ * steer a terminal or reorder a line (controls, format and direction marks, separators) and the backslash are
  * escaped: \n, \t, \\, \u{202e}; bytes that are not UTF-8 as \xNN. */
 void inspect_print_text(FILE *out, const char *data, uint64_t len, uint64_t limit);
 

@@ -73,10 +73,12 @@ static void count_kv(reader *r, kv_rule rule, uint32_t period, inspect_memory *m
         n_layer - read_u32(r, "attention.shared_kv_layers", n_layer, 0); /* the rest borrow theirs */
     uint32_t n_trunk = n_layer - read_u32(r, "nextn_predict_layers", n_layer, 0);
     uint32_t n_head = read_layer(r, "attention.head_count", 0, 0);
-    if (!r->status && (!n_layer || !n_embd || !n_head))
+    if (r->status) return;
+    if (!n_layer || !n_embd || !n_head) {
         r->status = rq_fail(r->err, RQ_ERR_FORMAT,
                             "block_count, embedding_length or attention.head_count is missing");
-    if (r->status) return;
+        return;
+    }
     uint32_t k = read_u32(r, "attention.key_length", 1 << 16, n_embd / n_head);
     uint32_t v = read_u32(r, "attention.value_length", 1 << 16, n_embd / n_head);
     uint32_t k_window = read_u32(r, "attention.key_length_swa", 1 << 16, k);

@@ -13,8 +13,8 @@ typedef struct inspect_memory {
     uint32_t window, context;
 } inspect_memory;
 
-/* Fills *out. When the family is known but its keys are missing or absurd, kv_known is false and *why (never NULL
- * then) says so; for an unknown family likewise. */
+/* Fills *out. When the family is known but its keys are missing or absurd, kv_known is false and *why
+ * says so; for an unknown family likewise. */
 void inspect_memory_of(const rq_gguf *g, inspect_memory *out, rq_error *why);
 
 #endif
