@@ -296,7 +296,8 @@ static rq_status measure(const bench *b, rq_executor *ex, const uint32_t *pages,
     uint64_t spent = 0;
     for (uint32_t r = 0; r <= MAX_REPEATS && (r < 4 || spent < LEAST_NS); r++) {
         rq_step *step = NULL;
-        rq_status status = fill(ex, s->tokens, depth, pages, r == 0, s->kind == ROW_HEAD, &step, err);
+        rq_status status = fill(ex, s->tokens, depth, pages, r == 0 && s->kind == ROW_ATTEND,
+                                s->kind == ROW_HEAD, &step, err);
         if (status) return status;
         uint64_t start = now_ns();
         status = rq_executor_profile(ex, step, out->last, MAX_OPS, &out->n, err);
