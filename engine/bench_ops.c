@@ -350,30 +350,28 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
 {
     const row_spec *s = b->spec;
     bool attention = s->kind == ROW_ATTEND;
-    uint32_t n_pages = attention ? (s->m + s->tokens + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS : 0;
+    uint32_t n_pages = ((attention ? s->m : 0) + s->tokens + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS;
     rq_cache_group group = {
         .n_layers = 1, .n_heads = s->g, .dim_k = s->n, .dim_v = s->n, .type_k = b->type, .type_v = b->type};
     uint32_t bucket = 1, on_first = 0;
     while (bucket < s->tokens) bucket *= 2;
     make_weights(b);
-    uint32_t *pages = rq_calloc(n_pages ? n_pages : 1, sizeof *pages);
+    uint32_t *pages = rq_calloc(n_pages, sizeof *pages);
     if (!pages && !b->status) b->status = rq_fail(&b->err, RQ_ERR_MEMORY, "out of memory for a page table");
     for (uint32_t p = 0; pages && p < n_pages; p++) pages[p] = p;
-    rq_executor_params params = {.devices = &b->device,
-                                 .n_devices = 1,
-                                 .weights = b->weights,
-                                 .n_weights = b->n_weights,
-                                 .groups = &group,
-                                 .group_pages = &n_pages,
-                                 .group_device = &on_first,
-                                 .caps = {.max_tokens = bucket,
-                                          .n_groups = attention,
-                                          .n_seqs = 1,
-                                          .max_pages = n_pages ? n_pages : 1},
-                                 .n_embd = attention ? s->n * (s->h + 2 * s->g) : s->n,
-                                 .n_vocab = s->kind == ROW_HEAD ? s->m : 64,
-                                 .build = build,
-                                 .user = b};
+    rq_executor_params params = {
+        .devices = &b->device,
+        .n_devices = 1,
+        .weights = b->weights,
+        .n_weights = b->n_weights,
+        .groups = &group,
+        .group_pages = &n_pages,
+        .group_device = &on_first,
+        .caps = {.max_tokens = bucket, .n_groups = attention, .n_seqs = 1, .max_pages = n_pages},
+        .n_embd = attention ? s->n * (s->h + 2 * s->g) : s->n,
+        .n_vocab = s->kind == ROW_HEAD ? s->m : 64,
+        .build = build,
+        .user = b};
     rq_executor *ex = NULL;
     sums measured;
     if (!b->status) b->status = rq_executor_create(&params, &ex, &b->err);
