@@ -150,6 +150,12 @@ static rq_ref persist(rq_tape *t, rq_persist which, rq_type type, uint32_t ne0)
     return rq_tape_persist(t, which, type, ne0, t->persist_rows[which]);
 }
 
+/* Width of the embedding rows that feed the operation. */
+static uint32_t width(const row_spec *s)
+{
+    return s->kind == ROW_ATTEND ? s->n * (s->h + 2 * s->g) : s->n;
+}
+
 static void build_attention(const bench *b, rq_tape *t, rq_ref x)
 {
     const row_spec *s = b->spec;
@@ -181,7 +187,7 @@ static void build(void *user, rq_tape_kind kind, rq_tape *t)
     const bench *b = user;
     const row_spec *s = b->spec;
     if (kind == RQ_TAPE_HEAD) {
-        rq_ref x = rq_op_select_rows(t, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, s->n));
+        rq_ref x = rq_op_select_rows(t, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, width(s)));
         if (s->kind != ROW_HEAD) return;
         rq_ref logits = rq_op_matmul(t, weight(b, t, 1), x);
         rq_op_copy(t, logits, persist(t, RQ_PERSIST_LOGITS, RQ_TYPE_F32, s->m));
@@ -209,7 +215,7 @@ static void build(void *user, rq_tape_kind kind, rq_tape *t)
     case ROW_EMBED:
         break;
     case ROW_HEAD:
-        rq_op_copy(t, x, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, s->n));
+        rq_op_copy(t, x, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, width(s)));
         break;
     }
 }
@@ -368,7 +374,7 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
         .group_pages = &n_pages,
         .group_device = &on_first,
         .caps = {.max_tokens = bucket, .n_groups = attention, .n_seqs = 1, .max_pages = n_pages},
-        .n_embd = attention ? s->n * (s->h + 2 * s->g) : s->n,
+        .n_embd = width(s),
         .n_vocab = s->kind == ROW_HEAD ? s->m : 64,
         .build = build,
         .user = b};
