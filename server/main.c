@@ -104,6 +104,7 @@ static void *run_loader(void *user)
         kill(getpid(), SIGUSR1); /* wakes the main thread */
         return NULL;
     }
+    atomic_store(&server->phase, RQ_READY); /* the main thread joins this one before it goes on */
     const char *host = server->config.host;
     bool ipv6 = strchr(host, ':') != NULL;
     fprintf(stderr, "model %s, %s; %u requests at once, %u tokens each, %s chat format\n", server->model_id,
@@ -111,8 +112,6 @@ static void *run_loader(void *user)
             (unsigned)server->ctx_limit, server->model_info.chat_format);
     fprintf(stderr, "listening on http://%s%s%s:%u\n", ipv6 ? "[" : "", host, ipv6 ? "]" : "",
             (unsigned)l->port);
-    int loading = RQ_LOADING;
-    atomic_compare_exchange_strong(&server->phase, &loading, RQ_READY);
     return NULL;
 }
 
@@ -187,16 +186,16 @@ static int serve(rq_server *server, const sigset_t *set, int fd, uint32_t port)
         return rq_complain("rqvk-serve", &l.err);
     }
     int sig = 0;
-    while (!sig) {
+    while (sig != SIGINT && sig != SIGTERM && !atomic_load(&l.failed)) {
         sig = wait_for_signal(set, 1000);
         rq_http_watch(http);
     }
-    if (sig != SIGUSR1 && atomic_load(&server->phase) == RQ_LOADING)
-        leave_now("ended while loading the model");
-    if (sig != SIGUSR1) drain(server, http, set);
+    bool failed = atomic_load(&l.failed);
+    if (!failed && atomic_load(&server->phase) == RQ_LOADING) leave_now("ended while loading the model");
     pthread_join(thread, NULL);
+    if (!failed) drain(server, http, set);
     rq_http_stop(http);
-    if (l.err.text[0]) return rq_complain("rqvk-serve", &l.err);
+    if (failed) return rq_complain("rqvk-serve", &l.err);
     fprintf(stderr, "ended\n");
     return 0;
 }

@@ -44,6 +44,7 @@ enum { N_WORDS = sizeof words / sizeof *words, N_VOCAB = FIRST_WORD + N_WORDS };
 
 struct rq_model {
     char path[256];
+    char bytes[256]; /* the texts of the byte tokens */
 };
 
 struct rq_engine {
@@ -91,6 +92,7 @@ rq_status rq_model_load(const char *path, rq_model **out, rq_error *err)
     rq_model *model = rq_calloc(1, sizeof *model);
     if (!model) return rq_fail(err, RQ_ERR_MEMORY, "no memory");
     snprintf(model->path, sizeof model->path, "%s", path);
+    for (int i = 0; i < 256; i++) model->bytes[i] = (char)i;
     *out = model;
     return RQ_OK;
 }
@@ -141,18 +143,15 @@ rq_status rq_tokenize(const rq_model *model, const char *text, size_t bytes, uns
 
 const char *rq_token_bytes(const rq_model *model, rq_token id, size_t *bytes)
 {
-    static char single[256];
     static const char *const special[] = {"<bos>", "<|im_start|>", "<|im_end|>", "<eos>"};
-    (void)model;
     const char *text = "";
     if (id >= FIRST_WORD && id < N_VOCAB)
         text = words[id - FIRST_WORD];
     else if (id >= BOS && id < FIRST_WORD)
         text = special[id - BOS];
     else if (id >= 0 && id < 256) {
-        single[id] = (char)id;
         *bytes = 1;
-        return &single[id];
+        return &model->bytes[id];
     }
     *bytes = strlen(text);
     return text;
@@ -431,7 +430,7 @@ static void generate(rq_session *s)
         count_token(s);
         push(&s->held, event.token);
         size_t bytes;
-        const char *text = rq_token_bytes(NULL, event.token, &bytes);
+        const char *text = rq_token_bytes(s->engine->model, event.token, &bytes);
         memcpy(w.pending + w.n, text, bytes);
         w.n += bytes;
         long stop = find_stop(s, &w);
