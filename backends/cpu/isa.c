@@ -25,6 +25,16 @@ static bool runs_avx512(void)
 }
 #endif
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+
+/* Bit 20 of the auxiliary vector's AT_HWCAP on arm64 Linux: the dot-product instructions (HWCAP_ASIMDDP). */
+static bool runs_neon_dot(void)
+{
+    return getauxval(AT_HWCAP) >> 20 & 1;
+}
+#endif
+
 static bool runs_always(void)
 {
     return true;
@@ -40,6 +50,7 @@ static const struct {
     {{"avx512", RQ_ISA_AVX512, &rq_kernels_avx512}, runs_avx512},
 #elif defined(__aarch64__)
     {{"neon", RQ_ISA_NEON, &rq_kernels_neon}, runs_always},
+    {{"neon_dot", RQ_ISA_NEON, &rq_kernels_neon_dot}, runs_neon_dot},
 #endif
 };
 
@@ -73,6 +84,7 @@ bool rq_cpu_machine_runs(const char *name)
     if (strcmp(name, "avx512") == 0) return runs_avx512();
 #elif defined(__aarch64__)
     if (strcmp(name, "neon") == 0) return true;
+    if (strcmp(name, "neon_dot") == 0) return runs_neon_dot();
 #endif
     return false;
 }

@@ -18,7 +18,7 @@ typedef enum rq_isa_id {
 struct rq_matmul_kernels; /* backends/cpu/kernels/kernel.h */
 
 typedef struct rq_cpu_isa {
-    const char *name; /* "scalar", "avx2", "avx512", "neon" */
+    const char *name; /* "scalar", "avx2", "avx512", "neon", "neon_dot" */
     rq_isa_id id;
     const struct rq_matmul_kernels *matmul;
 } rq_cpu_isa;

@@ -385,8 +385,8 @@ static void sizes(void **state)
 static void nothing_missing(void **state)
 {
     (void)state;
-    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const names[] = {"scalar", "avx2", "avx512", "neon", "neon_dot"};
+    for (size_t i = 0; i < 5; i++) {
         const rq_cpu_isa *isa = rq_cpu_isa_by_name(names[i]);
         if (rq_cpu_machine_runs(names[i]) != (isa != NULL))
             fail_msg("%s: built or run, but not both", names[i]);

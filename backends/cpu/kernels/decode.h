@@ -18,6 +18,44 @@ typedef struct rq_mm_dec {
     float d[16], dm[8];
 } rq_mm_dec;
 
+/* Loops over 16 and 32 bytes at a time, so that compilers turn them into vector code. */
+
+/* 64 bytes of two-bit codes: element 128 n + 32 j + l in bits 2 j of byte 32 n + l. */
+static inline void rq_dec_two_bits(const uint8_t *b, int8_t *q)
+{
+    for (int n = 0; n < 2; n++, b += 32, q += 128) {
+        for (int l = 0; l < 32; l++) {
+            q[l] = (int8_t)(b[l] & 3);
+            q[l + 32] = (int8_t)(b[l] >> 2 & 3);
+            q[l + 64] = (int8_t)(b[l] >> 4 & 3);
+            q[l + 96] = (int8_t)(b[l] >> 6);
+        }
+    }
+}
+
+/* n bytes: low nibbles, then high ones. */
+static inline void rq_dec_nibbles(const uint8_t *b, int8_t *q, int n)
+{
+    for (int l = 0; l < n; l++) {
+        q[l] = (int8_t)(b[l] & 15);
+        q[n + l] = (int8_t)(b[l] >> 4);
+    }
+}
+
+/* The same through a table of 16 levels. */
+static inline void rq_dec_levels(const uint8_t *b, int8_t *q, const int8_t levels[16], int n)
+{
+    for (int l = 0; l < n; l++) {
+        q[l] = levels[b[l] & 15];
+        q[n + l] = levels[b[l] >> 4];
+    }
+}
+
+static inline void rq_dec_add(int8_t *q, int n, int value)
+{
+    for (int l = 0; l < n; l++) q[l] = (int8_t)(q[l] + value);
+}
+
 /* ---- types with blocks of 256: `b` is the block ------------------------------------------------------- */
 
 static inline void rq_dec_q2_k(const uint8_t *b, rq_mm_dec *o)
@@ -28,17 +66,16 @@ static inline void rq_dec_q2_k(const uint8_t *b, rq_mm_dec *o)
         o->sc[k] = b[k] & 15;
         o->mn[k] = b[k] >> 4;
     }
-    for (int i = 0; i < 256; i++) o->q[i] = (int8_t)(b[16 + i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3);
+    rq_dec_two_bits(b + 16, o->q);
 }
 
 static inline void rq_dec_q3_k(const uint8_t *b, rq_mm_dec *o)
 {
     o->d[0] = rq_read_f16(b + 108);
     for (int k = 0; k < 16; k++) o->sc[k] = (int16_t)rq_read_k3_scale(b + 96, k);
-    for (int i = 0; i < 256; i++) {
-        int low = b[32 + i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
-        o->q[i] = (int8_t)((low | (b[i % 32] >> i / 32 & 1) << 2) - 4);
-    }
+    rq_dec_two_bits(b + 32, o->q);
+    for (int j = 0; j < 8; j++)
+        for (int l = 0; l < 32; l++) o->q[32 * j + l] = (int8_t)(o->q[32 * j + l] + (b[l] >> j & 1) * 4 - 4);
 }
 
 static inline void rq_dec_k45_scales(const uint8_t *b, rq_mm_dec *o)
@@ -56,36 +93,41 @@ static inline void rq_dec_k45_scales(const uint8_t *b, rq_mm_dec *o)
 static inline void rq_dec_q4_k(const uint8_t *b, rq_mm_dec *o)
 {
     rq_dec_k45_scales(b, o);
-    for (int i = 0; i < 256; i++) o->q[i] = (int8_t)(b[16 + i / 64 * 32 + i % 32] >> (i & 32 ? 4 : 0) & 15);
+    for (int n = 0; n < 4; n++) rq_dec_nibbles(b + 16 + 32 * n, o->q + 64 * n, 32);
 }
 
 static inline void rq_dec_q5_k(const uint8_t *b, rq_mm_dec *o)
 {
     rq_dec_k45_scales(b, o);
-    for (int i = 0; i < 256; i++) {
-        int low = b[48 + i / 64 * 32 + i % 32] >> (i & 32 ? 4 : 0) & 15;
-        o->q[i] = (int8_t)(low | (b[16 + i % 32] >> i / 32 & 1) << 4);
-    }
+    for (int n = 0; n < 4; n++) rq_dec_nibbles(b + 48 + 32 * n, o->q + 64 * n, 32);
+    for (int j = 0; j < 8; j++)
+        for (int l = 0; l < 32; l++)
+            o->q[32 * j + l] = (int8_t)(o->q[32 * j + l] + (b[16 + l] >> j & 1) * 16);
 }
 
 static inline void rq_dec_q6_k(const uint8_t *b, rq_mm_dec *o)
 {
     o->d[0] = rq_read_f16(b + 208);
     for (int k = 0; k < 16; k++) o->sc[k] = (int8_t)b[192 + k];
-    for (int i = 0; i < 256; i++) {
-        int n = i / 128, g = i % 128 / 32, l = i % 32;
-        int low = b[64 * n + 32 * (g & 1) + l] >> (g & 2 ? 4 : 0) & 15;
-        o->q[i] = (int8_t)((low | (b[128 + 32 * n + l] >> 2 * g & 3) << 4) - 32);
+    for (int n = 0; n < 2; n++) {
+        const uint8_t *low = b + 64 * n, *high = b + 128 + 32 * n;
+        int8_t *q = o->q + 128 * n;
+        for (int l = 0; l < 32; l++) {
+            q[l] = (int8_t)((low[l] & 15) + (high[l] & 3) * 16 - 32);
+            q[l + 32] = (int8_t)((low[l + 32] & 15) + (high[l] >> 2 & 3) * 16 - 32);
+            q[l + 64] = (int8_t)((low[l] >> 4) + (high[l] >> 4 & 3) * 16 - 32);
+            q[l + 96] = (int8_t)((low[l + 32] >> 4) + (high[l] >> 6) * 16 - 32);
+        }
     }
 }
 
-/* Eight (four) magnitudes of a grid entry with the signs of `mask` (bit j: element j is negative). */
-static inline void rq_dec_signed(int8_t *q, uint64_t entry, unsigned mask, int n)
+/* Magnitudes of a grid entry with the signs of `mask` (bit j: element j is negative). */
+static inline void rq_dec_signed(int8_t *q, uint64_t entry, unsigned mask)
 {
-    for (int j = 0; j < n; j++) {
-        int v = (int)(entry >> 8 * j & 255);
-        q[j] = (int8_t)(mask >> j & 1 ? -v : v);
-    }
+    int8_t value[8], sign[8];
+    memcpy(value, &entry, 8);
+    memcpy(sign, &rq_sign_bytes[mask], 8);
+    for (int j = 0; j < 8; j++) q[j] = (int8_t)((value[j] ^ sign[j]) - sign[j]);
 }
 
 static inline void rq_dec_iq2_xxs(const uint8_t *b, rq_mm_dec *o)
@@ -96,7 +138,7 @@ static inline void rq_dec_iq2_xxs(const uint8_t *b, rq_mm_dec *o)
         uint32_t a = rq_ld32(p + 4);
         o->sc[2 * g] = o->sc[2 * g + 1] = (int16_t)(2 * (a >> 28) + 1);
         for (int l = 0; l < 4; l++)
-            rq_dec_signed(o->q + 32 * g + 8 * l, rq_iq2xxs_grid[p[l]], rq_ksigns[a >> 7 * l & 127], 8);
+            rq_dec_signed(o->q + 32 * g + 8 * l, rq_iq2xxs_grid[p[l]], rq_ksigns[a >> 7 * l & 127]);
     }
 }
 
@@ -106,7 +148,7 @@ static inline void rq_dec_iq2_xs(const uint8_t *b, rq_mm_dec *o)
     for (int k = 0; k < 16; k++) o->sc[k] = (int16_t)(2 * (b[66 + k / 2] >> (k & 1 ? 4 : 0) & 15) + 1);
     for (int t = 0; t < 32; t++) {
         unsigned v = rq_ld16(b + 2 + 2 * t);
-        rq_dec_signed(o->q + 8 * t, rq_iq2xs_grid[v & 511], rq_ksigns[v >> 9], 8);
+        rq_dec_signed(o->q + 8 * t, rq_iq2xs_grid[v & 511], rq_ksigns[v >> 9]);
     }
 }
 
@@ -116,7 +158,7 @@ static inline void rq_dec_iq2_s(const uint8_t *b, rq_mm_dec *o)
     for (int k = 0; k < 16; k++) o->sc[k] = (int16_t)(2 * (b[74 + k / 2] >> (k & 1 ? 4 : 0) & 15) + 1);
     for (int t = 0; t < 32; t++) {
         unsigned index = b[2 + t] | (b[66 + t / 4] >> 2 * (t % 4) & 3u) << 8;
-        rq_dec_signed(o->q + 8 * t, rq_iq2s_grid[index], b[34 + t], 8);
+        rq_dec_signed(o->q + 8 * t, rq_iq2s_grid[index], b[34 + t]);
     }
 }
 
@@ -126,9 +168,10 @@ static inline void rq_dec_iq3_xxs(const uint8_t *b, rq_mm_dec *o)
     for (int g = 0; g < 8; g++) {
         uint32_t a = rq_ld32(b + 66 + 4 * g);
         o->sc[2 * g] = o->sc[2 * g + 1] = (int16_t)(2 * (a >> 28) + 1);
-        for (int t = 0; t < 8; t++) {
-            unsigned mask = rq_ksigns[a >> 7 * (t / 2) & 127] >> (t & 1 ? 4 : 0);
-            rq_dec_signed(o->q + 32 * g + 4 * t, rq_iq3xxs_grid[b[2 + 8 * g + t]], mask, 4);
+        for (int l = 0; l < 4; l++) {
+            const uint8_t *p = b + 2 + 8 * g + 2 * l;
+            rq_dec_signed(o->q + 32 * g + 8 * l, rq_iq3xxs_grid[p[0]] | (uint64_t)rq_iq3xxs_grid[p[1]] << 32,
+                          rq_ksigns[a >> 7 * l & 127]);
         }
     }
 }
@@ -138,10 +181,12 @@ static inline void rq_dec_iq3_s(const uint8_t *b, rq_mm_dec *o)
     o->d[0] = rq_read_f16(b);
     for (int g = 0; g < 8; g++) {
         o->sc[2 * g] = o->sc[2 * g + 1] = (int16_t)(2 * (b[106 + g / 2] >> (g & 1 ? 4 : 0) & 15) + 1);
-        for (int t = 0; t < 8; t++) {
-            unsigned index = b[2 + 8 * g + t] | (b[66 + g] >> t & 1u) << 8;
-            unsigned mask = b[74 + 4 * g + t / 2] >> (t & 1 ? 4 : 0);
-            rq_dec_signed(o->q + 32 * g + 4 * t, rq_iq3s_grid[index], mask, 4);
+        for (int l = 0; l < 4; l++) {
+            const uint8_t *p = b + 2 + 8 * g + 2 * l;
+            unsigned high = b[66 + g] >> 2 * l;
+            uint64_t first = rq_iq3s_grid[p[0] | (high & 1) << 8],
+                     second = rq_iq3s_grid[p[1] | (high & 2) << 7];
+            rq_dec_signed(o->q + 32 * g + 8 * l, first | second << 32, b[74 + 4 * g + l]);
         }
     }
 }
@@ -182,8 +227,7 @@ static inline void rq_dec_iq4_xs(const uint8_t *b, rq_mm_dec *o)
     for (int g = 0; g < 8; g++) {
         int ls = (b[4 + g / 2] >> (g & 1 ? 4 : 0) & 15) | (int)(high >> 2 * g & 3) << 4;
         o->sc[2 * g] = o->sc[2 * g + 1] = (int16_t)(ls - 32);
-        for (int r = 0; r < 32; r++)
-            o->q[32 * g + r] = rq_iq4nl_values[b[8 + 16 * g + r % 16] >> (r & 16 ? 4 : 0) & 15];
+        rq_dec_levels(b + 8 + 16 * g, o->q + 32 * g, rq_iq4nl_values, 16);
     }
 }
 
@@ -200,7 +244,8 @@ static inline void rq_dec_tq2_0(const uint8_t *b, rq_mm_dec *o)
 {
     o->d[0] = rq_read_f16(b + 64);
     for (int k = 0; k < 16; k++) o->sc[k] = 1;
-    for (int i = 0; i < 256; i++) o->q[i] = (int8_t)((b[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) - 1);
+    rq_dec_two_bits(b, o->q);
+    rq_dec_add(o->q, 256, -1);
 }
 
 /* ---- types with blocks of 32, 64, 128: `b` is the span's first block, n32 its groups of 32 ------------- */
@@ -215,8 +260,8 @@ static inline void rq_dec_q4_0(const uint8_t *b, int n32, rq_mm_dec *o)
 {
     for (int j = 0; j < n32; j++, b += 18) {
         rq_dec_set_d(o, j, rq_read_f16(b));
-        for (int i = 0; i < 32; i++)
-            o->q[32 * j + i] = (int8_t)((b[2 + i % 16] >> (i & 16 ? 4 : 0) & 15) - 8);
+        rq_dec_nibbles(b + 2, o->q + 32 * j, 16);
+        rq_dec_add(o->q + 32 * j, 32, -8);
     }
 }
 
@@ -225,7 +270,7 @@ static inline void rq_dec_q4_1(const uint8_t *b, int n32, rq_mm_dec *o)
     for (int j = 0; j < n32; j++, b += 20) {
         rq_dec_set_d(o, j, rq_read_f16(b));
         o->dm[j] = rq_read_f16(b + 2);
-        for (int i = 0; i < 32; i++) o->q[32 * j + i] = (int8_t)(b[4 + i % 16] >> (i & 16 ? 4 : 0) & 15);
+        rq_dec_nibbles(b + 4, o->q + 32 * j, 16);
     }
 }
 
@@ -234,10 +279,9 @@ static inline void rq_dec_q5_0(const uint8_t *b, int n32, rq_mm_dec *o)
     for (int j = 0; j < n32; j++, b += 22) {
         uint32_t high = rq_ld32(b + 2);
         rq_dec_set_d(o, j, rq_read_f16(b));
-        for (int i = 0; i < 32; i++) {
-            unsigned code = (b[6 + i % 16] >> (i & 16 ? 4 : 0) & 15u) | (high >> i & 1) << 4;
-            o->q[32 * j + i] = (int8_t)((int)code - 16);
-        }
+        rq_dec_nibbles(b + 6, o->q + 32 * j, 16);
+        for (int i = 0; i < 32; i++)
+            o->q[32 * j + i] = (int8_t)(o->q[32 * j + i] + (int)(high >> i & 1) * 16 - 16);
     }
 }
 
@@ -247,8 +291,9 @@ static inline void rq_dec_q5_1(const uint8_t *b, int n32, rq_mm_dec *o)
         uint32_t high = rq_ld32(b + 4);
         rq_dec_set_d(o, j, rq_read_f16(b));
         o->dm[j] = rq_read_f16(b + 2);
+        rq_dec_nibbles(b + 8, o->q + 32 * j, 16);
         for (int i = 0; i < 32; i++)
-            o->q[32 * j + i] = (int8_t)((b[8 + i % 16] >> (i & 16 ? 4 : 0) & 15u) | (high >> i & 1) << 4);
+            o->q[32 * j + i] = (int8_t)(o->q[32 * j + i] + (int)(high >> i & 1) * 16);
     }
 }
 
@@ -264,8 +309,7 @@ static inline void rq_dec_iq4_nl(const uint8_t *b, int n32, rq_mm_dec *o)
 {
     for (int j = 0; j < n32; j++, b += 18) {
         rq_dec_set_d(o, j, rq_read_f16(b));
-        for (int i = 0; i < 32; i++)
-            o->q[32 * j + i] = rq_iq4nl_values[b[2 + i % 16] >> (i & 16 ? 4 : 0) & 15];
+        rq_dec_levels(b + 2, o->q + 32 * j, rq_iq4nl_values, 16);
     }
 }
 
@@ -273,8 +317,7 @@ static inline void rq_dec_mxfp4(const uint8_t *b, int n32, rq_mm_dec *o)
 {
     for (int j = 0; j < n32; j++, b += 17) {
         rq_dec_set_d(o, j, rq_e8m0_half[b[0]]);
-        for (int i = 0; i < 32; i++)
-            o->q[32 * j + i] = rq_mxfp4_values[b[1 + i % 16] >> (i & 16 ? 4 : 0) & 15];
+        rq_dec_levels(b + 1, o->q + 32 * j, rq_mxfp4_values, 16);
     }
 }
 
@@ -283,8 +326,7 @@ static inline void rq_dec_nvfp4(const uint8_t *b, int n32, rq_mm_dec *o)
     for (int j = 0; j < n32; j += 2, b += 36) {
         for (int s = 0; s < 4; s++) {
             o->d[2 * j + s] = rq_ue4m3_half[b[s]];
-            for (int r = 0; r < 16; r++)
-                o->q[32 * j + 16 * s + r] = rq_mxfp4_values[b[4 + 8 * s + r % 8] >> (r & 8 ? 4 : 0) & 15];
+            rq_dec_levels(b + 4 + 8 * s, o->q + 32 * j + 16 * s, rq_mxfp4_values, 8);
         }
     }
 }
@@ -303,6 +345,102 @@ static inline void rq_dec_q2_0(const uint8_t *b, int n32, rq_mm_dec *o)
         for (int s = 0; s < 2; s++) rq_dec_set_d(o, j + s, rq_read_f16(b));
         for (int i = 0; i < 64; i++) o->q[32 * j + i] = (int8_t)((b[2 + i / 4] >> 2 * (i % 4) & 3) - 1);
     }
+}
+
+/* ---- the choice by type ------------------------------------------------------------------------------- */
+
+static inline void rq_decode256(rq_type type, const uint8_t *b, rq_mm_dec *o)
+{
+    switch (type) {
+    case RQ_TYPE_Q2_K:
+        rq_dec_q2_k(b, o);
+        break;
+    case RQ_TYPE_Q3_K:
+        rq_dec_q3_k(b, o);
+        break;
+    case RQ_TYPE_Q4_K:
+        rq_dec_q4_k(b, o);
+        break;
+    case RQ_TYPE_Q5_K:
+        rq_dec_q5_k(b, o);
+        break;
+    case RQ_TYPE_Q6_K:
+        rq_dec_q6_k(b, o);
+        break;
+    case RQ_TYPE_IQ2_XXS:
+        rq_dec_iq2_xxs(b, o);
+        break;
+    case RQ_TYPE_IQ2_XS:
+        rq_dec_iq2_xs(b, o);
+        break;
+    case RQ_TYPE_IQ2_S:
+        rq_dec_iq2_s(b, o);
+        break;
+    case RQ_TYPE_IQ3_XXS:
+        rq_dec_iq3_xxs(b, o);
+        break;
+    case RQ_TYPE_IQ3_S:
+        rq_dec_iq3_s(b, o);
+        break;
+    case RQ_TYPE_IQ1_S:
+        rq_dec_iq1_s(b, o);
+        break;
+    case RQ_TYPE_IQ1_M:
+        rq_dec_iq1_m(b, o);
+        break;
+    case RQ_TYPE_IQ4_XS:
+        rq_dec_iq4_xs(b, o);
+        break;
+    case RQ_TYPE_TQ1_0:
+        rq_dec_tq1_0(b, o);
+        break;
+    default:
+        rq_dec_tq2_0(b, o);
+        break;
+    }
+}
+
+static inline void rq_decode32(rq_type type, const uint8_t *b, int n32, rq_mm_dec *o)
+{
+    switch (type) {
+    case RQ_TYPE_Q4_0:
+        rq_dec_q4_0(b, n32, o);
+        break;
+    case RQ_TYPE_Q4_1:
+        rq_dec_q4_1(b, n32, o);
+        break;
+    case RQ_TYPE_Q5_0:
+        rq_dec_q5_0(b, n32, o);
+        break;
+    case RQ_TYPE_Q5_1:
+        rq_dec_q5_1(b, n32, o);
+        break;
+    case RQ_TYPE_Q8_0:
+        rq_dec_q8_0(b, n32, o);
+        break;
+    case RQ_TYPE_IQ4_NL:
+        rq_dec_iq4_nl(b, n32, o);
+        break;
+    case RQ_TYPE_MXFP4:
+        rq_dec_mxfp4(b, n32, o);
+        break;
+    case RQ_TYPE_NVFP4:
+        rq_dec_nvfp4(b, n32, o);
+        break;
+    case RQ_TYPE_Q1_0:
+        rq_dec_q1_0(b, n32, o);
+        break;
+    default:
+        rq_dec_q2_0(b, n32, o);
+        break;
+    }
+}
+
+/* Types with a minimum: dm is meant. */
+static inline bool rq_has_min(rq_type type)
+{
+    return type == RQ_TYPE_Q2_K || type == RQ_TYPE_Q4_K || type == RQ_TYPE_Q5_K || type == RQ_TYPE_Q4_1 ||
+           type == RQ_TYPE_Q5_1;
 }
 
 #endif

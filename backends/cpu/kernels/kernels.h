@@ -10,6 +10,7 @@ extern const rq_matmul_kernels rq_kernels_avx2;
 extern const rq_matmul_kernels rq_kernels_avx512;
 #elif defined(__aarch64__)
 extern const rq_matmul_kernels rq_kernels_neon;
+extern const rq_matmul_kernels rq_kernels_neon_dot;
 #endif
 /* The AVX-512 sources over SIMDe's emulation: in test programs only. */
 extern const rq_matmul_kernels rq_kernels_avx512_emulated;

@@ -59,93 +59,6 @@ static void quantize_q32(const float *x, void *dst, int64_t n_in)
     }
 }
 
-static void decode256(rq_type type, const uint8_t *b, rq_mm_dec *o)
-{
-    switch (type) {
-    case RQ_TYPE_Q2_K:
-        rq_dec_q2_k(b, o);
-        break;
-    case RQ_TYPE_Q3_K:
-        rq_dec_q3_k(b, o);
-        break;
-    case RQ_TYPE_Q4_K:
-        rq_dec_q4_k(b, o);
-        break;
-    case RQ_TYPE_Q5_K:
-        rq_dec_q5_k(b, o);
-        break;
-    case RQ_TYPE_Q6_K:
-        rq_dec_q6_k(b, o);
-        break;
-    case RQ_TYPE_IQ2_XXS:
-        rq_dec_iq2_xxs(b, o);
-        break;
-    case RQ_TYPE_IQ2_XS:
-        rq_dec_iq2_xs(b, o);
-        break;
-    case RQ_TYPE_IQ2_S:
-        rq_dec_iq2_s(b, o);
-        break;
-    case RQ_TYPE_IQ3_XXS:
-        rq_dec_iq3_xxs(b, o);
-        break;
-    case RQ_TYPE_IQ3_S:
-        rq_dec_iq3_s(b, o);
-        break;
-    case RQ_TYPE_IQ1_S:
-        rq_dec_iq1_s(b, o);
-        break;
-    case RQ_TYPE_IQ1_M:
-        rq_dec_iq1_m(b, o);
-        break;
-    case RQ_TYPE_IQ4_XS:
-        rq_dec_iq4_xs(b, o);
-        break;
-    case RQ_TYPE_TQ1_0:
-        rq_dec_tq1_0(b, o);
-        break;
-    default:
-        rq_dec_tq2_0(b, o);
-        break;
-    }
-}
-
-static void decode32(rq_type type, const uint8_t *b, int n32, rq_mm_dec *o)
-{
-    switch (type) {
-    case RQ_TYPE_Q4_0:
-        rq_dec_q4_0(b, n32, o);
-        break;
-    case RQ_TYPE_Q4_1:
-        rq_dec_q4_1(b, n32, o);
-        break;
-    case RQ_TYPE_Q5_0:
-        rq_dec_q5_0(b, n32, o);
-        break;
-    case RQ_TYPE_Q5_1:
-        rq_dec_q5_1(b, n32, o);
-        break;
-    case RQ_TYPE_Q8_0:
-        rq_dec_q8_0(b, n32, o);
-        break;
-    case RQ_TYPE_IQ4_NL:
-        rq_dec_iq4_nl(b, n32, o);
-        break;
-    case RQ_TYPE_MXFP4:
-        rq_dec_mxfp4(b, n32, o);
-        break;
-    case RQ_TYPE_NVFP4:
-        rq_dec_nvfp4(b, n32, o);
-        break;
-    case RQ_TYPE_Q1_0:
-        rq_dec_q1_0(b, n32, o);
-        break;
-    default:
-        rq_dec_q2_0(b, n32, o);
-        break;
-    }
-}
-
 static int dot_int8(const int8_t *a, const int8_t *b, int n)
 {
     int s = 0;
@@ -182,8 +95,7 @@ static float add_span32(const rq_mm_dec *w, const rq_act32 *a, int n32, bool has
 static void matmul_quantized(const rq_mm_call *c, bool is256)
 {
     const rq_type_info *info = rq_type_get(c->type);
-    bool has_min = c->type == RQ_TYPE_Q2_K || c->type == RQ_TYPE_Q4_K || c->type == RQ_TYPE_Q5_K ||
-                   c->type == RQ_TYPE_Q4_1 || c->type == RQ_TYPE_Q5_1;
+    bool has_min = rq_has_min(c->type);
     size_t span_bytes = (size_t)(RQ_SPAN / info->block_elems) * info->block_bytes;
     rq_mm_dec dec;
     for (int64_t r = c->r0; r < c->r1; r++) {
@@ -192,9 +104,9 @@ static void matmul_quantized(const rq_mm_call *c, bool is256)
         for (int64_t k = 0, s = 0; k < c->n_in; k += RQ_SPAN, s++, b += span_bytes) {
             int n32 = c->n_in - k < RQ_SPAN ? (int)(c->n_in - k) / 32 : 8;
             if (is256)
-                decode256(c->type, b, &dec);
+                rq_decode256(c->type, b, &dec);
             else
-                decode32(c->type, b, n32, &dec);
+                rq_decode32(c->type, b, n32, &dec);
             for (int t = 0; t < c->n_cols; t++) {
                 float *y = &c->y[t][r];
                 *y = is256 ? add_span256(&dec, (const rq_act256 *)c->acts[t] + s, has_min, *y)

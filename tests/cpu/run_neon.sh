@@ -1,0 +1,19 @@
+#!/bin/sh
+# Builds the matrix kernel tests for aarch64 with the cross compiler and runs them under qemu-aarch64.
+# Usage: run_neon.sh SOURCE_DIR WORK_DIR
+set -e
+src=$1
+work=$2
+cc=${AARCH64_CC:-aarch64-linux-gnu-gcc}
+mkdir -p "$work"
+flags="-std=gnu17 -O2 -ftree-vectorize -Wall -Wextra -Wno-unused-parameter -ffp-contract=off -fno-math-errno
+       -D_GNU_SOURCE -static -I$src/tests/cpu/plain -I$src"
+"$cc" $flags -march=armv8.2-a+dotprod -c "$src/backends/cpu/kernels/neon_dot.c" -o "$work/neon_dot.o"
+"$cc" $flags -o "$work/test_matmul" "$src/tests/cpu/test_matmul.c" "$work/neon_dot.o" \
+    "$src/backends/cpu/kernels/neon.c" "$src/backends/cpu/kernels/scalar.c" "$src/backends/cpu/isa.c" \
+    "$src/backends/cpu/matmul.c" "$src"/backends/formats/types.c "$src"/backends/formats/tables_*.c \
+    "$src"/backends/formats/dequantize*.c "$src"/backends/base/mem.c -lm
+# A core without the dot-product instructions, and one with.
+qemu-aarch64 -cpu cortex-a53 "$work/test_matmul"
+qemu-aarch64 -cpu max "$work/test_matmul" | tee "$work/log"
+grep -q "ran neon_dot" "$work/log"
