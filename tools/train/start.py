@@ -86,7 +86,7 @@ def match_and_copy(attn, read, write, gen):
     for kv in range(c.kv_heads):
         attn.v.weight.view(c.kv_heads, c.head_dim, -1)[kv] = out
     attn.o.weight.view(c.width, c.heads, c.head_dim).copy_(
-        1.0 / c.heads * out.T[:, None].expand(-1, c.heads, -1))
+        (2 if attn.gated else 1) / c.heads * out.T[:, None].expand(-1, c.heads, -1))
 
 
 def slow_lanes(c):
@@ -98,34 +98,65 @@ def slow_lanes(c):
     return torch.tensor(still + [i + s * half for i in pairs for s in (0, 1)])
 
 
-def delta_start(mix, shared, gen, copy):
-    """Keys read the previous token, queries and values the current one: the state maps each token to its successor."""
+def delta_shift(mix, shared, gen):
+    """The same as look_back for a delta layer: what it writes is read at once and forgotten, and its values are those
+    of one, two and three tokens earlier, which the short convolution reaches. Returns what is read and written where."""
     c = mix.c
-    kd = c.state * c.k_groups
+    kd, rank = c.state * c.k_groups, 64
     w = mix.qkv.weight
-    same = orthonormal(kd, c.width, gen) * math.sqrt(2)
-    w[:kd] = same
-    w[kd:2 * kd] = same
-    mix.conv.normal_(0, 0.05, generator=gen)
+    same_key(mix, gen, back=0)
+    read = orthonormal(rank, c.width, gen)
+    values = w[2 * kd:].view(-1, rank, c.width)          # blocks of 64 channels
+    taps = mix.conv[2 * kd:].view(-1, rank, c.conv)
+    write = orthonormal(c.width, 3 * rank, gen).split(rank, 1)
+    out = mix.out.weight.view(c.width, -1, rank)
+    for block, back in enumerate((1, 2, 3)):
+        values[block] = 0.7 * read
+        taps[block] = 0
+        taps[block, :, -1 - back] = 1
+        out[:, block] = 0.2 * write[block]
+    heads = -(-3 * rank // c.state)                      # that hold these blocks
+    mix.a_log[:heads] = math.log(12)
+    mix.dt[:heads] = 1
+    open_gate(mix, shared)
+    return read, write
+
+
+def same_key(mix, gen, back):
+    """Queries and keys from one projection: of this token, and of the one `back` tokens earlier."""
+    kd = mix.c.state * mix.c.k_groups
+    same = orthonormal(kd, mix.c.width, gen) * math.sqrt(2)
+    mix.qkv.weight[:kd] = same
+    mix.qkv.weight[kd:2 * kd] = same
+    mix.conv.normal_(0, 0.02, generator=gen)
     mix.conv[:kd, -1] += 1
-    mix.conv[kd:2 * kd, -2] += 1
+    mix.conv[kd:2 * kd, -1 - back] += 1
     mix.conv[2 * kd:, -1] += 1
-    # An open gate: a constant from the shared direction, noise around it.
-    mix.z.weight.mul_(0.5).add_(torch.outer(torch.full((w.shape[0] - 2 * kd,), 0.1), shared))
-    if copy:
-        v = w[2 * kd:]
-        mix.out.weight.copy_(0.1 * v.T / v.square().sum() * v.shape[0])
+
+
+def open_gate(mix, shared):
+    """A constant from the shared direction, noise around it."""
+    mix.z.weight.mul_(0.2).add_(torch.outer(torch.full((mix.z.weight.shape[0],), 0.12), shared))
+
+
+def delta_memory(mix, shared, gen):
+    """Keys from the previous token, values from this one: the state maps a token to what followed it."""
+    same_key(mix, gen, back=1)
+    open_gate(mix, shared)
 
 
 @torch.no_grad()
 def initialise(net, seed=1):
     gen = torch.Generator().manual_seed(seed)
     shared = plain(net, gen)
-    c = net.c
-    if c.arch == "qwen3":
-        read, write = look_back(net.blocks[0].mix, shared, gen, c.rope_base)
-        match_and_copy(net.blocks[1].mix, read, write, gen)
-    else:
-        for i, block in enumerate(net.blocks):
-            if not block.attends:
-                delta_start(block.mix, shared, gen, copy=i == 0)
+    looked = None
+    for block in net.blocks:
+        if looked is None:
+            looked = (look_back(block.mix, shared, gen, net.c.rope_base) if block.attends
+                      else delta_shift(block.mix, shared, gen))
+        elif block.attends:
+            if looked:
+                match_and_copy(block.mix, *looked, gen)
+                looked = ()
+        else:
+            delta_memory(block.mix, shared, gen)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import signal
 import sys
 import time
 
@@ -23,7 +24,7 @@ import tokenizer as tok
 
 # (until this share of the steps, row length); the tokens of a step stay the same. The mix is text, recall, chat.
 CURRICULA = {
-    "cpu": [(0.45, 128), (0.70, 256), (0.87, 512), (1.0, 1024)],
+    "cpu": [(0.3, 128), (0.55, 256), (0.75, 512), (1.0, 1024)],
     "gpu": [(0.25, 256), (0.50, 1024), (0.80, 2048), (1.0, 4096)],
 }
 
@@ -106,7 +107,10 @@ def cmd_train(a):
     mix = tuple(float(x) for x in a.mix.split(","))
     curriculum = CURRICULA[a.curriculum or ("gpu" if device.type == "cuda" else "cpu")]
     t0, tokens0, sums, saved_at = time.time(), seen, [0.0, 0.0, 0], time.time()
-    while step < a.steps:
+    stop = []
+    for s in (signal.SIGTERM, signal.SIGINT):       # finish the step, save, end
+        signal.signal(s, lambda *_: stop.append(1))
+    while step < a.steps and not stop:
         while a.pause_file and os.path.exists(a.pause_file):
             time.sleep(1)
         if a.minutes and time.time() - t0 > a.minutes * 60:
