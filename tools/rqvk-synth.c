@@ -3,7 +3,7 @@
 #include "tools/common/args.h"
 #include "tools/common/progress.h"
 #include "tools/synth/file.h"
-#include "tools/synth/vocab.h"
+#include "tools/synth/weights.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -32,7 +32,7 @@ static void describe(rq_buf *text)
     for (const char *const *name = synth_mixture_names(); *name; name++) rq_buf_printf(text, " %s", *name);
     rq_buf_puts(text, "\ntypes:\n ");
     for (uint32_t id = 0; id < RQ_TYPE_LIMIT; id++)
-        if (rq_type_get(id) && rq_type_get(id)->is_weight) rq_buf_printf(text, " %s", rq_type_get(id)->name);
+        if (rq_type_get(id) && synth_can_make((rq_type)id)) rq_buf_printf(text, " %s", rq_type_get(id)->name);
     rq_buf_puts(text, "\n");
 }
 

@@ -21,8 +21,9 @@ rq_status rq_map_open(const char *path, rq_map *map, rq_error *err);
 /* Unmaps; nobody may read map->data any more. A zeroed rq_map is left alone. */
 void rq_map_close(rq_map *map);
 
-/* True when the file became shorter (or unreadable) while it was mapped: some of the bytes read so far were
- * zeros instead of the file's. Whatever was computed from them must be discarded with RQ_ERR_DEVICE. */
+/* True when the file became shorter (or unreadable) while it was mapped and a missing page was read: some of the bytes read so far were
+ * zeros instead of the file's. Whatever was computed from them must be discarded with RQ_ERR_DEVICE.
+ * (A cut inside the last page that remains reads as zeros without a fault and goes unnoticed.) */
 bool rq_map_lost(const rq_map *map);
 
 /* Hints to the kernel about how [offset, offset + bytes) will be used; failure is of no consequence. */

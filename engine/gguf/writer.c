@@ -15,8 +15,9 @@
 #define HEADER_MAX ((size_t)1 << 30)
 
 struct rq_gguf_writer {
-    char *path, *temporary; /* `temporary` is NULL once the file was renamed */
-    FILE *file;
+    char *path, *temporary;
+    FILE *file;    /* NULL once finished */
+    bool nameless; /* the file has no name yet, not even `temporary` */
     uint32_t version, alignment;
     rq_buf kvs, infos;
     uint64_t n_kv, n_tensors;
@@ -37,11 +38,38 @@ static rq_status open_temporary(rq_gguf_writer *w, const char *path, rq_error *e
     bool ok = rq_buf_printf(&name, "%s.%ld.part", path, (long)getpid());
     w->temporary = name.data;
     w->path = rq_strdup(path);
-    if (!ok || !w->path) return rq_fail(err, RQ_ERR_MEMORY, "not enough memory to write %s", path);
-    int fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? rq_strndup(path, (size_t)(slash - path) + 1) : rq_strdup(".");
+    if (!ok || !w->path || !folder) {
+        rq_free(folder);
+        return rq_fail(err, RQ_ERR_MEMORY, "not enough memory to write %s", path);
+    }
+    /* A file without a name leaves nothing behind, however the program ends; not every file system has them. */
+    int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+    rq_free(folder);
+    w->nameless = fd >= 0;
+    if (fd < 0) fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (fd >= 0 && !(w->file = fdopen(fd, "wb"))) close(fd);
-    if (!w->file) return rq_fail(err, RQ_ERR_IO, "%s: cannot be written: %s", w->temporary, strerror(errno));
+    if (!w->file) return rq_fail(err, RQ_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
     return RQ_OK;
+}
+
+/* Gives the finished file its name; what had that name before is replaced in one step. */
+static bool publish(rq_gguf_writer *w)
+{
+    if (w->nameless) {
+        char self[64];
+        snprintf(self, sizeof self, "/proc/self/fd/%d", fileno(w->file));
+        unlink(w->temporary);
+        if (fflush(w->file) || linkat(AT_FDCWD, self, AT_FDCWD, w->temporary, AT_SYMLINK_FOLLOW))
+            return false;
+        w->nameless = false;
+    }
+    int failed = fclose(w->file);
+    w->file = NULL;
+    if (!failed && !rename(w->temporary, w->path)) return true;
+    unlink(w->temporary);
+    return false;
 }
 
 rq_status rq_gguf_writer_create(const char *path, uint32_t alignment, rq_gguf_writer **out, rq_error *err)
@@ -69,7 +97,7 @@ void rq_gguf_writer_free(rq_gguf_writer *w)
     if (!w) return;
     if (w->file) {
         fclose(w->file);
-        unlink(w->temporary);
+        if (!w->nameless) unlink(w->temporary);
     }
     rq_buf_free(&w->kvs);
     rq_buf_free(&w->infos);
@@ -273,10 +301,7 @@ rq_status rq_gguf_writer_finish(rq_gguf_writer *w, rq_error *err)
 {
     if (!w->streaming || w->current_left)
         return rq_fail(err, RQ_ERR_ARGUMENT, "%s: less tensor data than declared", w->path);
-    int failed = fclose(w->file);
-    w->file = NULL;
-    rq_status status = failed || rename(w->temporary, w->path) ? write_failed(w, err) : RQ_OK;
-    if (status) unlink(w->temporary);
+    rq_status status = publish(w) ? RQ_OK : write_failed(w, err);
     w->streaming = false;
     return status;
 }

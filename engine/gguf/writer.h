@@ -1,9 +1,9 @@
 /* writer.h - writes a GGUF v3 file: metadata first, then tensor data as a stream.
  *
  * Order of calls: create, any put and declare calls, begin_data, write until every declared byte is there,
- * finish. The file appears under its name only when finish succeeds; until then it is a temporary file in
- * the same folder. The put and declare calls return nothing: a failure (memory, a bad shape) is kept and
- * reported by begin_data. */
+ * finish. The file appears under its name only when finish succeeds; until then it has no name or, where the
+ * file system cannot do that, the suffix .PID.part. The put and declare calls return nothing: a failure
+ * (memory, a bad shape) is kept and reported by begin_data. Keys and tensor names must be unique. */
 #ifndef RQ_GGUF_WRITER_H
 #define RQ_GGUF_WRITER_H
 

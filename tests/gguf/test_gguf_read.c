@@ -1,10 +1,12 @@
 /* What a well-formed file yields: every value type, arrays, tensors, alignments, versions, split sets. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -389,6 +391,34 @@ static void writer_refuses(void **state)
     assert_int_equal(access(path, F_OK), -1);
 }
 
+/* A write that the system refuses (here: over the process's limit of file size) leaves no file. */
+static void a_full_disk_is_reported(void **state)
+{
+    const char *path = fx_path("full.gguf");
+    static char zeros[1 << 20];
+    rq_gguf_writer *w = NULL;
+    rq_error err;
+    struct rlimit before, small;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = before;
+    small.rlim_cur = 4096;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    rq_status created = rq_gguf_writer_create(path, 32, &w, &err), status = created;
+    if (!created) {
+        rq_gguf_declare(w, "a", RQ_TYPE_I8, 1, (uint64_t[]){sizeof zeros});
+        status = rq_gguf_writer_begin_data(w, &err);
+        if (!status) status = rq_gguf_writer_write(w, zeros, sizeof zeros, &err);
+        if (!status) status = rq_gguf_writer_finish(w, &err);
+        rq_gguf_writer_free(w);
+    }
+    setrlimit(RLIMIT_FSIZE, &before);
+    assert_int_equal(created, RQ_OK);
+    assert_int_equal(status, RQ_ERR_IO);
+    assert_non_null(strstr(err.text, "full.gguf: cannot be written"));
+    assert_int_equal(access(path, F_OK), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -401,6 +431,7 @@ int main(void)
         cmocka_unit_test(many_names),
         cmocka_unit_test(writer_and_reader_agree),
         cmocka_unit_test(writer_refuses),
+        cmocka_unit_test(a_full_disk_is_reported),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,7 @@
 #include "tools/synth/mixture.h"
 
+#include "tools/synth/weights.h"
+
 #include <strings.h>
 
 /* Base types and general.file_type numbers of the mixtures (the numbers are llama.cpp's). The importance
@@ -49,7 +51,7 @@ bool synth_mixture_find(const char *name, bool pure, synth_mixture *out)
             return true;
         }
     rq_type type;
-    if (!rq_type_from_name(name, &type) || !rq_type_get(type)->is_weight) return false;
+    if (!rq_type_from_name(name, &type) || !synth_can_make(type)) return false;
     *out = (synth_mixture){
         .name = rq_type_get(type)->name, .base = type, .file_type = pure_file_type(type), .pure = true};
     return true;

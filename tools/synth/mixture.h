@@ -29,7 +29,7 @@ typedef struct synth_site {
 } synth_site;
 
 /* A mixture ("q4_k_m") or a type ("q4_k", "iq2_s"), in any case; with `pure` a name that is both (iq4_xs)
- * means the type. False when the name is neither, or the type cannot hold weights. */
+ * means the type. False when the name is neither, or the type cannot be made. */
 bool synth_mixture_find(const char *name, bool pure, synth_mixture *out);
 
 /* The names of the mixtures, NULL-terminated, for --help. */

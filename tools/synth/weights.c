@@ -234,10 +234,14 @@ static bool is_plain(rq_type type)
 
 /* ---- rows ---------------------------------------------------------------------------------------------- */
 
+bool synth_can_make(rq_type type)
+{
+    return is_plain(type) || (layout_of(type) && rq_type_get(type)->dequantize);
+}
+
 bool synth_source_init(synth_source *source, const synth_tensor *tensor, uint64_t seed)
 {
-    const rq_type_info *info = rq_type_get(tensor->type);
-    if (!is_plain(tensor->type) && (!layout_of(tensor->type) || !info->dequantize)) return false;
+    if (!synth_can_make(tensor->type)) return false;
     *source = (synth_source){.type = tensor->type,
                              .row_elems = tensor->ne[0],
                              .row_bytes = rq_row_bytes(tensor->type, tensor->ne[0]),

@@ -15,6 +15,9 @@ typedef struct synth_source {
     uint16_t scales[64]; /* block types: f16 scales of both signs around the wanted size, or byte codes */
 } synth_source;
 
+/* True for the types that can be synthesised. */
+bool synth_can_make(rq_type type);
+
 /* Prepares the rows of one tensor; false when its type cannot be synthesised. Allocates nothing. */
 bool synth_source_init(synth_source *source, const synth_tensor *tensor, uint64_t seed);
 
