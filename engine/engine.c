@@ -145,7 +145,8 @@ static rq_status plan_numbers(const rq_model *m, const rq_engine_params *p, engi
                        plan->n_sessions, plan->n_ctx);
     for (uint32_t g = 0; g < m->n_groups; g++) {
         plan->group_pages[g] = (uint32_t)pages;
-        plan->cache_bytes += pages * rq_page_layout_of(&plan->groups[g]).page_bytes;
+        plan->cache_bytes += pages * rq_page_layout_of(&plan->groups[g]).page_bytes +
+                             4ull * rq_cache_pages_for(plan->n_ctx) * plan->n_sessions; /* page tables */
     }
     return RQ_OK;
 }

@@ -270,8 +270,9 @@ static void test_bad_parameters(void **state)
     refused(model, (rq_engine_params){.n_sessions = 257}, RQ_ERR_ARGUMENT, "257");
     refused(model, (rq_engine_params){.n_ctx = 1}, RQ_ERR_ARGUMENT, "context");
     refused(model, (rq_engine_params){.n_ctx = UINT32_MAX}, RQ_ERR_ARGUMENT, "context");
+    refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 256}, RQ_ERR_ARGUMENT, "address");
     refused(model, (rq_engine_params){.n_ctx = 2000, .cache_tokens = 1000}, RQ_ERR_ARGUMENT, "smaller");
-    refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 256}, RQ_ERR_MEMORY, "MiB");
+    refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 16}, RQ_ERR_MEMORY, "MiB");
     rq_model_free(model);
 }
 
@@ -314,7 +315,8 @@ static void test_plan_and_log(void **state)
         assert_int_equal(i.n_threads, 1);
         assert_int_equal(i.n_batch, 512);
         assert_int_equal(i.cache_tokens, 3 * 320); /* whole pages of 64 for each session */
-        assert_int_equal(i.cache_bytes, i.cache_tokens * i.cache_bytes_per_token);
+        /* pages, and a table of five entries for each session */
+        assert_int_equal(i.cache_bytes, i.cache_tokens * i.cache_bytes_per_token + 3 * 5 * 4);
         assert_false(i.failed);
         per_token[t] = i.cache_bytes_per_token;
         rq_engine_free(engine);
