@@ -2,9 +2,10 @@
 """Compare logits with another engine, which is named as a command.
 
 usage: check_engine.py SIZE DATA [CHECKPOINT.pt] -- COMMAND ... {model} ... {out} ... {tokens}
-{model} becomes an F32 GGUF file without the draft block, {out} a file that the command fills with the F32 logits after
-every token, {tokens} the ids as separate arguments. Exit status 1 when the normalised squared error is 1e-4 or more.
-"""
+{model} becomes an F32 GGUF file without the draft block, {out} a file that the command fills with the F32
+logits after every token, {tokens} the ids as separate arguments. Exit status 1 when the normalised squared
+error is 1e-4 or more."""
+
 import os
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def main():
     if "--" not in sys.argv or len(sys.argv) < 5 or sys.argv[1] not in model.SIZES:
         sys.exit(__doc__)
     cut = sys.argv.index("--")
-    args, command = sys.argv[1:cut], sys.argv[cut + 1:]
+    args, command = sys.argv[1:cut], sys.argv[cut + 1 :]
     t = tok.Tokenizer.load(os.path.join(args[1], "tokenizer.json"))
     net = model.Net(model.SIZES[args[0]])
     start.initialise(net)
@@ -36,13 +37,15 @@ def main():
         export.write(net, t, gguf, "f32", mtp=False)
         full = []
         for word in command:
-            full += map(str, ids) if word == "{tokens}" else [word.replace("{model}", gguf).replace("{out}", out)]
+            full += (
+                map(str, ids) if word == "{tokens}" else [word.replace("{model}", gguf).replace("{out}", out)]
+            )
         subprocess.run(full, check=True)
         theirs = np.fromfile(out, np.float32).reshape(len(ids), -1)
     with torch.no_grad():
         ours = net(torch.tensor([ids]))[0].numpy()
-    error = float(((ours - theirs) ** 2).sum() / (theirs ** 2).sum())
-    print(f"{args[0]}: normalised squared error {error:.3g}, largest difference {np.abs(ours - theirs).max():.3g}")
+    error = float(((ours - theirs) ** 2).sum() / (theirs**2).sum())
+    print(f"{args[0]}: normalised squared error {error:.3g}, largest {np.abs(ours - theirs).max():.3g}")
     sys.exit(0 if error < 1e-4 else 1)
 
 

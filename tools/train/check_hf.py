@@ -1,8 +1,11 @@
 #!/usr/bin/env python3
-"""Load the trained (or freshly started) network into Hugging Face transformers' own classes and compare logits.
+"""Load the trained (or freshly started) network into Hugging Face transformers' own classes and compare
+logits.
 
-usage: check_hf.py SIZE [CHECKPOINT.pt]      prints the normalised squared error; exit status 1 when it is 1e-4 or more
+usage: check_hf.py SIZE [CHECKPOINT.pt]
+Prints the normalised squared error; exit status 1 when it is 1e-4 or more
 """
+
 import os
 import sys
 
@@ -42,9 +45,12 @@ def delta(out, p, d):
 
 def state_dict(net):
     c = net.c
-    add = 1.0 if c.arch == "qwen35" else 0.0        # transformers' Qwen3.5 norms multiply by 1 + weight
-    out = {"model.embed_tokens.weight": net.embed.weight, "lm_head.weight": net.embed.weight,
-           "model.norm.weight": net.norm.weight - add}
+    add = 1.0 if c.arch == "qwen35" else 0.0  # transformers' Qwen3.5 norms multiply by 1 + weight
+    out = {
+        "model.embed_tokens.weight": net.embed.weight,
+        "lm_head.weight": net.embed.weight,
+        "model.norm.weight": net.norm.weight - add,
+    }
     for i, b in enumerate(net.blocks):
         p = f"model.layers.{i}."
         out[p + "input_layernorm.weight"] = b.norm1.weight - add
@@ -60,25 +66,45 @@ def state_dict(net):
 
 def reference(net):
     c = net.c
-    common = dict(vocab_size=c.vocab, hidden_size=c.width, intermediate_size=c.ff, num_hidden_layers=c.layers,
-                  num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, head_dim=c.head_dim,
-                  rms_norm_eps=c.eps, max_position_embeddings=c.context, tie_word_embeddings=True,
-                  attn_implementation="eager")
+    common = dict(
+        vocab_size=c.vocab,
+        hidden_size=c.width,
+        intermediate_size=c.ff,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.kv_heads,
+        head_dim=c.head_dim,
+        rms_norm_eps=c.eps,
+        max_position_embeddings=c.context,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
     if c.arch == "qwen3":
         from transformers import Qwen3Config, Qwen3ForCausalLM
+
         config = Qwen3Config(**common, rope_parameters={"rope_type": "default", "rope_theta": c.rope_base})
         ref = Qwen3ForCausalLM(config)
     else:
         from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
         from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM
+
         third = c.rope_dim // 6
         config = Qwen3_5TextConfig(
-            **common, linear_conv_kernel_dim=c.conv, linear_key_head_dim=c.state, linear_value_head_dim=c.state,
-            linear_num_key_heads=c.k_groups, linear_num_value_heads=c.v_heads,
+            **common,
+            linear_conv_kernel_dim=c.conv,
+            linear_key_head_dim=c.state,
+            linear_value_head_dim=c.state,
+            linear_num_key_heads=c.k_groups,
+            linear_num_value_heads=c.v_heads,
             layer_types=["full_attention" if b.attends else "linear_attention" for b in net.blocks],
-            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base,
-                             "partial_rotary_factor": c.rope_dim / c.head_dim,
-                             "mrope_section": [c.rope_dim // 2 - 2 * third, third, third], "mrope_interleaved": True})
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": c.rope_base,
+                "partial_rotary_factor": c.rope_dim / c.head_dim,
+                "mrope_section": [c.rope_dim // 2 - 2 * third, third, third],
+                "mrope_interleaved": True,
+            },
+        )
         ref = Qwen3_5ForCausalLM(config)
     missing, extra = ref.load_state_dict(state_dict(net), strict=False)
     if missing or extra:
@@ -96,14 +122,16 @@ def main():
         net.load_state_dict(torch.load(sys.argv[2], map_location="cpu", weights_only=True)["net"])
     else:
         with torch.no_grad():
-            for p in net.parameters():              # so that nothing is zero or one by construction
+            for p in net.parameters():  # so that nothing is zero or one by construction
                 p.add_(torch.randn_like(p) * 0.03)
     tokens = torch.randint(0, net.c.vocab, (2, 150))
     with torch.no_grad():
         ours, theirs = net(tokens), reference(net)(tokens).logits
     error = ((ours - theirs).square().sum() / theirs.square().sum()).item()
-    print(f"{sys.argv[1]}: normalised squared error {error:.3g}, largest difference "
-          f"{(ours - theirs).abs().max().item():.3g}, largest logit {theirs.abs().max().item():.3g}")
+    print(
+        f"{sys.argv[1]}: normalised squared error {error:.3g}, largest difference "
+        f"{(ours - theirs).abs().max().item():.3g}, largest logit {theirs.abs().max().item():.3g}"
+    )
     sys.exit(0 if error < 1e-4 else 1)
 
 

@@ -1,5 +1,8 @@
 """Token streams and batches: running text, planted facts with questions, short chats."""
+
+import collections
 import glob
+import multiprocessing
 import os
 import random
 
@@ -9,7 +12,7 @@ import regex
 import recall
 import tokenizer as tok
 
-HELD_OUT = ("wikitext2-test.txt", "TheLittleColonelsHero")     # a name, or how a name begins: never trained on
+HELD_OUT = ("wikitext2-test.txt", "TheLittleColonelsHero")  # a name, or how a name begins: never trained on
 
 
 def read(path):
@@ -18,7 +21,7 @@ def read(path):
     # Only the work itself of a Project Gutenberg file.
     a = regex.search(r"\*\*\* ?START OF[^\n]*\n", text)
     b = regex.search(r"\*\*\* ?END OF", text) or regex.search(r"\nEnd of (the )?Project Gutenberg", text)
-    text = text[a.end() if a else 0:b.start() if b else len(text)]
+    text = text[a.end() if a else 0 : b.start() if b else len(text)]
     return regex.sub(r"\n{3,}", "\n\n", text).strip()
 
 
@@ -63,8 +66,12 @@ def prepare(folder, out, vocab_size):
             for s in sentences(texts[p]):
                 cut.append(t.encode(" " + s))
         np.save(os.path.join(out, side + ".npy"), np.array(stream, dtype=np.uint16))
-        np.save(os.path.join(out, side + "-sentences.npy"), np.array([i for s in cut for i in s], dtype=np.uint16))
-        np.save(os.path.join(out, side + "-starts.npy"), np.cumsum([0] + [len(s) for s in cut]).astype(np.int64))
+        np.save(
+            os.path.join(out, side + "-sentences.npy"), np.array([i for s in cut for i in s], dtype=np.uint16)
+        )
+        np.save(
+            os.path.join(out, side + "-starts.npy"), np.cumsum([0] + [len(s) for s in cut]).astype(np.int64)
+        )
         with open(os.path.join(out, side + "-files.txt"), "w") as f:
             for row in index:
                 print(*row, sep="\t", file=f)
@@ -76,13 +83,15 @@ class Corpus:
         get = lambda n: np.load(os.path.join(folder, f"{side}{n}.npy"))
         self.stream, self.sentence_ids, self.starts = get(""), get("-sentences"), get("-starts")
         with open(os.path.join(folder, side + "-files.txt")) as f:
-            self.files = [(n, int(a), int(b), int(c)) for n, a, b, c in (x.rstrip("\n").split("\t") for x in f)]
+            self.files = [
+                (n, int(a), int(b), int(c)) for n, a, b, c in (x.rstrip("\n").split("\t") for x in f)
+            ]
 
     def filler(self, rng, n):
         """About n tokens of consecutive sentences, as lists."""
         out, i = [], rng.randrange(len(self.starts) - 1)
         while n > 0:
-            s = self.sentence_ids[self.starts[i]:self.starts[i + 1]].tolist()
+            s = self.sentence_ids[self.starts[i] : self.starts[i + 1]].tolist()
             out.append(s)
             n -= len(s)
             i = (i + 1) % (len(self.starts) - 1)
@@ -116,15 +125,19 @@ def add_turn(w, t, question, parts, opened=False):
 
 
 def recall_context(rng, t, corpus, length, test, n_facts, n_asks, depth=None, number_only=False, plain=False):
-    """A user turn with facts in filler text and a question, further questions in further turns, at most length tokens.
+    """A user turn with facts in filler text and a question, further questions in further turns, at most
+    length tokens.
 
-    plain: no turns, the answers follow as sentences (cheaper in tokens, so that more of them fit).
-    depth: where the first fact stands (0 start, 1 end); it is then the one asked for first. Returns the Weighted ids
+    plain: no turns, the answers follow as sentences (cheaper in tokens, so that more of them fit). depth:
+    where the first fact stands (0 start, 1 end); it is then the one asked for first. Returns the Weighted ids
     and, for each asked fact, the (start, end) of its answer's tokens."""
     names = set()
     facts = [recall.Fact(rng, test, names, number_only) for _ in range(n_facts)]
-    asked = facts[:1] + rng.sample(facts[1:], min(n_asks, n_facts) - 1) if depth is not None else rng.sample(
-        facts, min(n_asks, n_facts))
+    asked = (
+        facts[:1] + rng.sample(facts[1:], min(n_asks, n_facts) - 1)
+        if depth is not None
+        else rng.sample(facts, min(n_asks, n_facts))
+    )
     told = [t.encode(" " + f.told) for f in facts]
     # Turn overhead and answers, measured once, leave room for filler.
     tail = Weighted()
@@ -152,14 +165,19 @@ def recall_context(rng, t, corpus, length, test, n_facts, n_asks, depth=None, nu
     first = None
     if depth is not None:
         first = min(int(depth * (len(pieces) + 1)), len(pieces))
-    where = sorted(((rng.randrange(len(pieces) + 1) if first is None or i else first, rng.random(), i)
-                    for i in range(n_facts)), reverse=True)
+    where = sorted(
+        (
+            (rng.randrange(len(pieces) + 1) if first is None or i else first, rng.random(), i)
+            for i in range(n_facts)
+        ),
+        reverse=True,
+    )
     for at, _, i in where:
         pieces.insert(at, (told[i], None))
     pad = t.encode("\n")
     for ids, weight in pieces:
         if weight is None:
-            while (len(head.ids) % 8 == 5) != test:       # positions of the test set are its own
+            while (len(head.ids) % 8 == 5) != test:  # positions of the test set are its own
                 head.add(pad, 0.0)
             head.add(ids, 0.1)
         else:
@@ -187,7 +205,7 @@ def sample(rng, t, corpus, length, mix):
     r = rng.random()
     if r < mix[0]:
         i = rng.randrange(len(corpus.stream) - n)
-        return corpus.stream[i:i + n].tolist(), [1.0] * n
+        return corpus.stream[i : i + n].tolist(), [1.0] * n
     w = Weighted()
     if r < mix[0] + mix[1]:
         while len(w.ids) < n - 60:
@@ -205,8 +223,54 @@ def sample(rng, t, corpus, length, mix):
     else:
         chat(rng, t, w, n)
     if len(w.ids) < n:
-        w.add(corpus.stream[(i := rng.randrange(len(corpus.stream) - n)):i + n - len(w.ids)].tolist(), FILLER_WEIGHT)
+        w.add(
+            corpus.stream[(i := rng.randrange(len(corpus.stream) - n)) : i + n - len(w.ids)].tolist(),
+            FILLER_WEIGHT,
+        )
     return w.ids[:n], w.weight[:n]
+
+
+class Ahead:
+    """Batches of consecutive steps, made by other processes while the device computes (workers > 0) or on demand."""
+
+    def __init__(self, folder, seed, mix, shape_of, first, last, workers):
+        """shape_of(step) -> (rows, length). Every step has a generator of its own: a resumed run sees what an
+        unbroken one would have seen."""
+        self.job = (folder, seed, mix)
+        self.shape_of, self.next, self.last, self.waiting = shape_of, first, last, collections.deque()
+        self.pool = None
+        if workers:
+            self.pool = multiprocessing.get_context("spawn").Pool(workers, _open, self.job)
+            self.most = 3 * workers
+        else:
+            _open(*self.job)
+
+    def get(self, step):
+        """The batch of a step; steps are asked for in order, beginning with the first."""
+        if self.pool is None:
+            return _make(step, *self.shape_of(step))
+        while len(self.waiting) < self.most and self.next < self.last:
+            job = (self.next, *self.shape_of(self.next))
+            self.waiting.append(self.pool.apply_async(_make, job))
+            self.next += 1
+        return self.waiting.popleft().get()
+
+    def close(self):
+        if self.pool is not None:
+            self.pool.terminate()
+
+
+_here = {}
+
+
+def _open(folder, seed, mix):
+    t = tok.Tokenizer.load(os.path.join(folder, "tokenizer.json"))
+    _here.update(t=t, corpus=Corpus(folder, "train"), seed=seed, mix=mix)
+
+
+def _make(step, rows, length):
+    rng = random.Random(_here["seed"] * 1_000_003 + step)
+    return batch(rng, _here["t"], _here["corpus"], rows, length, _here["mix"])
 
 
 def batch(rng, t, corpus, rows, length, mix):

@@ -1,4 +1,5 @@
 """GGUF files of the trained networks: F32, F16 or Q8_0 matrices, everything small in F32."""
+
 import gguf
 import numpy as np
 
@@ -6,7 +7,8 @@ CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}")
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
 
 
 def tensors(net):
@@ -32,7 +34,11 @@ def tensors(net):
             yield p + "ssm_dt.bias", m.dt, False
             yield p + "ssm_a", -m.a_log.exp(), False
             yield p + "ssm_norm.weight", m.norm.weight, False
-        yield p + ("ffn_norm" if c.arch == "qwen3" else "post_attention_norm") + ".weight", b.norm2.weight, False
+        yield (
+            p + ("ffn_norm" if c.arch == "qwen3" else "post_attention_norm") + ".weight",
+            b.norm2.weight,
+            False,
+        )
         for name, t in (("ffn_gate", b.gate), ("ffn_up", b.up), ("ffn_down", b.down)):
             yield p + name + ".weight", t.weight, True
 
@@ -63,7 +69,7 @@ def metadata(w, c, tokenizer, name, with_mtp):
     w.add_rope_freq_base(c.rope_base)
     w.add_vocab_size(c.vocab)
     if c.arch == "qwen35":
-        third = c.rope_dim // 6                       # three position streams; text uses the same position in each
+        third = c.rope_dim // 6  # three position streams; text uses the same position in each
         w.add_rope_dimension_sections([c.rope_dim // 2 - 2 * third, third, third, 0])
         w.add_uint32("qwen35.ssm.conv_kernel", c.conv)
         w.add_uint32("qwen35.ssm.state_size", c.state)
@@ -86,10 +92,16 @@ def metadata(w, c, tokenizer, name, with_mtp):
     w.add_chat_template(CHAT_TEMPLATE)
 
 
-KINDS = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16,
-         "q8_0": gguf.GGMLQuantizationType.Q8_0}
-FILE_KINDS = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16,
-              "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
+KINDS = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+FILE_KINDS = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
 
 
 def write(net, tokenizer, path, kind="q8_0", name="rqvk built-in", mtp=True):

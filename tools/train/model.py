@@ -1,10 +1,12 @@
-"""The two networks, in the conventions of their GGUF files (norm weights multiply as stored, V heads tiled over K heads).
+"""The two networks, in the conventions of their GGUF files (norm weights multiply as stored, V heads tiled
+over K heads).
 
-Qwen3:  pre-norm blocks of grouped-query attention (RMS norm per head on q and k, rotary over the whole head) and SwiGLU.
-Qwen35: gated delta net layers, every INTERVAL-th layer gated attention (rotary over part of the head), SwiGLU, and an
-        MTP block that drafts the token after next. Equations: the Gated DeltaNet paper (arXiv 2412.06464), its chunked
-        form, and the facts of the Qwen3.5 architecture.
+Qwen3: pre-norm blocks of grouped-query attention (RMS norm per head on q and k, rotary over the whole head)
+and SwiGLU. Qwen35: gated delta net layers, every interval-th layer gated attention (rotary over part of the
+head), SwiGLU, and an MTP block that drafts the token after next. Equations: the Gated DeltaNet paper (arXiv
+2412.06464), its chunked form, and the facts of the Qwen3.5 architecture.
 """
+
 import dataclasses
 import math
 
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 
 @dataclasses.dataclass
 class Config:
-    arch: str                  # "qwen3" or "qwen35"
+    arch: str  # "qwen3" or "qwen35"
     vocab: int = 4096
     width: int = 256
     layers: int = 4
@@ -28,16 +30,16 @@ class Config:
     eps: float = 1e-6
     context: int = 4096
     # qwen35 only
-    interval: int = 4          # layer i attends iff (i + 1) % interval == 0
-    state: int = 64            # head dimension of q, k and v in the delta layers
-    k_groups: int = 2          # key heads of a delta layer
+    interval: int = 4  # layer i attends iff (i + 1) % interval == 0
+    state: int = 64  # head dimension of q, k and v in the delta layers
+    k_groups: int = 2  # key heads of a delta layer
     v_heads: int = 4
     conv: int = 4
     mtp: bool = False
 
 
-# The cpu sizes are what one or two processor cores can train in hours; the others use the room that 12 MB of Q8_0 leaves
-# and want a GPU. Row lengths are multiples of 256, so that every block format can store them.
+# The cpu sizes are what one or two processor cores can train in hours; the others use the room that 12 MB of
+# Q8_0 leaves and want a GPU. Row lengths are multiples of 256, so that every block format can store them.
 SIZES = {
     "qwen3-cpu": Config("qwen3", kv_heads=1, ff=256),
     "qwen3": Config("qwen3", layers=10, ff=768),
@@ -53,7 +55,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
 
 
 def linear(n_in, n_out):
@@ -61,9 +63,10 @@ def linear(n_in, n_out):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding, half-split pairs over the first 2 * cos.shape[-1] dims. x: B T H D; cos, sin: T 1 D/2."""
+    """Rotary embedding, half-split pairs over the first 2 * cos.shape[-1] dims. x: B T H D; cos, sin: T 1
+    D/2."""
     n = cos.shape[-1]
-    a, b, rest = x[..., :n], x[..., n:2 * n], x[..., 2 * n:]
+    a, b, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
@@ -82,7 +85,7 @@ class Attention(nn.Module):
         b, t, _ = x.shape
         q = self.q(x).view(b, t, c.heads, -1)
         if self.gated:
-            q, gate = q.split(c.head_dim, -1)       # per head: query, then gate
+            q, gate = q.split(c.head_dim, -1)  # per head: query, then gate
         k = self.k(x).view(b, t, c.kv_heads, c.head_dim)
         v = self.v(x).view(b, t, c.kv_heads, c.head_dim)
         q = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
@@ -90,19 +93,23 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         group = c.heads // c.kv_heads
         if group > 1:
-            k, v = (z[:, :, None].expand(-1, -1, group, -1, -1).reshape(b, c.heads, t, c.head_dim) for z in (k, v))
+            k, v = (
+                z[:, :, None].expand(-1, -1, group, -1, -1).reshape(b, c.heads, t, c.head_dim) for z in (k, v)
+            )
         y = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), is_causal=True).transpose(1, 2)
         if self.gated:
             y = y * torch.sigmoid(gate)
         return self.o(y.reshape(b, t, -1))
 
 
+@torch.compiler.disable  # its loop over chunks would be unrolled
 def delta_rule(q, k, v, beta, decay, chunk):
-    """Gated delta rule over B H T D tensors (beta, decay: B H T; decay is the log of the factor, <= 0), from a zero state.
+    """Gated delta rule over B H T D tensors (beta, decay: B H T; decay is the log of the factor, <= 0), from
+    a zero state.
 
-    Per token: S = e^decay S; S += k (beta (v - S^T k))^T; out = S^T q. In chunks of C tokens the writes of a chunk solve
-    a unit lower triangular system (the WY form), so only the state between chunks is sequential. T % chunk == 0.
-    """
+    Per token: S = e^decay S; S += k (beta (v - S^T k))^T; out = S^T q. In chunks of C tokens the writes of a
+    chunk solve a unit lower triangular system (the WY form), so only the state between chunks is sequential.
+    T % chunk == 0."""
     b, h, t, d = q.shape
     n = t // chunk
     q, k, v = (z.view(b, h, n, chunk, -1) for z in (q, k, v))
@@ -113,8 +120,9 @@ def delta_rule(q, k, v, beta, decay, chunk):
     kb = k * beta
     system = (kb @ k.transpose(-1, -2) * fade).tril(-1) + torch.eye(chunk, device=q.device)
     from_start = g.exp()[..., None]
-    solved = torch.linalg.solve_triangular(system, torch.cat([v * beta, kb * from_start], -1), upper=False,
-                                           unitriangular=True)
+    solved = torch.linalg.solve_triangular(
+        system, torch.cat([v * beta, kb * from_start], -1), upper=False, unitriangular=True
+    )
     u, w = solved.split([v.shape[-1], d], -1)
     within = (q @ k.transpose(-1, -2)) * fade
     q_start = q * from_start
@@ -146,19 +154,24 @@ class DeltaNet(nn.Module):
         self.a_log = nn.Parameter(torch.linspace(math.log(1e-3), math.log(0.3), c.v_heads))
         self.norm = Norm(c.state, c.eps)
 
-    def forward(self, x, chunk=32):
+    def forward(self, x):
         c = self.c
         b, t, _ = x.shape
         u = F.pad(self.qkv(x).transpose(1, 2), (c.conv - 1, 0))
-        u = F.silu(F.conv1d(u, self.conv[:, None].to(u.dtype), groups=self.conv.shape[0])).transpose(1, 2).float()
+        u = (
+            F.silu(F.conv1d(u, self.conv[:, None].to(u.dtype), groups=self.conv.shape[0]))
+            .transpose(1, 2)
+            .float()
+        )
         q, k, v = (z.reshape(b, t, -1, c.state) for z in u.split(self.sizes, -1))
         q, k = (z * torch.rsqrt(z.square().sum(-1, keepdim=True) + c.eps) for z in (q, k))
-        tile = c.v_heads // c.k_groups              # V head j reads K head j % k_groups
+        tile = c.v_heads // c.k_groups  # V head j reads K head j % k_groups
         q, k = (q / math.sqrt(c.state)).repeat(1, 1, tile, 1), k.repeat(1, 1, tile, 1)
         beta = torch.sigmoid(self.beta(x).float())
         decay = -self.a_log.exp() * F.softplus(self.alpha(x).float() + self.dt)
         q, k, v, beta, decay = (z.transpose(1, 2) for z in (q, k, v, beta, decay))
-        pad = -t % chunk                            # zero rows with beta = decay = 0 change nothing
+        chunk = 64 if x.is_cuda else 32
+        pad = -t % chunk  # zero rows with beta = decay = 0 change nothing
         if pad:
             q, k, v = (F.pad(z, (0, 0, 0, pad)) for z in (q, k, v))
             beta, decay = F.pad(beta, (0, pad)), F.pad(decay, (0, pad))
@@ -185,11 +198,16 @@ class Block(nn.Module):
 
 
 class Mtp(nn.Module):
-    """Draft head: token x_p and the trunk's final hidden vector at p - 1 (after the output norm) -> token x_{p+1}."""
+    """Draft head: token x_p and the trunk's final hidden vector at p - 1 (after the output norm) -> token
+    x_{p+1}."""
 
     def __init__(self, c):
         super().__init__()
-        self.e_norm, self.h_norm, self.norm = Norm(c.width, c.eps), Norm(c.width, c.eps), Norm(c.width, c.eps, 0.3)
+        self.e_norm, self.h_norm, self.norm = (
+            Norm(c.width, c.eps),
+            Norm(c.width, c.eps),
+            Norm(c.width, c.eps, 0.3),
+        )
         self.proj = linear(2 * c.width, c.width)
         self.block = Block(c, attends=True)
 
@@ -203,13 +221,17 @@ class Net(nn.Module):
         super().__init__()
         self.c = c
         self.embed = nn.Embedding(c.vocab, c.width)
-        self.blocks = nn.ModuleList(Block(c, c.arch == "qwen3" or (i + 1) % c.interval == 0) for i in range(c.layers))
+        self.blocks = nn.ModuleList(
+            Block(c, c.arch == "qwen3" or (i + 1) % c.interval == 0) for i in range(c.layers)
+        )
         self.norm = Norm(c.width, c.eps, 0.3)
         self.mtp = Mtp(c) if c.mtp else None
 
     def rotary(self, t, device):
         c = self.c
-        freq = c.rope_base ** (-torch.arange(0, c.rope_dim, 2, device=device, dtype=torch.float64) / c.rope_dim)
+        freq = c.rope_base ** (
+            -torch.arange(0, c.rope_dim, 2, device=device, dtype=torch.float64) / c.rope_dim
+        )
         angle = torch.arange(t, device=device, dtype=torch.float64)[:, None, None] * freq
         return angle.cos().float(), angle.sin().float()
 
@@ -225,8 +247,9 @@ class Net(nn.Module):
         return hidden @ self.embed.weight.T
 
     def draft(self, tokens, hidden):
-        """Hidden vectors of the drafts: entry p sees tokens up to p and predicts the token at p + 1, like entry p of
-        hidden does one token earlier than it could. Row 0 has no predecessor and gets a zero vector."""
+        """Hidden vectors of the drafts: entry p sees tokens up to p and predicts the token at p + 1, like
+        entry p of hidden does one token earlier than it could. Row 0 has no predecessor and gets a zero
+        vector."""
         cos, sin = self.rotary(tokens.shape[1], tokens.device)
         before = F.pad(hidden, (0, 0, 1, 0))[:, :-1]
         return self.mtp(self.embed(tokens), before, cos, sin)

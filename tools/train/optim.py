@@ -1,8 +1,9 @@
 """Muon for the matrices inside the network, AdamW for the rest.
 
-Muon (Keller Jordan, 2024): momentum, then the nearest (semi-)orthogonal matrix of the update by a Newton-Schulz
-iteration whose quintic coefficients are published with it. Matrices of one shape are stacked and iterated together.
-"""
+Muon (Keller Jordan, 2024): momentum, then the nearest (semi-)orthogonal matrix of the update by a
+Newton-Schulz iteration whose quintic coefficients are published with it. Matrices of one shape are stacked
+and iterated together."""
+
 import collections
 
 import torch
@@ -57,5 +58,7 @@ def split(net):
 def build(net, muon_lr, adam_lr):
     inner, rest = split(net)
     fused = next(net.parameters()).is_cuda
-    return [Muon(inner, muon_lr, weight_decay=0.01),
-            torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=fused or None)]
+    return [
+        Muon(inner, muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=fused or None),
+    ]

@@ -1,11 +1,11 @@
 """Starting weights that already look things up.
 
-Small networks find "attend to what followed the last time I saw this" (an induction head) only after many steps; most of
-a processor's training time would go there. Starting it by hand is cheap: some heads look one, two and three tokens back
-and write what they see into subspaces of the residual stream; heads of the next attention layer compare the current
-tokens with those subspaces and copy what they find. Everything else starts random (inputs) or at zero (outputs), and
-training is free to change all of it.
-"""
+Small networks find "attend to what followed the last time I saw this" (an induction head) only after many
+steps; most of a processor's training time would go there. Starting it by hand is cheap: some heads look one,
+two and three tokens back and write what they see into subspaces of the residual stream; heads of the next
+attention layer compare the current tokens with those subspaces and copy what they find. Everything else
+starts random (inputs) or at zero (outputs), and training is free to change all of it."""
+
 import math
 
 import torch
@@ -18,7 +18,8 @@ def orthonormal(rows, cols, gen):
 
 
 def plain(net, gen):
-    """Random inputs, zero outputs; embeddings share one direction, which gives position heads something constant."""
+    """Random inputs, zero outputs; embeddings share one direction, which gives position heads something
+    constant."""
     c = net.c
     for name, p in net.named_parameters():
         if p.dim() != 2 or name.endswith("conv"):
@@ -30,8 +31,9 @@ def plain(net, gen):
     shared = torch.randn(c.width, generator=gen)
     shared /= shared.norm()
     scale = 0.1
-    net.embed.weight.copy_(torch.randn(c.vocab, c.width, generator=gen) * scale
-                           + shared * scale * math.sqrt(c.width))
+    net.embed.weight.copy_(
+        torch.randn(c.vocab, c.width, generator=gen) * scale + shared * scale * math.sqrt(c.width)
+    )
     return shared
 
 
@@ -58,26 +60,27 @@ def look_back(attn, shared, gen, base):
     for head, back in enumerate((1, 2, 3)):
         query = torch.zeros(c.head_dim)
         query[:pairs] = torch.cos(back * freq[:pairs]).float()
-        query[half:half + pairs] = -torch.sin(back * freq[:pairs]).float()
-        q[head, :c.head_dim] += torch.outer(query, shared)
+        query[half : half + pairs] = -torch.sin(back * freq[:pairs]).float()
+        q[head, : c.head_dim] += torch.outer(query, shared)
         o[:, head, :rank] = 0.2 * write[head]
     return read, write
 
 
 def match_and_copy(attn, read, write, gen):
-    """Every head compares (this token, the one before, the one before that) with what stood one, two, three tokens
-    before each candidate, in dims that rotate too slowly for the distance to matter, and copies the candidate."""
+    """Every head compares (this token, the one before, the one before that) with what stood one, two, three
+    tokens before each candidate, in dims that rotate too slowly for the distance to matter, and copies the
+    candidate."""
     c = attn.c
     slow = slow_lanes(c)
     n = len(slow) // 4
     attn.q_norm.weight[slow] = 1.6
     attn.k_norm.weight[slow] = 1.6
     q, k = attn.q.weight.view(c.heads, -1, c.width), attn.k.weight.view(c.kv_heads, c.head_dim, -1)
-    q[:, :c.head_dim] *= 0.1
+    q[:, : c.head_dim] *= 0.1
     k *= 0.1
-    small = orthonormal(len(slow), read.shape[0], gen)       # of the 64 dims that look_back wrote
-    spans = (slow[:2 * n], slow[2 * n:3 * n], slow[3 * n:])
-    rows = (small[:2 * n], small[2 * n:3 * n], small[3 * n:])
+    small = orthonormal(len(slow), read.shape[0], gen)  # of the 64 dims that look_back wrote
+    spans = (slow[: 2 * n], slow[2 * n : 3 * n], slow[3 * n :])
+    rows = (small[: 2 * n], small[2 * n : 3 * n], small[3 * n :])
     seen = (read, 2 * write[0].T, 2 * write[1].T)
     for lanes, m, now, then in zip(spans, rows, seen, write):
         q[:, lanes] += (m @ now)[None]
@@ -86,7 +89,8 @@ def match_and_copy(attn, read, write, gen):
     for kv in range(c.kv_heads):
         attn.v.weight.view(c.kv_heads, c.head_dim, -1)[kv] = out
     attn.o.weight.view(c.width, c.heads, c.head_dim).copy_(
-        (2 if attn.gated else 1) / c.heads * out.T[:, None].expand(-1, c.heads, -1))
+        (2 if attn.gated else 1) / c.heads * out.T[:, None].expand(-1, c.heads, -1)
+    )
 
 
 def slow_lanes(c):
@@ -99,15 +103,16 @@ def slow_lanes(c):
 
 
 def delta_shift(mix, shared, gen):
-    """The same as look_back for a delta layer: what it writes is read at once and forgotten, and its values are those
-    of one, two and three tokens earlier, which the short convolution reaches. Returns what is read and written where."""
+    """The same as look_back for a delta layer: what it writes is read at once and forgotten, and its values
+    are those of one, two and three tokens earlier, which the short convolution reaches. Returns what is read
+    and written where."""
     c = mix.c
     kd, rank = c.state * c.k_groups, 64
     w = mix.qkv.weight
     same_key(mix, gen, back=0)
     read = orthonormal(rank, c.width, gen)
-    values = w[2 * kd:].view(-1, rank, c.width)          # blocks of 64 channels
-    taps = mix.conv[2 * kd:].view(-1, rank, c.conv)
+    values = w[2 * kd :].view(-1, rank, c.width)  # blocks of 64 channels
+    taps = mix.conv[2 * kd :].view(-1, rank, c.conv)
     write = orthonormal(c.width, 3 * rank, gen).split(rank, 1)
     out = mix.out.weight.view(c.width, -1, rank)
     for block, back in enumerate((1, 2, 3)):
@@ -115,7 +120,7 @@ def delta_shift(mix, shared, gen):
         taps[block] = 0
         taps[block, :, -1 - back] = 1
         out[:, block] = 0.2 * write[block]
-    heads = -(-3 * rank // c.state)                      # that hold these blocks
+    heads = -(-3 * rank // c.state)  # that hold these blocks
     mix.a_log[:heads] = math.log(12)
     mix.dt[:heads] = 1
     open_gate(mix, shared)
@@ -127,11 +132,11 @@ def same_key(mix, gen, back):
     kd = mix.c.state * mix.c.k_groups
     same = orthonormal(kd, mix.c.width, gen) * math.sqrt(2)
     mix.qkv.weight[:kd] = same
-    mix.qkv.weight[kd:2 * kd] = same
+    mix.qkv.weight[kd : 2 * kd] = same
     mix.conv.normal_(0, 0.02, generator=gen)
     mix.conv[:kd, -1] += 1
-    mix.conv[kd:2 * kd, -1 - back] += 1
-    mix.conv[2 * kd:, -1] += 1
+    mix.conv[kd : 2 * kd, -1 - back] += 1
+    mix.conv[2 * kd :, -1] += 1
 
 
 def open_gate(mix, shared):
@@ -152,8 +157,11 @@ def initialise(net, seed=1):
     looked = None
     for block in net.blocks:
         if looked is None:
-            looked = (look_back(block.mix, shared, gen, net.c.rope_base) if block.attends
-                      else delta_shift(block.mix, shared, gen))
+            looked = (
+                look_back(block.mix, shared, gen, net.c.rope_base)
+                if block.attends
+                else delta_shift(block.mix, shared, gen)
+            )
         elif block.attends:
             if looked:
                 match_and_copy(block.mix, *looked, gen)

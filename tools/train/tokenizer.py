@@ -1,14 +1,18 @@
-"""Byte-level BPE: training, encoding, decoding. The vocabulary is the 256 bytes, then merges, then the specials."""
+"""Byte-level BPE: training, encoding, decoding. The vocabulary is the 256 bytes, then merges, then the
+specials."""
+
 import collections
 import heapq
 import json
 
 import regex
 
-# The pre-tokenizer of the qwen2 family with marks counted as letters (the qwen35 form). The training text holds no
-# combining marks, so both families split it alike and one vocabulary serves both models.
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-         r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+# The pre-tokenizer of the qwen2 family with marks counted as letters (the qwen35 form). The training text
+# holds no combining marks, so both families split it alike and one vocabulary serves both models.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -108,7 +112,7 @@ def train(text, vocab_size):
     merges, made = [], set(byte)
     while len(made) < vocab_size - len(SPECIALS) and heap:
         n, pair = heapq.heappop(heap)
-        if pairs[pair] != -n:           # a stale entry: its count has changed since
+        if pairs[pair] != -n:  # a stale entry: its count has changed since
             if pairs[pair] > 1:
                 heapq.heappush(heap, (-pairs[pair], pair))
             continue

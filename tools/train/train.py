@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Make the two built-in models: train.py prepare | train | eval | export | say   (see README.md beside this file)."""
+"""Make the two built-in models: train.py prepare | train | eval | export | say   (see README.md beside this
+file)."""
+
 import argparse
 import contextlib
 import json
 import math
 import os
-import random
 import signal
 import sys
 import time
@@ -22,7 +23,8 @@ import optim
 import start
 import tokenizer as tok
 
-# (until this share of the steps, row length); the tokens of a step stay the same. The mix is text, recall, chat.
+# (until this share of the steps, row length); the tokens of a step stay the same. The mix is text, recall,
+# chat.
 CURRICULA = {
     "cpu": [(0.3, 128), (0.55, 256), (0.75, 512), (1.0, 1024)],
     "gpu": [(0.25, 256), (0.50, 1024), (0.80, 2048), (1.0, 4096)],
@@ -68,7 +70,6 @@ def cmd_train(a):
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     t = tok.Tokenizer.load(os.path.join(a.data, "tokenizer.json"))
-    corpus = data.Corpus(a.data, "train")
     c = model.SIZES[a.size]
     c.vocab = len(t)
     net = model.Net(c)
@@ -94,21 +95,34 @@ def cmd_train(a):
         print(text, flush=True)
         print(text, file=log)
 
-    say(f"# {a.size} on {device}: {model.parameters(net) / 1e6:.2f} M parameters, from step {step} to {a.steps}, "
-        f"{a.tokens} tokens a step, muon {a.muon_lr} adam {a.adam_lr}")
+    say(
+        f"# {a.size} on {device}: {model.parameters(net) / 1e6:.2f} M parameters, step {step} to {a.steps}, "
+        f"{a.tokens} tokens a step, muon {a.muon_lr} adam {a.adam_lr}"
+    )
     forward = torch.compile(loss_of) if a.compile else loss_of
 
     def save():
-        state = {"net": net.state_dict(), "opts": [o.state_dict() for o in opts], "step": step, "seen": seen,
-                 "size": a.size}
+        state = {
+            "net": net.state_dict(),
+            "opts": [o.state_dict() for o in opts],
+            "step": step,
+            "seen": seen,
+            "size": a.size,
+        }
         torch.save(state, checkpoint + ".new")
         os.replace(checkpoint + ".new", checkpoint)
 
     mix = tuple(float(x) for x in a.mix.split(","))
     curriculum = CURRICULA[a.curriculum or ("gpu" if device.type == "cuda" else "cpu")]
+
+    def shape_of(step):
+        length = stage(curriculum, step / a.steps)
+        return max(1, a.tokens // length), length
+
+    batches = data.Ahead(a.data, a.seed, mix, shape_of, step, a.steps, a.workers)
     t0, tokens0, sums, saved_at = time.time(), seen, [0.0, 0.0, 0], time.time()
     stop = []
-    for s in (signal.SIGTERM, signal.SIGINT):       # finish the step, save, end
+    for s in (signal.SIGTERM, signal.SIGINT):  # finish the step, save, end
         signal.signal(s, lambda *_: stop.append(1))
     while step < a.steps and not stop:
         while a.pause_file and os.path.exists(a.pause_file):
@@ -116,11 +130,8 @@ def cmd_train(a):
         if a.minutes and time.time() - t0 > a.minutes * 60:
             break
         share = step / a.steps
-        length = stage(curriculum, share)
-        rows = max(1, a.tokens // length)
-        # A generator of its own for every step: a resumed run sees what an unbroken one would have seen.
-        rng = random.Random(a.seed * 1_000_003 + step)
-        ids, weight = data.batch(rng, t, corpus, rows, length, mix)
+        rows, length = shape_of(step)
+        ids, weight = batches.get(step)
         ids = torch.from_numpy(ids).to(device, non_blocking=True)
         weight = torch.from_numpy(weight).to(device, non_blocking=True)
         mtp_weight = a.mtp_weight if share >= a.mtp_from or a.only_mtp else 0.0
@@ -149,15 +160,27 @@ def cmd_train(a):
             sys.exit(f"loss is not finite at step {step}; the checkpoint before it is kept")
         if step % a.log_every == 0 or step == a.steps:
             dt = time.time() - t0
-            say(json.dumps({"step": step, "tokens": seen, "length": length, "loss": round(sums[0] / sums[2], 4),
-                            "draft": round(sums[1] / sums[2], 4), "lr": round(opts[0].param_groups[0]["lr"], 6),
-                            "seconds": round(dt), "tok/s": round((seen - tokens0) / dt)}))
+            say(
+                json.dumps(
+                    {
+                        "step": step,
+                        "tokens": seen,
+                        "length": length,
+                        "loss": round(sums[0] / sums[2], 4),
+                        "draft": round(sums[1] / sums[2], 4),
+                        "lr": round(opts[0].param_groups[0]["lr"], 6),
+                        "seconds": round(dt),
+                        "tok/s": round((seen - tokens0) / dt),
+                    }
+                )
+            )
             sums = [0.0, 0.0, 0]
         if step % a.probe_every == 0:
             say("probe " + json.dumps(evaluate.probe(net, t, a.data, length, device)))
         if time.time() - saved_at > a.save_minutes * 60:
             save()
             saved_at = time.time()
+    batches.close()
     save()
     say(f"# stopped at step {step}")
 
@@ -177,8 +200,14 @@ def load(a):
 
 def cmd_eval(a):
     net, t, device, saved = load(a)
-    result = {"size": a.size, "step": saved["step"], "tokens": saved["seen"],
-              **evaluate.full(net, t, a.data, device, [int(x) for x in a.lengths.split(",")], a.trials, a.text_tokens)}
+    result = {
+        "size": a.size,
+        "step": saved["step"],
+        "tokens": saved["seen"],
+        **evaluate.full(
+            net, t, a.data, device, [int(x) for x in a.lengths.split(",")], a.trials, a.text_tokens
+        ),
+    }
     print(json.dumps(result, indent=1))
     with open(os.path.join(a.out, a.size + ".eval.json"), "w") as f:
         json.dump(result, f, indent=1)
@@ -221,7 +250,9 @@ def main():
     p = command("train", cmd_train)
     p.add_argument("--steps", type=int, required=True, help="of the whole schedule, resumed or not")
     p.add_argument("--tokens", type=int, default=4096, help="per step")
-    p.add_argument("--micro-tokens", type=int, default=0, help="split a step into pieces of at most so many tokens")
+    p.add_argument(
+        "--micro-tokens", type=int, default=0, help="split a step into pieces of at most so many tokens"
+    )
     p.add_argument("--minutes", type=float, default=0, help="stop (and save) after so many minutes")
     p.add_argument("--muon-lr", type=float, default=0.01)
     p.add_argument("--adam-lr", type=float, default=0.003)
@@ -234,6 +265,7 @@ def main():
     p.add_argument("--only-mtp", action="store_true", help="freeze the trunk, train the draft head")
     p.add_argument("--compile", action="store_true", help="torch.compile the step")
     p.add_argument("--fresh", action="store_true", help="ignore an existing checkpoint")
+    p.add_argument("--workers", type=int, default=0, help="processes that make batches ahead (for a GPU: 8)")
     p.add_argument("--pause-file", help="while this file exists, wait")
     p.add_argument("--log-every", type=int, default=20)
     p.add_argument("--probe-every", type=int, default=200)
