@@ -130,11 +130,26 @@ RQ_INLINE void rq_u_q6_k(const uint8_t *b, rq_u256 *u)
     }
 }
 
-/* ---- grids --------------------------------------------------------------------------------------------- */
+/* ---- grids ----------------------------------------------------------------------------------------------
+ *
+ * Looking a grid entry up is a scalar load; everything around it - indices, sign bits - is computed for the whole
+ * block in registers first and read back from a small buffer. */
 
-RQ_INLINE __m256i rq_four(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+typedef struct rq_indices {
+    uint16_t at[32];
+} rq_indices;
+
+RQ_INLINE void rq_put_indices(rq_indices *x, __m256i low, __m256i high)
 {
-    return _mm256_set_epi64x((long long)d, (long long)c, (long long)b, (long long)a);
+    _mm256_storeu_si256((__m256i *)x->at, low);
+    _mm256_storeu_si256((__m256i *)(x->at + 16), high);
+}
+
+/* Four 8-byte entries. */
+RQ_INLINE __m256i rq_four(const uint64_t *grid, const uint16_t *at)
+{
+    return _mm256_set_epi64x((long long)grid[at[3]], (long long)grid[at[2]], (long long)grid[at[1]],
+                             (long long)grid[at[0]]);
 }
 
 /* v with the sign of every byte whose mask byte is 0xff changed. */
@@ -143,21 +158,35 @@ RQ_INLINE __m256i rq_flip(__m256i v, __m256i mask)
     return _mm256_sub_epi8(_mm256_xor_si256(v, mask), mask);
 }
 
-/* Byte masks from 32 sign bits. */
-RQ_INLINE __m256i rq_sign_mask(uint32_t bits)
+/* Byte masks from the 32 sign bits at p. */
+RQ_INLINE __m256i rq_sign_mask(const uint8_t *p)
 {
     __m256i each = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3,
                                     3, 3, 3, 3, 3, 3, 3);
     __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ull);
-    __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)bits), each), bit);
+    __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int)rq_ld32(p)), each), bit);
     return _mm256_cmpeq_epi8(v, bit);
 }
 
-/* Byte masks from four 7-bit sign codes, 7 bits apart. */
-RQ_INLINE __m256i rq_ksign_mask(uint32_t a)
+/* 32 sign codes of seven bits to sign bytes: bit 7 is the parity of the other seven. */
+RQ_INLINE void rq_put_signs(uint8_t out[32], __m256i codes)
 {
-    return rq_sign_mask((uint32_t)rq_ksigns[a & 127] | (uint32_t)rq_ksigns[a >> 7 & 127] << 8 |
-                        (uint32_t)rq_ksigns[a >> 14 & 127] << 16 | (uint32_t)rq_ksigns[a >> 21 & 127] << 24);
+    __m256i odd =
+        rq_twice(_mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0));
+    __m256i low = _mm256_set1_epi8(15);
+    __m256i p = _mm256_shuffle_epi8(odd, _mm256_and_si256(codes, low));
+    __m256i q = _mm256_shuffle_epi8(odd, _mm256_and_si256(_mm256_srli_epi16(codes, 4), low));
+    _mm256_storeu_si256((__m256i *)out, _mm256_xor_si256(codes, _mm256_xor_si256(p, q)));
+}
+
+/* Four sign codes per 32-bit word, seven bits apart, to bytes. */
+RQ_INLINE __m256i rq_split_codes(__m256i a)
+{
+    __m256i v0 = _mm256_and_si256(a, _mm256_set1_epi32(0x7f));
+    __m256i v1 = _mm256_and_si256(_mm256_slli_epi32(a, 1), _mm256_set1_epi32(0x7f00));
+    __m256i v2 = _mm256_and_si256(_mm256_slli_epi32(a, 2), _mm256_set1_epi32(0x7f0000));
+    __m256i v3 = _mm256_and_si256(_mm256_slli_epi32(a, 3), _mm256_set1_epi32(0x7f000000));
+    return _mm256_or_si256(_mm256_or_si256(v0, v1), _mm256_or_si256(v2, v3));
 }
 
 /* 2 s + 1 for eight words s, one per 32 elements. */
@@ -186,58 +215,73 @@ RQ_INLINE void rq_u_iq2_xxs(const uint8_t *b, rq_u256 *u)
 {
     __m256 g0 = _mm256_castsi256_ps(rq_loadu(b + 2)), g1 = _mm256_castsi256_ps(rq_loadu(b + 34));
     __m256i a = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(g0, g1, 0xdd)), 0xd8);
+    uint8_t signs[32];
+    rq_put_signs(signs, rq_split_codes(a));
     u->sc = rq_odd_scales(rq_top_nibbles(a));
     u->d = rq_f16_at(b) * 0.125f;
     for (int g = 0; g < 8; g++) {
         const uint8_t *p = b + 2 + 8 * g;
-        __m256i v =
-            rq_four(rq_iq2xxs_grid[p[0]], rq_iq2xxs_grid[p[1]], rq_iq2xxs_grid[p[2]], rq_iq2xxs_grid[p[3]]);
-        u->q[g] = rq_flip(v, rq_ksign_mask(rq_ld32(p + 4)));
+        __m256i v = _mm256_set_epi64x((long long)rq_iq2xxs_grid[p[3]], (long long)rq_iq2xxs_grid[p[2]],
+                                      (long long)rq_iq2xxs_grid[p[1]], (long long)rq_iq2xxs_grid[p[0]]);
+        u->q[g] = rq_flip(v, rq_sign_mask(signs + 4 * g));
     }
 }
 
 RQ_INLINE void rq_u_iq2_xs(const uint8_t *b, rq_u256 *u)
 {
+    __m256i v0 = rq_loadu(b + 2), v1 = rq_loadu(b + 34), nine = _mm256_set1_epi16(511);
+    rq_indices x;
+    uint8_t signs[32];
+    rq_put_indices(&x, _mm256_and_si256(v0, nine), _mm256_and_si256(v1, nine));
+    __m256i codes = _mm256_packus_epi16(_mm256_srli_epi16(v0, 9), _mm256_srli_epi16(v1, 9));
+    rq_put_signs(signs, _mm256_permute4x64_epi64(codes, 0xd8));
     u->sc = rq_odd_nibbles(b + 66);
     u->d = rq_f16_at(b) * 0.125f;
-    for (int g = 0; g < 8; g++) {
-        uint64_t v = rq_ld64(b + 2 + 8 * g);
-        __m256i grid = rq_four(rq_iq2xs_grid[v & 511], rq_iq2xs_grid[v >> 16 & 511],
-                               rq_iq2xs_grid[v >> 32 & 511], rq_iq2xs_grid[v >> 48 & 511]);
-        uint32_t bits = (uint32_t)rq_ksigns[v >> 9 & 127] | (uint32_t)rq_ksigns[v >> 25 & 127] << 8 |
-                        (uint32_t)rq_ksigns[v >> 41 & 127] << 16 | (uint32_t)rq_ksigns[v >> 57] << 24;
-        u->q[g] = rq_flip(grid, rq_sign_mask(bits));
-    }
+    for (int g = 0; g < 8; g++)
+        u->q[g] = rq_flip(rq_four(rq_iq2xs_grid, x.at + 4 * g), rq_sign_mask(signs + 4 * g));
+}
+
+/* Byte j of the 8 at p in words 4 j .. 4 j + 3 of 32 words. */
+RQ_INLINE void rq_spread_bytes(const uint8_t *p, __m256i *low, __m256i *high)
+{
+    __m256i v = _mm256_set1_epi64x((long long)rq_ld64(p));
+    *low = _mm256_shuffle_epi8(v, _mm256_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 1, -1, 1, -1, 1, -1, 1, -1, 2,
+                                                   -1, 2, -1, 2, -1, 2, -1, 3, -1, 3, -1, 3, -1, 3, -1));
+    *high = _mm256_shuffle_epi8(v, _mm256_setr_epi8(4, -1, 4, -1, 4, -1, 4, -1, 5, -1, 5, -1, 5, -1, 5, -1, 6,
+                                                    -1, 6, -1, 6, -1, 6, -1, 7, -1, 7, -1, 7, -1, 7, -1));
 }
 
 RQ_INLINE void rq_u_iq2_s(const uint8_t *b, rq_u256 *u)
 {
+    __m256i h0, h1, top = _mm256_set1_epi16(0x300);
+    /* The two bits of entry l at bit 2 l of its group's byte, moved to bits 8 and 9. */
+    __m256i to8 = _mm256_set1_epi64x((long long)(4ull << 48 | 16ull << 32 | 64ull << 16 | 256ull));
+    rq_indices x;
+    rq_spread_bytes(b + 66, &h0, &h1);
+    h0 = _mm256_and_si256(_mm256_mullo_epi16(h0, to8), top);
+    h1 = _mm256_and_si256(_mm256_mullo_epi16(h1, to8), top);
+    rq_put_indices(&x, _mm256_or_si256(_mm256_cvtepu8_epi16(rq_loadu128(b + 2)), h0),
+                   _mm256_or_si256(_mm256_cvtepu8_epi16(rq_loadu128(b + 18)), h1));
     u->sc = rq_odd_nibbles(b + 74);
     u->d = rq_f16_at(b) * 0.125f;
-    for (int g = 0; g < 8; g++) {
-        const uint8_t *p = b + 2 + 4 * g;
-        unsigned h = b[66 + g];
-        __m256i grid = rq_four(rq_iq2s_grid[p[0] | (h << 8 & 0x300)], rq_iq2s_grid[p[1] | (h << 6 & 0x300)],
-                               rq_iq2s_grid[p[2] | (h << 4 & 0x300)], rq_iq2s_grid[p[3] | (h << 2 & 0x300)]);
-        u->q[g] = rq_flip(grid, rq_sign_mask(rq_ld32(b + 34 + 4 * g)));
-    }
-}
-
-/* Eight 4-byte grid entries. */
-RQ_INLINE __m256i rq_eight(const uint32_t *grid, const uint8_t *p, unsigned h)
-{
-#define RQ_E(t) ((uint64_t)grid[p[t] | (h << (8 - (t)) & 0x100)])
-    return rq_four(RQ_E(0) | RQ_E(1) << 32, RQ_E(2) | RQ_E(3) << 32, RQ_E(4) | RQ_E(5) << 32,
-                   RQ_E(6) | RQ_E(7) << 32);
-#undef RQ_E
+    for (int g = 0; g < 8; g++)
+        u->q[g] = rq_flip(rq_four(rq_iq2s_grid, x.at + 4 * g), rq_sign_mask(b + 34 + 4 * g));
 }
 
 RQ_INLINE void rq_u_iq3_xxs(const uint8_t *b, rq_u256 *u)
 {
-    u->sc = rq_odd_scales(rq_top_nibbles(rq_loadu(b + 66)));
+    __m256i a = rq_loadu(b + 66);
+    const uint32_t *grid = rq_iq3xxs_grid;
+    uint8_t signs[32];
+    rq_put_signs(signs, rq_split_codes(a));
+    u->sc = rq_odd_scales(rq_top_nibbles(a));
     u->d = rq_f16_at(b) * 0.25f;
-    for (int g = 0; g < 8; g++)
-        u->q[g] = rq_flip(rq_eight(rq_iq3xxs_grid, b + 2 + 8 * g, 0), rq_ksign_mask(rq_ld32(b + 66 + 4 * g)));
+    for (int g = 0; g < 8; g++) {
+        const uint8_t *p = b + 2 + 8 * g;
+        __m256i v = _mm256_setr_epi32((int)grid[p[0]], (int)grid[p[1]], (int)grid[p[2]], (int)grid[p[3]],
+                                      (int)grid[p[4]], (int)grid[p[5]], (int)grid[p[6]], (int)grid[p[7]]);
+        u->q[g] = rq_flip(v, rq_sign_mask(signs + 4 * g));
+    }
 }
 
 RQ_INLINE void rq_u_iq3_s(const uint8_t *b, rq_u256 *u)
@@ -245,11 +289,19 @@ RQ_INLINE void rq_u_iq3_s(const uint8_t *b, rq_u256 *u)
     uint32_t s = rq_ld32(b + 106);
     __m128i low = _mm_cvtsi32_si128((int)(s & 0x0f0f0f0f)),
             high = _mm_cvtsi32_si128((int)(s >> 4 & 0x0f0f0f0f));
+    __m128i bit = _mm_setr_epi16(256, 128, 64, 32, 16, 8, 4, 2), top = _mm_set1_epi16(256);
+    const uint32_t *grid = rq_iq3s_grid;
     u->sc = rq_odd_scales(_mm_cvtepu8_epi16(_mm_unpacklo_epi8(low, high)));
     u->d = rq_f16_at(b);
-    for (int g = 0; g < 8; g++)
-        u->q[g] =
-            rq_flip(rq_eight(rq_iq3s_grid, b + 2 + 8 * g, b[66 + g]), rq_sign_mask(rq_ld32(b + 74 + 4 * g)));
+    for (int g = 0; g < 8; g++) {
+        /* Bit t of the group's byte is bit 8 of index t. */
+        __m128i h = _mm_and_si128(_mm_mullo_epi16(_mm_set1_epi16(b[66 + g]), bit), top);
+        uint16_t p[8];
+        _mm_storeu_si128((__m128i *)p, _mm_or_si128(_mm_cvtepu8_epi16(rq_loadu64(b + 2 + 8 * g)), h));
+        __m256i v = _mm256_setr_epi32((int)grid[p[0]], (int)grid[p[1]], (int)grid[p[2]], (int)grid[p[3]],
+                                      (int)grid[p[4]], (int)grid[p[5]], (int)grid[p[6]], (int)grid[p[7]]);
+        u->q[g] = rq_flip(v, rq_sign_mask(b + 74 + 4 * g));
+    }
 }
 
 /* 8 * grid + delta, delta one byte of +-1 each. */
@@ -264,12 +316,21 @@ RQ_INLINE void rq_u_iq1_s(const uint8_t *b, rq_u256 *u)
     __m128i h8 = rq_loadu128(b + 34);
     u->sc = rq_odd_scales(_mm_and_si128(_mm_srli_epi16(h8, 12), _mm_set1_epi16(7)));
     u->d = rq_f16_at(b) * 0.125f;
+    /* Three index bits of entry l at bit 3 l of its group's word, moved to bits 8..10; the fourth moves down. */
+    __m256i to8 = _mm256_set1_epi64x((long long)(0ull << 48 | 4ull << 32 | 32ull << 16 | 256ull));
+    __m256i top = _mm256_set1_epi16(0x700), w = rq_twice(h8), h0, h1;
+    h0 = _mm256_shuffle_epi8(w, _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4, 5,
+                                                 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7));
+    h1 = _mm256_shuffle_epi8(w, _mm256_setr_epi8(8, 9, 8, 9, 8, 9, 8, 9, 10, 11, 10, 11, 10, 11, 10, 11, 12,
+                                                 13, 12, 13, 12, 13, 12, 13, 14, 15, 14, 15, 14, 15, 14, 15));
+    h0 = _mm256_blend_epi16(_mm256_mullo_epi16(h0, to8), _mm256_srli_epi16(h0, 1), 0x88);
+    h1 = _mm256_blend_epi16(_mm256_mullo_epi16(h1, to8), _mm256_srli_epi16(h1, 1), 0x88);
+    rq_indices x;
+    rq_put_indices(&x, _mm256_or_si256(_mm256_cvtepu8_epi16(rq_loadu128(b + 2)), _mm256_and_si256(h0, top)),
+                   _mm256_or_si256(_mm256_cvtepu8_epi16(rq_loadu128(b + 18)), _mm256_and_si256(h1, top)));
     for (int g = 0; g < 8; g++) {
-        const uint8_t *p = b + 2 + 4 * g;
-        unsigned h = rq_ld16(b + 34 + 2 * g);
-        __m256i grid = rq_four(rq_iq1s_grid[p[0] | (h << 8 & 0x700)], rq_iq1s_grid[p[1] | (h << 5 & 0x700)],
-                               rq_iq1s_grid[p[2] | (h << 2 & 0x700)], rq_iq1s_grid[p[3] | (h >> 1 & 0x700)]);
-        u->q[g] = rq_iq1_codes(grid, _mm256_set1_epi8(h & 0x8000 ? -1 : 1));
+        __m256i delta = _mm256_set1_epi8(b[35 + 2 * g] & 0x80 ? -1 : 1);
+        u->q[g] = rq_iq1_codes(rq_four(rq_iq1s_grid, x.at + 4 * g), delta);
     }
 }
 
@@ -285,16 +346,25 @@ RQ_INLINE void rq_u_iq1_m(const uint8_t *b, rq_u256 *u)
     __m128i odd = _mm_mullo_epi16(w, _mm_set1_epi32(1 << 10 | 1 << 4 << 16));
     __m256i s = _mm256_srli_epi16(rq_pair(even, odd), 13);
     u->sc = _mm256_add_epi16(_mm256_add_epi16(s, s), _mm256_set1_epi16(1));
+    /* A nibble per entry: three index bits, moved to bits 8..10, and the sign of delta, to bit 11. */
+    __m128i h = rq_loadu128(b + 32);
+    __m256i to8 = _mm256_set1_epi32(256 | 16 << 16), top = _mm256_set1_epi16(0x700),
+            sign = _mm256_set1_epi16(0x800);
+    __m256i h0 = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(h, h)),
+            h1 = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(h, h));
+    h0 = _mm256_mullo_epi16(h0, to8);
+    h1 = _mm256_mullo_epi16(h1, to8);
+    rq_indices x, minus;
+    rq_put_indices(&x, _mm256_or_si256(_mm256_cvtepu8_epi16(rq_loadu128(b)), _mm256_and_si256(h0, top)),
+                   _mm256_or_si256(_mm256_cvtepu8_epi16(rq_loadu128(b + 16)), _mm256_and_si256(h1, top)));
+    rq_put_indices(&minus, _mm256_cmpeq_epi16(_mm256_and_si256(h0, sign), sign),
+                   _mm256_cmpeq_epi16(_mm256_and_si256(h1, sign), sign));
+    __m256i each = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 4, 4, 6,
+                                    6, 6, 6, 6, 6, 6, 6);
     for (int g = 0; g < 8; g++) {
-        const uint8_t *p = b + 4 * g;
-        unsigned h = rq_ld16(b + 32 + 2 * g);
-        __m256i grid = rq_four(rq_iq1s_grid[p[0] | (h << 8 & 0x700)], rq_iq1s_grid[p[1] | (h << 4 & 0x700)],
-                               rq_iq1s_grid[p[2] | (h & 0x700)], rq_iq1s_grid[p[3] | (h >> 4 & 0x700)]);
-        /* Sign bits 3, 7, 11, 15 of h, one per eight elements. */
-        uint64_t one = 0x0101010101010101ull;
-        __m256i delta = rq_four(h & 8 ? ~0ull : one, h & 0x80 ? ~0ull : one, h & 0x800 ? ~0ull : one,
-                                h & 0x8000 ? ~0ull : one);
-        u->q[g] = rq_iq1_codes(grid, delta);
+        __m256i m = _mm256_set1_epi64x((long long)rq_ld64((const uint8_t *)(minus.at + 4 * g)));
+        __m256i delta = _mm256_or_si256(_mm256_shuffle_epi8(m, each), _mm256_set1_epi8(1));
+        u->q[g] = rq_iq1_codes(rq_four(rq_iq1s_grid, x.at + 4 * g), delta);
     }
 }
 
