@@ -31,7 +31,7 @@ typedef struct attend_args {
     /* partial results: [slot][query head] of (max, sum, values [dim_v]) in shared scratch */
     uint64_t partials, partial_floats;
     /* this worker's scratch */
-    uint64_t own_q, own_k, own_v, own_scores, own_split, own_total;
+    uint64_t own_q, own_panel, own_scores, own_split, own_total;
 } attend_args;
 
 /* max, sum and values of some rows. */
@@ -99,8 +99,7 @@ static void attend_split(const rq_cpu_worker *w, const attend_args *a, uint32_t 
         .max = s->max,
         .sum = s->sum,
         .out = s->out,
-        .panels_k = (float *)(w->own + a->own_k),
-        .panels_v = (float *)(w->own + a->own_v),
+        .panel = (float *)(w->own + a->own_panel),
         .scores = (float *)(w->own + a->own_scores),
     };
     reset(s, n * a->group, a->pad_v);
@@ -261,8 +260,7 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
 
     uint64_t rows = max_rows_of(a), own = 0;
     a->own_q = place(&own, rows * a->dim_k);
-    a->own_k = place(&own, (uint64_t)RQ_PAGE_TOKENS * a->dim_k);
-    a->own_v = place(&own, (uint64_t)RQ_PAGE_TOKENS * a->pad_v);
+    a->own_panel = place(&own, (uint64_t)RQ_PANEL * (a->dim_k > RQ_PAGE_TOKENS ? a->dim_k : RQ_PAGE_TOKENS));
     a->own_scores = place(&own, rows * RQ_PAGE_TOKENS);
     a->own_split = place(&own, rows * (2 + a->pad_v));
     a->own_total = place(&own, rows * (2 + a->pad_v));

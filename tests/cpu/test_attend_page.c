@@ -34,7 +34,7 @@ typedef struct data {
     float q[ROWS * DIM], k[PAGES][DIM * 64], v[PAGES][64 * DIM];
     uint16_t k16[PAGES][DIM * 64], v16[PAGES][64 * DIM];
     float max[ROWS], sum[ROWS], out[ROWS * PAD];
-    float panels_k[4 * DIM * 16], panels_v[PAD / 16 * 64 * 16], scores[ROWS * 64];
+    float panel[DIM * 16], scores[ROWS * 64];
 } data;
 
 static float noise(uint64_t *seed)
@@ -75,8 +75,7 @@ static void attend(const rq_vec *v, data *d, uint32_t r0, uint32_t n, uint32_t g
                          .max = d->max,
                          .sum = d->sum,
                          .out = d->out,
-                         .panels_k = d->panels_k,
-                         .panels_v = d->panels_v,
+                         .panel = d->panel,
                          .scores = d->scores};
     for (uint32_t r = 0; r < n * group; r++) {
         d->max[r] = -INFINITY;

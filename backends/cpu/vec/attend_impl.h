@@ -4,8 +4,8 @@
  * row and column, k ascending, one vf_fma per term. There are two ways through them:
  *   direct  one to three rows at a time straight from the page (f16 is widened in the register); reads the page
  *           in its order, for generation, where memory is what takes time;
- *   panels  the page is widened once into panels of 16 columns that stay in the cache, then ROWS rows at a time;
- *           for prompts and for many query heads on one KV head.
+ *   panels  sixteen columns at a time are widened once into a panel that stays in the nearest cache, then ROWS
+ *           rows at a time; for prompts and for many query heads on one KV head.
  * Every accumulator goes through the same operations in the same order either way, so a query's bits do not
  * depend on the path, on the block it is in or on the block's other rows. A row never multiplies a key it does
  * not see (that could be NaN or infinite): where rows of one block see different keys, the keys they have in
@@ -58,7 +58,7 @@ static void panel_product(const float *a, size_t lda, const float *b, float *c, 
     switch (m) {
 #define RQ_CASE(n)                                                                                           \
     case n:                                                                                                  \
-        panel_rows(a, lda, b, c, ldc, n_k, add, (n) <= (int)ROWS ? (n) : 1);                                 \
+        if ((n) <= (int)ROWS) panel_rows(a, lda, b, c, ldc, n_k, add, (n) <= (int)ROWS ? (n) : 1);           \
         break;
         RQ_CASE(1)
         RQ_CASE(2)
@@ -86,23 +86,28 @@ RQ_INLINE float load_one(const void *p, size_t i, bool f16)
     return f16 ? rq_half_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
-/* Rows [r0, r1) of src [..][n] to dst [panel][rows_in_panel][16], columns past n zero. */
-RQ_INLINE void pack(const void *src, size_t n, size_t r0, size_t r1, float *dst, size_t rows_in_panel,
-                    bool f16)
+/* Rows [r0, r1) of columns [column, column + 16) of src [..][n] to the same rows of dst [..][16]; columns past n
+ * become zero. */
+RQ_INLINE void pack(const void *src, size_t n, size_t column, size_t r0, size_t r1, float *dst, bool f16)
 {
-    for (size_t r = r0; r < r1; r++) {
-        size_t at = r * n, i = 0;
-        for (; i + RQ_PANEL <= n; i += RQ_PANEL) {
-            float *to = dst + (i / RQ_PANEL * rows_in_panel + r) * RQ_PANEL;
-            UNROLL
-            for (int j = 0; j < COLS; j++)
-                vf_store(to + j * VL, load_column(src, at + i + (size_t)j * VL, f16));
-        }
-        if (i < n) {
-            float *to = dst + (i / RQ_PANEL * rows_in_panel + r) * RQ_PANEL;
-            for (size_t j = 0; j < RQ_PANEL; j++) to[j] = i + j < n ? load_one(src, at + i + j, f16) : 0.0f;
-        }
+    if (column + RQ_PANEL <= n) {
+        for (size_t r = r0; r < r1; r++) UNROLL
+        for (int j = 0; j < COLS; j++)
+            vf_store(dst + r * RQ_PANEL + j * VL, load_column(src, r * n + column + (size_t)j * VL, f16));
+        return;
     }
+    for (size_t r = r0; r < r1; r++)
+        for (size_t j = 0; j < RQ_PANEL; j++)
+            dst[r * RQ_PANEL + j] = column + j < n ? load_one(src, r * n + column + j, f16) : 0.0f;
+}
+
+static void pack_panel(const void *src, size_t n, size_t column, size_t r0, size_t r1, float *dst,
+                       rq_type type)
+{
+    if (type == RQ_TYPE_F16)
+        pack(src, n, column, r0, r1, dst, true);
+    else
+        pack(src, n, column, r0, r1, dst, false);
 }
 
 /* ---- direct ---------------------------------------------------------------------------------------------- */
@@ -265,7 +270,7 @@ static void page_direct(const rq_attend_block *b, size_t lo, size_t hi)
 /* out[rows r, r + m) += p V for one panel of V. */
 static void weigh_panel(const rq_attend_block *b, size_t panel, size_t r, size_t m)
 {
-    const float *v = b->panels_v + panel * KEYS * RQ_PANEL;
+    const float *v = b->panel;
     float *out = b->out + r * b->pad_v + panel * RQ_PANEL;
     const float *p = b->scores + r * KEYS;
     size_t first = r / b->group, last = (r + m - 1) / b->group, lo = 0, hi = KEYS;
@@ -294,24 +299,21 @@ static void weigh_panel(const rq_attend_block *b, size_t panel, size_t r, size_t
 static void page_panels(const rq_attend_block *b, size_t lo, size_t hi)
 {
     size_t rows = (size_t)b->n_queries * b->group;
-    if (b->type_k == RQ_TYPE_F16)
-        pack(b->k, KEYS, 0, b->dim_k, b->panels_k, b->dim_k, true);
-    else
-        pack(b->k, KEYS, 0, b->dim_k, b->panels_k, b->dim_k, false);
-    if (b->type_v == RQ_TYPE_F16)
-        pack(b->v, b->dim_v, lo, hi, b->panels_v, KEYS, true);
-    else
-        pack(b->v, b->dim_v, lo, hi, b->panels_v, KEYS, false);
-
-    for (size_t panel = lo / RQ_PANEL; panel * RQ_PANEL < hi; panel++)
-        for (size_t r = 0; r < rows; r += ROWS)
-            panel_product(b->q + r * b->dim_k, b->dim_k, b->panels_k + panel * b->dim_k * RQ_PANEL,
-                          b->scores + r * KEYS + panel * RQ_PANEL, KEYS, b->dim_k, false,
-                          rows - r < ROWS ? rows - r : ROWS);
-    fetch_ahead(b, 0, 1);
+    /* blocks of nearly the same size: one or two rows alone would wait for their own additions */
+    size_t n_blocks = (rows + ROWS - 1) / ROWS, step = (rows + n_blocks - 1) / n_blocks;
+    for (size_t panel = lo / RQ_PANEL; panel * RQ_PANEL < hi; panel++) {
+        pack_panel(b->k, KEYS, panel * RQ_PANEL, 0, b->dim_k, b->panel, b->type_k);
+        for (size_t r = 0; r < rows; r += step)
+            panel_product(b->q + r * b->dim_k, b->dim_k, b->panel, b->scores + r * KEYS + panel * RQ_PANEL,
+                          KEYS, b->dim_k, false, rows - r < step ? rows - r : step);
+    }
+    fetch_ahead(b, 0, 2);
     soften_rows(b);
-    for (size_t panel = 0; panel * RQ_PANEL < b->pad_v; panel++)
-        for (size_t r = 0; r < rows; r += ROWS) weigh_panel(b, panel, r, rows - r < ROWS ? rows - r : ROWS);
+    fetch_ahead(b, 1, 2);
+    for (size_t panel = 0; panel * RQ_PANEL < b->pad_v; panel++) {
+        pack_panel(b->v, b->dim_v, panel * RQ_PANEL, lo, hi, b->panel, b->type_v);
+        for (size_t r = 0; r < rows; r += step) weigh_panel(b, panel, r, rows - r < step ? rows - r : step);
+    }
 }
 
 static void attend_page(const rq_attend_block *b)

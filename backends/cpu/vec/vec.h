@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Columns of a panel: the unit into which attention packs pages, on every instruction set. */
+/* Columns of a panel: the unit in which attention widens pages, on every instruction set. */
 enum { RQ_PANEL = 16 };
 
 /* A block of queries of one KV head against one page of 64 keys. Row r belongs to query r / group. The state
@@ -28,8 +28,7 @@ typedef struct rq_attend_block {
     uint32_t next_bytes;
     const uint8_t *lo, *hi; /* per query: visible keys [lo, hi) of this page; lo >= hi: none */
     float *max, *sum, *out; /* [rows], [rows], [rows][pad_v] */
-    float *panels_k;        /* scratch: [4][dim_k][16] */
-    float *panels_v;        /* scratch: [pad_v / 16][64][16] */
+    float *panel;               /* scratch: [max(dim_k, 64)][16] */
     float *scores;          /* scratch: [rows][64] */
 } rq_attend_block;
 
