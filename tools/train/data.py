@@ -231,7 +231,7 @@ def sample(rng, t, corpus, length, mix):
 
 
 class Ahead:
-    """Batches of consecutive steps, made by other processes while the device computes (workers > 0) or on demand."""
+    """Batches of consecutive steps, made by other processes while the device computes, or on demand."""
 
     def __init__(self, folder, seed, mix, shape_of, first, last, workers):
         """shape_of(step) -> (rows, length). Every step has a generator of its own: a resumed run sees what an

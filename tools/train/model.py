@@ -44,7 +44,7 @@ SIZES = {
     "qwen3-cpu": Config("qwen3", kv_heads=1, ff=256),
     "qwen3": Config("qwen3", layers=10, ff=768),
     "qwen35-cpu": Config("qwen35", interval=2, kv_heads=1, rope_dim=32, ff=256, mtp=True),
-    "qwen35": Config("qwen35", layers=8, interval=4, rope_dim=32, ff=768, state=128, mtp=True),
+    "qwen35": Config("qwen35", layers=8, interval=4, rope_dim=32, state=128, mtp=True),
 }
 
 

@@ -162,8 +162,8 @@ Iceland Kenya""".split(),
     Reykjavik Nairobi""".split(),
     )
 )
-OPPOSITES = """hot cold|big small|day night|old young|good bad|high low|open closed|light dark|rich poor|long short|
-near far|wet dry|fast slow|hard soft|full empty|early late|strong weak|true false|happy sad|
+OPPOSITES = """hot cold|big small|day night|old young|good bad|high low|open closed|light dark|rich poor|
+long short|near far|wet dry|fast slow|hard soft|full empty|early late|strong weak|true false|happy sad|
 black white""".split("|")
 COLOURS = dict(
     p.split()
