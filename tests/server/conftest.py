@@ -63,7 +63,7 @@ class Server:
         text = requests.get(self.url + "/metrics", headers=headers, timeout=10).text
         return {name: float(value) for name, value in re.findall(r"^(rqvk_\S+) (\S+)$", text, re.M)}
 
-    def until(self, condition, seconds=5):
+    def until(self, condition, seconds=20):
         """Waits until condition(metrics) holds and returns the metrics."""
         end = time.time() + seconds
         while True:

@@ -46,7 +46,7 @@ def test_vanishes_while_answered(fake, stream, n):
     s.close()
     start = time.time()
     now = fake.until(lambda m: m["rqvk_sessions_running"] == 0)
-    assert time.time() - start < 1
+    assert time.time() - start < 3
     assert now["rqvk_requests_vanished_total"] == before["rqvk_requests_vanished_total"] + 1
     quiet(fake)
 
@@ -58,7 +58,7 @@ def test_vanishes_during_the_prompt(fake, stream):
     s.close()
     start = time.time()
     fake.until(lambda m: m["rqvk_sessions_running"] == 0)
-    assert time.time() - start < 1
+    assert time.time() - start < 3
     quiet(fake)
 
 
@@ -109,23 +109,23 @@ def test_client_that_does_not_read(start):
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nA: b\r\n",
                                   b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"])
 def test_silent_client(slow_server, sent):
-    with socket.create_connection(("127.0.0.1", slow_server.port), timeout=6) as s:
+    with socket.create_connection(("127.0.0.1", slow_server.port), timeout=9) as s:
         s.sendall(sent)
         start = time.time()
         while s.recv(4096):
             pass
-        assert time.time() - start < 5
+        assert time.time() - start < 8
 
 
 @pytest.mark.parametrize("head", [b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX: ",
                                   b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"])
 def test_dripping_client(slow_server, head):
     """A byte now and then keeps nobody alive: the whole request has a time limit."""
-    with socket.create_connection(("127.0.0.1", slow_server.port), timeout=6) as s:
+    with socket.create_connection(("127.0.0.1", slow_server.port), timeout=9) as s:
         s.sendall(head)
         start = time.time()
         s.settimeout(0.2)
-        while time.time() - start < 6:
+        while time.time() - start < 9:
             try:
                 s.sendall(b"a")
                 if s.recv(4096) == b"":
@@ -134,7 +134,7 @@ def test_dripping_client(slow_server, head):
                 continue
             except OSError:
                 break
-        assert time.time() - start < 5
+        assert time.time() - start < 8
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +188,8 @@ def test_twenty_clients_share_two_sessions(fake):
 def test_sessions_work_side_by_side(fake):
     start = time.time()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda i: fake.chat(f"x{i} @tokens=50 @delay=10"), range(2)))
-    assert time.time() - start < 0.95
+        list(pool.map(lambda i: fake.chat(f"x{i} @tokens=50 @delay=30"), range(2)))
+    assert time.time() - start < 2.9  # one after the other: 3
 
 
 def test_same_seed_same_text_in_a_crowd(fake):
@@ -380,7 +380,7 @@ def test_signal_while_loading(start):
     time.sleep(0.3)
     began = time.time()
     server.signal(signal.SIGINT)
-    assert server.wait() == 0 and time.time() - began < 2
+    assert server.wait() == 0 and time.time() - began < 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -390,7 +390,7 @@ def test_idle_shutdown(start, number):
     server.chat("x")
     began = time.time()
     server.signal(number)
-    assert server.wait() == 0 and time.time() - began < 2
+    assert server.wait() == 0 and time.time() - began < 5
     idle.close()
 
 
@@ -421,7 +421,7 @@ def test_shutdown_ends_streams_in_time(start):
         began = time.time()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
-        assert 0.8 < time.time() - began < 4
+        assert 0.8 < time.time() - began < 6
         answers = [job.result() for job in jobs]
     for r in answers:
         assert "shutting down" in r.text
