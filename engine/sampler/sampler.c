@@ -146,25 +146,29 @@ static bool copy_finite(float *to, const float *from, size_t n)
     return bad == 0;
 }
 
+/* Biases and penalties of absurd size must not make infinities or NaNs out of finite logits. */
+static float tame(float x)
+{
+    return isnan(x) ? -INFINITY : x > FLT_MAX ? FLT_MAX : x;
+}
+
 static void bias_and_penalties(const rq_sampler *s, float *x)
 {
     const rq_sampling *p = &s->settings;
     for (size_t i = 0; i < p->n_bias; i++) {
         float *v = &x[p->bias[i].token];
-        *v = fminf(*v + p->bias[i].bias, FLT_MAX);
+        *v = tame(*v + p->bias[i].bias);
     }
     for (size_t i = 0; i < s->n_banned; i++)
         if ((uint32_t)s->banned[i] < s->n_vocab) x[s->banned[i]] = -INFINITY;
     /* repeat penalty: Keskar et al. 2019 (CTRL), with the usual mirror for negative logits */
     for (uint32_t i = 0; s->repeat && i < s->n_vocab; i++)
-        if (s->repeat_count[i] > 0) x[i] = x[i] > 0 ? x[i] / p->repeat_penalty : x[i] * p->repeat_penalty;
+        if (s->repeat_count[i] > 0)
+            x[i] = tame(x[i] > 0 ? x[i] / p->repeat_penalty : x[i] * p->repeat_penalty);
     /* presence and frequency: as the OpenAI API documents them */
     for (uint32_t i = 0; s->counted && i < s->n_vocab; i++)
         if (s->generated_count[i] > 0)
-            x[i] -= (float)s->generated_count[i] * p->frequency_penalty + p->presence_penalty;
-    /* penalties of absurd size must not make infinities out of finite logits */
-    if (s->repeat || s->counted)
-        for (uint32_t i = 0; i < s->n_vocab; i++) x[i] = isnan(x[i]) ? -INFINITY : fminf(x[i], FLT_MAX);
+            x[i] = tame(x[i] - ((float)s->generated_count[i] * p->frequency_penalty + p->presence_penalty));
 }
 
 enum { HEAP_MAX = 128 };
@@ -215,10 +219,12 @@ static size_t top_few(const float *x, size_t n, size_t k, rq_cand *out)
 
 static size_t keep_top_p(rq_sampler_scratch *w, size_t n, float max_logit, bool *sorted, double share)
 {
-    double sum = rq_exp_sum(w->cands, n, max_logit), run = 0;
+    double sum, run = 0;
     if (share < DBL_MIN) share = DBL_MIN; /* at least one stays */
-    if (!*sorted) {
-        n = rq_keep_mass(w->cands, n, max_logit, sum, share);
+    if (*sorted) {
+        sum = rq_exp_sum(w->cands, n, max_logit);
+    } else {
+        n = rq_keep_mass(w->cands, n, max_logit, share, &sum);
         rq_sort_cands(w->cands, n, w->sorted);
         *sorted = true;
     }

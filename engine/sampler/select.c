@@ -72,16 +72,18 @@ double rq_exp_sum(const rq_cand *cands, size_t n, float max_logit)
     return sum;
 }
 
-size_t rq_keep_mass(rq_cand *cands, size_t n, float max_logit, double sum, double share)
+size_t rq_keep_mass(rq_cand *cands, size_t n, float max_logit, double share, double *sum)
 {
     double mass[MAX_BINS];
     memset(mass, 0, sizeof mass);
     for (size_t i = 0; i < n; i++)
         mass[digit(cands[i].key, 0)] += expf(rq_key_value(cands[i].key) - max_logit);
+    *sum = 0;
+    for (uint32_t bin = 0; bin < MAX_BINS; bin++) *sum += mass[bin];
     double run = 0;
     uint32_t bin = MAX_BINS;
     /* the margin keeps the bin where another order of summation would have crossed */
-    while (bin-- > 1 && (run += mass[bin]) < share * sum * (1 + 1e-9)) {
+    while (bin-- > 1 && (run += mass[bin]) < share * *sum * (1 + 1e-9)) {
     }
     size_t kept = 0;
     for (size_t i = 0; i < n; i++)

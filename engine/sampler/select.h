@@ -36,10 +36,11 @@ int64_t rq_argmax(const float *x, size_t n);
  * were kept, min(n, k). */
 size_t rq_keep_top_k(rq_cand *cands, size_t n, size_t k);
 
-/* Sum of exp(logit - max_logit) over the candidates. Then keeps a subset that contains every candidate of the
- * smallest set of largest logits with at least `share` of that sum, and is not much larger; order stays. */
+/* Sum of exp(logit - max_logit) over the candidates. */
 double rq_exp_sum(const rq_cand *cands, size_t n, float max_logit);
-size_t rq_keep_mass(rq_cand *cands, size_t n, float max_logit, double sum, double share);
+/* Stores the same sum, and keeps a subset that contains every candidate of the smallest set of largest logits
+ * with at least `share` of it, and is not much larger; order stays. */
+size_t rq_keep_mass(rq_cand *cands, size_t n, float max_logit, double share, double *sum);
 
 /* Sorts candidates that come in ascending order of ids by descending logit, equal ones by ascending id.
  * `scratch` has room for n. */
