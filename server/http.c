@@ -17,7 +17,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { CONNECTION_MEMORY = 64 << 10, THREAD_STACK = 1 << 20, MAX_BODIES_BYTES = 256 << 20 };
+/* MAX_BODIES: bodies of the largest size that may be held at the same time. */
+enum { CONNECTION_MEMORY = 64 << 10, THREAD_STACK = 1 << 20, MAX_BODIES = 8 };
 
 /* One connection. Lives in a list from accept to close, so that rq_http_watch can look at it. */
 struct rq_peer {
@@ -362,7 +363,7 @@ static bool take_body(rq_exchange *exchange, const char *data, size_t bytes)
         rq_api_fail(&exchange->refusal, 413, NULL,
                     "the request body is larger than the %llu bytes this server accepts",
                     (unsigned long long)max);
-    } else if (all > MAX_BODIES_BYTES || !rq_buf_append(&exchange->body, data, bytes)) {
+    } else if (all > MAX_BODIES * max || !rq_buf_append(&exchange->body, data, bytes)) {
         rq_api_fail(&exchange->refusal, 503, NULL, "the server is busy with other large requests; try again");
     } else {
         return true;
