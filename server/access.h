@@ -14,9 +14,9 @@ const char *rq_bearer_key(const char *authorization);
 /* True for localhost, 127.x.x.x and ::1, with or without brackets. */
 bool rq_is_loopback(const char *host);
 
-/* Whether a Host header may reach a server that listens on loopback: a loopback name, `own` (the name given with
- * --host) or one of the comma-separated `allowed`. Keeps web pages from reaching the server through a domain of
- * theirs that resolves to 127.0.0.1. */
+/* Whether a Host header may reach a server that listens on loopback: a loopback name, `own` (the name
+ * given with --host) or one of the comma-separated `allowed`. Keeps web pages from reaching the server
+ * through a domain of theirs that resolves to 127.0.0.1. */
 bool rq_host_allowed(const char *header, const char *own, const char *allowed);
 
 /* Whether a web page of `origin` may read answers: the comma-separated `allowed` names it or is "*". */

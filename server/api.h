@@ -9,8 +9,8 @@ rq_handler rq_api_health, rq_api_models, rq_api_model, rq_api_metrics; /* api_in
 rq_handler rq_api_page;                                                /* page.c */
 rq_handler rq_api_tokenize, rq_api_detokenize, rq_api_template;        /* api_text.c */
 
-/* Parses the body for `api`; false: the error has been answered and *result is to be returned. The body is freed
- * either way. */
+/* Parses the body for `api`; false: the error has been answered and *result is to be returned. The body
+ * is freed either way. */
 bool rq_parse_body(rq_exchange *exchange, rq_api api, rq_api_request *out, enum MHD_Result *result);
 
 #endif

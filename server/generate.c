@@ -38,7 +38,7 @@ static void end_job(rq_exchange *exchange)
     atomic_fetch_sub(&exchange->server->metrics.generating, 1);
 }
 
-/* ---- whole ---------------------------------------------------------------------------------------------- */
+/* ---- whole ---------------------------------------------------------------------------------------- */
 
 static enum MHD_Result answer_whole(rq_exchange *exchange)
 {
@@ -118,8 +118,8 @@ static bool fill_stream(rq_exchange *exchange)
     return true;
 }
 
-/* libmicrohttpd asks for the next bytes; only when the socket takes them, so a client that does not read holds
- * at most one event's text here, and the engine's queue is bounded by the context. */
+/* libmicrohttpd asks for the next bytes; only when the socket takes them, so a client that does not read
+ * holds at most a burst of events here, and the engine's queue is bounded by the context. */
 static ssize_t read_stream(void *user, uint64_t position, char *target, size_t capacity)
 {
     rq_exchange *exchange = user;

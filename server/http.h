@@ -1,9 +1,9 @@
 /* http.h - the adapter to libmicrohttpd: connections and their limits, bodies, routing, access, replies.
  *
- * One thread per connection. A generation keeps its thread for as long as it lasts, in plain blocking code: the
- * thread waits for the engine's next event, looks whether its client is still there, and sends. The number of
- * connections is limited, so the number of threads is; an idle engine thread and a few dozen waiting ones cost
- * nothing against the work they wait for. */
+ * One thread per connection. A generation keeps its thread for as long as it lasts, in plain blocking
+ * code: the thread waits for the engine's next event, looks whether its client is still there, and sends.
+ * The number of connections is limited, so the number of threads is; an idle engine thread and a few
+ * dozen waiting ones cost nothing against the work they wait for. */
 #ifndef RQ_HTTP_H
 #define RQ_HTTP_H
 

@@ -2,7 +2,7 @@
 #include "server/api.h"
 
 static const char page[] = {
-#include "page.inc" /* made from page.html at build time */
+#include "server/page.inc" /* made from page.html at build time */
 };
 
 enum MHD_Result rq_api_page(rq_exchange *exchange)

@@ -76,9 +76,9 @@ static size_t shared_beginning(const rq_tokens *a, const rq_tokens *b)
     return i;
 }
 
-/* The best free slot; there is one. A slot is worth taking for what it holds when that saves at least as much as
- * it destroys: otherwise a few words that all conversations begin with would make a new conversation overwrite
- * an old one while other slots are empty. */
+/* The best free slot; there is one. A slot is worth taking for what it holds when that saves at least as
+ * much as it destroys: otherwise a few words that all conversations begin with would make a new
+ * conversation overwrite an old one while other slots are empty. */
 static rq_slot *choose_slot(rq_pool *pool, const rq_tokens *tokens)
 {
     rq_slot *best = NULL, *oldest = NULL;

@@ -1,7 +1,7 @@
 /* pool.h - the engine's sessions, lent to requests in order of arrival.
  *
- * A session remembers the sequence it last held, so a request is given the free one whose memory helps it most,
- * or, where none helps, the one that has been idle longest. */
+ * A session remembers the sequence it last held, so a request is given the free one whose memory helps it
+ * most, or, where none helps, the one that has been idle longest. */
 #ifndef RQ_POOL_H
 #define RQ_POOL_H
 

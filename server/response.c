@@ -214,8 +214,8 @@ static void write_usage(rq_buf *out, const rq_job *job)
                   (unsigned long long)(prompt + completion), (unsigned long long)cached);
 }
 
-/* Sums over the choices; rates over the time in which they were made, which for several choices at once is the
- * rate of one of them. */
+/* Sums over the choices; rates over the time in which they were made, which for several choices at once
+ * is the rate of one of them. */
 static void write_timings(rq_buf *out, const rq_job *job)
 {
     double prompt_ms = 0, generate_ms = 0;

@@ -20,8 +20,8 @@ bool rq_keep_event(void *user, rq_job *job, rq_choice *choice, const rq_event *e
 /* The whole answer of a finished job. */
 void rq_write_answer(rq_buf *out, const rq_job *job);
 
-/* One "data: {...}\n\n" of a stream: what the event adds. `last_of_job`: no chunk with usage follows, so that the
- * timings belong here. */
+/* One "data: {...}\n\n" of a stream: what the event adds. `last_of_job`: no chunk with usage follows, so
+ * that the timings belong here. */
 void rq_write_chunk(rq_buf *out, rq_job *job, rq_choice *choice, const rq_event *event, bool last_of_job);
 /* The chunk with usage, without choices. */
 void rq_write_usage_chunk(rq_buf *out, const rq_job *job);

@@ -33,7 +33,7 @@ typedef struct rq_metrics {
     atomic_ullong queue_refused;
     atomic_int generating; /* requests that hold or wait for a session */
     atomic_int connections;
-    atomic_int exchanges;  /* requests whose answer has not been sent completely */
+    atomic_int exchanges;     /* requests whose answer has not been sent completely */
     atomic_ullong body_bytes; /* held in request bodies now */
 } rq_metrics;
 

@@ -1,5 +1,5 @@
-/* Request bodies: arbitrary bytes become a request within its limits, or a sentence. The first byte chooses the
- * address. */
+/* Request bodies: arbitrary bytes become a request within its limits, or a sentence. The first byte
+ * chooses the address. */
 #include "backends/base/mem.h"
 #include "server/json_check.h"
 #include "server/request.h"

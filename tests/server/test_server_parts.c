@@ -1,5 +1,5 @@
-/* The parts of the server that need no network: JSON checks, request parsing, access rules, JSON out, the pool of
- * sessions, and parsing while memory runs out. */
+/* The parts of the server that need no network: JSON checks, request parsing, access rules, JSON out, the
+ * pool of sessions, and parsing while memory runs out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -34,8 +34,8 @@ void rq_chat_clear(rq_chat *chat, bool keep_system);
 /* Sets, replaces or (empty text) removes the system message. */
 rq_status rq_chat_set_system(rq_chat *chat, const char *text, rq_error *err);
 
-/* Has the model answer the messages, or (raw) continue `text`; shows the answer as it comes and, for messages,
- * adds it to the conversation. RQ_ERR_CANCELLED after Ctrl-C, with what was written kept. */
+/* Has the model answer the messages, or (raw) continue `text`; shows the answer as it comes and, for
+ * messages, adds it to the conversation. RQ_ERR_CANCELLED after Ctrl-C, with what was written kept. */
 rq_status rq_chat_answer(rq_chat *chat, const char *text, size_t bytes, rq_error *err);
 
 /* One line about the last answer. */

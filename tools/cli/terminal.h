@@ -1,6 +1,7 @@
 /* terminal.h - the person in front of rqvk-cli: lines typed, text shown, Ctrl-C.
  *
- * SIGINT is blocked and read from a signalfd, so that it is an event like any other and needs no global flag. */
+ * SIGINT is blocked and read from a signalfd, so that it is an event like any other and needs no global
+ * flag. */
 #ifndef RQ_CLI_TERMINAL_H
 #define RQ_CLI_TERMINAL_H
 
@@ -27,12 +28,12 @@ void rq_terminal_unguard(rq_terminal *terminal);
 bool rq_terminal_interrupted(rq_terminal *terminal);
 
 typedef enum rq_line { RQ_LINE_TEXT, RQ_LINE_INTERRUPTED, RQ_LINE_END } rq_line;
-/* Reads one line without its newline; with a terminal there is editing, a history and the prompt. The text lives
- * until the next call. */
+/* Reads one line without its newline; with a terminal there is editing, a history and the prompt. The
+ * text lives until the next call. */
 rq_line rq_terminal_read(rq_terminal *terminal, const char *prompt, const char **text);
 
-/* Writes to standard output, at once. On a terminal every character that could command it is replaced by a visible
- * one (rq_visible_text). False when standard output does not take it. */
+/* Writes to standard output, at once. On a terminal every character that could command it is replaced by
+ * a visible one (rq_visible_text). False when standard output does not take it. */
 bool rq_terminal_write(rq_terminal *terminal, const char *text, size_t bytes);
 /* Ends the line if something was written to it. */
 bool rq_terminal_end_line(rq_terminal *terminal);
