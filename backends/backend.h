@@ -13,15 +13,15 @@ typedef struct rq_memory rq_memory;   /* first member of every backend's own mem
 typedef struct rq_program rq_program; /* first member of every backend's own program struct */
 
 typedef struct rq_device_info {
-    char name[128];           /* "AMD EPYC" */
-    char features[256];       /* "2 threads, avx2 fma f16c" */
-    uint64_t memory_bytes;    /* total, and free when asked */
+    char name[128];        /* "AMD EPYC" */
+    char features[256];    /* "2 threads, avx2 fma f16c" */
+    uint64_t memory_bytes; /* total, and free when asked */
     uint64_t free_bytes;
 } rq_device_info;
 
 typedef struct rq_device_options {
-    uint32_t index;      /* which device of the backend */
-    uint32_t n_threads;  /* cpu: workers, 0 = processors this process may run on */
+    uint32_t index;             /* which device of the backend */
+    uint32_t n_threads;         /* cpu: workers, 0 = processors this process may run on */
     const char *implementation; /* force one: "scalar", "avx2", "reference"; NULL: the best */
 } rq_device_options;
 
@@ -61,9 +61,10 @@ typedef struct rq_bindings {
     const rq_step_caps *caps;
 } rq_bindings;
 
-/* A single-device piece of a planned tape: the operations [first, first + count), in order. `arena_offset[v]` is
- * the arena byte of ACT value v's owner; `barrier[i]` says that operation first + i must see the writes of all
- * earlier ones (computed from ranges in the ground floor; between two barriers operations may run in any order). */
+/* A single-device piece of a planned tape: the operations [first, first + count), in order. `arena_offset[v]`
+ * is the arena byte of ACT value v's owner; `barrier[i]` says that operation first + i must see the writes of
+ * all earlier ones (computed from ranges in the ground floor; between two barriers operations may run in any
+ * order). */
 typedef struct rq_segment {
     const rq_tape *tape;
     uint32_t first, count;
@@ -83,8 +84,8 @@ struct rq_backend {
     rq_status (*alloc)(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err);
     /* Makes host bytes (weights in a mapped file) usable by the device: wraps them where it can read them in
      * place, else copies. The bytes must outlive the memory. */
-    rq_status (*adopt)(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
-                       rq_error *err);
+    rq_status (*adopt)(rq_device *device, const void *host, uint64_t bytes, const char *label,
+                       rq_memory **out, rq_error *err);
     void (*release)(rq_memory *memory);
     rq_status (*upload)(rq_memory *dst, uint64_t offset, const void *src, uint64_t bytes, rq_error *err);
     rq_status (*download)(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes, rq_error *err);

@@ -14,7 +14,7 @@
 
 enum { RQ_PAGE_TOKENS = 64, RQ_MAX_GROUPS = 8 };
 
-#define RQ_NO_PAGE UINT32_MAX
+#define RQ_NO_PAGE        UINT32_MAX
 #define RQ_MAX_SLAB_BYTES (1ull << 30)
 
 typedef struct rq_cache_group {

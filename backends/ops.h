@@ -1,3 +1,4 @@
+/* clang-format off: the table below is laid out by hand */
 /* ops.h - the catalogue of operations: what each one computes, what it reads and writes, how exact it must be
  * and what it costs. Backends implement exactly this; cpu/reference is this page in double.
  *
@@ -29,30 +30,36 @@
  * ROPE            x f32 [d, heads, T], inv_freq f32 [n_rot/2]     f32 [d, heads, T]. p.rope
  *     angle = position(t) * inv_freq[i], pair (a, c) -> magnitude * (a cos - c sin, a sin + c cos); pairs are
  *     (2i, 2i+1) or (i, i + n_rot/2); elements from n_rot on pass through (Su et al. 2021, eq. 34; YaRN's
- *     magnitude: Peng et al. 2023, eq. 22). The angle is an f32 product reduced exactly enough for the
- *     tolerance at positions up to 2^20. Reads STEP.
+ *     magnitude: Peng et al. 2023, eq. 22). The angle is the f32 product of f32 numbers; cos and sin of it
+ *     are taken exactly enough for the tolerance up to position 2^20. Reads STEP.
  * KV_WRITE        cache (written), k f32 [dk, H, T], v f32 [dv, H, T]   nothing
- *     writes row t of k and v, rounded to the group's exact type (nearest even), to page slot
- * token_slot[g][t] with the layout of rq_page_layout. Reads STEP. ATTEND          cache, q f32 [dk, H, T] f32
- * [dv * H, T]. p.attend s_j = scale * k_j . q, softcapped if softcap > 0: s = softcap * tanh(s / softcap);
- * softmax over the visible positions j <= p (window: j > p - window); y = sum_j p_j v_j. Query head h reads
- * KV head h / (H / H_kv). Work lists of the step; splits of RQ_SPLIT_PAGES pages at absolute positions, each
- * with (maximum, sum, weighted values), merged in ascending order (Dao 2023; Milakov & Gimelshein 2018 for
- * the online softmax); a split in which a query sees nothing changes no bit of it. Reads STEP. ROUTE logits
- * f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route P = softmax(logits)
- * over all E; the k largest, descending, ties to the lower index; weight = P / max(sum of the k, 2^-14) *
- * scale. Ids are in [0, E) and distinct whatever the logits are. GROUP           ids i32 [k, T] i32 work
- * block, rq_group_layout sorts the (token, slot) pairs of the real tokens by expert and cuts them into tiles.
- * Reads STEP. MATMUL_EXPERTS  w [n_in, n_out, E], x f32 [n_in, 1 or k, T], ids i32 [k, T], group   f32
- * [n_out, k, T] y[:,s,t] = w[:,:,ids[s,t]] x[:, s or 0, t]. Buckets up to 8 go through the (token, slot)
- * pairs with the accumulation order of MATMUL; wider ones may use the group block. Reads STEP. COMBINE y f32
- * [n, k, T], weights f32 [k, T]             f32 [n, T] sum over s = 0 .. k-1 in this order of weights[s,t] *
- * y[:,s,t]. COPY            x f32 [n, T], persist [n, >= T] (written)       nothing persist[:,t] = x[:,t].
+ *     writes row t of k and v, rounded to the group's exact type (nearest even), to slot token_slot[g][t] of
+ *     its page, with the layout of rq_page_layout. Reads STEP.
+ * ATTEND          cache, q f32 [dk, H, T]                         f32 [dv * H, T]. p.attend
+ *     s_j = scale * k_j . q, softcapped if softcap > 0: s = softcap * tanh(s / softcap); softmax over the
+ *     visible positions j <= p (window: j > p - window); y = sum_j p_j v_j. Query head h reads KV head
+ *     h / (H / H_kv). Work lists of the step; splits of RQ_SPLIT_PAGES pages at absolute positions, each with
+ *     (maximum, sum, weighted values), merged in ascending order (Dao 2023; Milakov & Gimelshein 2018 for the
+ *     online softmax); a split in which a query sees nothing changes no bit of it. Reads STEP.
+ * ROUTE           logits f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route
+ *     P = softmax(logits) over all E; the k largest, descending, ties to the lower index; weight =
+ *     P / max(sum of the k, 2^-14) * scale. Ids are in [0, E) and distinct whatever the logits are.
+ * GROUP           ids i32 [k, T]                                  i32 work block, rq_group_layout
+ *     sorts the (token, slot) pairs of the real tokens by expert and cuts them into tiles. Reads STEP.
+ * MATMUL_EXPERTS  w [n_in, n_out, E], x f32 [n_in, 1 or k, T], ids i32 [k, T], group   f32 [n_out, k, T]
+ *     y[:,s,t] = w[:,:,ids[s,t]] x[:, s or 0, t]. Buckets up to 8 go through the (token, slot) pairs with the
+ *     accumulation order of MATMUL; wider ones may use the group block. Reads STEP.
+ * COMBINE         y f32 [n, k, T], weights f32 [k, T]             f32 [n, T]
+ *     sum over s = 0 .. k-1 in this order of weights[s,t] * y[:,s,t].
+ * COPY            x f32 [n, T], persist [n, >= T] (written)       nothing
+ *     persist[:,t] = x[:,t].
  * SELECT_ROWS     persist f32 [n, max_tokens]                     f32 [n, R]
  *     y[:,r] = persist[:, step.rows[r].token]; rows from n_rows on are zero or untouched. Reads STEP.
  * ARGMAX          logits f32 [V, R], sampled i32 [n_seqs] (written)   nothing
  *     sampled[step.rows[r].slot] = index of the largest logit, ties to the lower, NaN never wins (all NaN:
- * 0). Reads STEP. The fused kinds are in tape/fuse.h. */
+ *     0). Rows that name the same slot leave one of their ids there, unspecified which. Reads STEP.
+ * The fused kinds are in tape/fuse.h. */
+/* clang-format on */
 #ifndef RQ_OPS_H
 #define RQ_OPS_H
 

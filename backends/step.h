@@ -13,9 +13,9 @@
 #include <stdint.h>
 
 enum {
-    RQ_MAX_BUCKET = 2048,  /* most tokens in a step */
-    RQ_HEAD_ROWS = 64,     /* most rows of one head run */
-    RQ_TILE_TOKENS = 64,   /* most queries of one attention work item */
+    RQ_MAX_BUCKET = 2048, /* most tokens in a step */
+    RQ_HEAD_ROWS = 64,    /* most rows of one head run */
+    RQ_TILE_TOKENS = 64,  /* most queries of one attention work item */
     RQ_MAX_RUNS = 256,
     RQ_STEP_MAGIC = 0x52515354
 };
@@ -24,22 +24,22 @@ typedef struct rq_step_header {
     uint32_t magic;
     uint32_t n_tokens; /* real tokens; the bucket's remaining tokens are padding: run -1 */
     uint32_t n_runs, n_rows, n_groups, n_edits;
-    uint32_t token_id;     /* i32 [max_tokens]: the id, or -1 - slot: take PERSIST sampled[slot] */
-    uint32_t token_pos;    /* u32 [max_tokens] */
-    uint32_t token_run;    /* i32 [max_tokens]: index of its run, -1 for padding (writes nothing) */
+    uint32_t token_id;  /* i32 [max_tokens]: the id, or -1 - slot: take PERSIST sampled[slot] */
+    uint32_t token_pos; /* u32 [max_tokens] */
+    uint32_t token_run; /* i32 [max_tokens]: index of its run, -1 for padding (writes nothing) */
     uint32_t token_slot[RQ_MAX_GROUPS]; /* u32 [max_tokens]: page id * 64 + position % 64, where K and V go */
-    uint32_t runs;         /* rq_run [RQ_MAX_RUNS] */
-    uint32_t work[RQ_MAX_GROUPS];   /* rq_work [max_work] */
+    uint32_t runs;                      /* rq_run [RQ_MAX_RUNS] */
+    uint32_t work[RQ_MAX_GROUPS];       /* rq_work [max_work] */
     uint32_t n_work[RQ_MAX_GROUPS];
-    uint32_t rows;         /* rq_row [RQ_HEAD_ROWS] */
-    uint32_t edits;        /* rq_edit [max_edits]: page table entries to change before the step */
-    uint32_t words;        /* size of the whole block */
+    uint32_t rows;  /* rq_row [RQ_HEAD_ROWS] */
+    uint32_t edits; /* rq_edit [max_edits]: page table entries to change before the step */
+    uint32_t words; /* size of the whole block */
 } rq_step_header;
 
 /* A contiguous piece of one sequence. */
 typedef struct rq_run {
-    uint32_t seq;      /* sequence slot: row of the page tables */
-    uint32_t first;    /* first token of the run in the step */
+    uint32_t seq;   /* sequence slot: row of the page tables */
+    uint32_t first; /* first token of the run in the step */
     uint32_t count;
     uint32_t start;    /* position of its first token */
     uint32_t kv_len;   /* start + count: positions visible to its last token */
@@ -49,9 +49,9 @@ typedef struct rq_run {
 } rq_run;
 
 /* One item of attention work: `count` queries of a run against whole pages [page_first, page_end). Tiles are
- * cut at absolute positions that are multiples of RQ_TILE_TOKENS. With n_splits == 1 the item covers all pages
- * its queries see and writes the result; otherwise it covers one split and writes partial result `partial`,
- * and the tile's items are consecutive, in ascending order of pages. */
+ * cut at absolute positions that are multiples of RQ_TILE_TOKENS. With n_splits == 1 the item covers all
+ * pages its queries see and writes the result; otherwise it covers one split and writes partial result
+ * `partial`, and the tile's items are consecutive, in ascending order of pages. */
 typedef struct rq_work {
     uint32_t run, first, count; /* first: token in the step */
     uint32_t page_first, page_end;
@@ -74,10 +74,10 @@ typedef struct rq_edit {
 typedef struct rq_step_caps {
     uint32_t max_tokens; /* power of two <= RQ_MAX_BUCKET */
     uint32_t n_groups;
-    uint32_t n_seqs;     /* sequence slots */
-    uint32_t max_pages;  /* page table entries per sequence */
+    uint32_t n_seqs;    /* sequence slots */
+    uint32_t max_pages; /* page table entries per sequence */
     uint32_t max_edits;
-    uint32_t max_work;   /* work items per group */
+    uint32_t max_work;     /* work items per group */
     uint32_t max_partials; /* partial results (queries x splits) per group */
 } rq_step_caps;
 
@@ -87,7 +87,7 @@ void rq_step_caps_complete(rq_step_caps *caps);
 /* Words of a step buffer of these capacities. */
 uint32_t rq_step_words(const rq_step_caps *caps);
 
-/* ---- building a step (host) ------------------------------------------------------------------------------ */
+/* ---- building a step (host) ---------------------------------------------------------------------------- */
 
 typedef struct rq_step {
     rq_step_caps caps;
@@ -101,8 +101,8 @@ void rq_step_init(rq_step *step, const rq_step_caps *caps, const rq_cache_group 
 void rq_step_reset(rq_step *step);
 
 /* Appends a run of `count` tokens of sequence slot `seq` starting at position `start`. ids as in token_id.
- * table[g] is the sequence's page table of group g (page ids by page index), already holding the pages the run
- * writes to. Returns the index of its first token, or -1 when it does not fit into the step. */
+ * table[g] is the sequence's page table of group g (page ids by page index), already holding the pages the
+ * run writes to. Returns the index of its first token, or -1 when it does not fit into the step. */
 int32_t rq_step_add_run(rq_step *step, uint32_t seq, const int32_t *ids, uint32_t count, uint32_t start,
                         const uint32_t *const *table);
 /* false when the edit list is full: the step must go first. */
@@ -113,7 +113,7 @@ bool rq_step_add_row(rq_step *step, uint32_t token, uint32_t slot);
  * Returns the bucket (smallest power of two >= n_tokens). */
 uint32_t rq_step_finish(rq_step *step);
 
-/* ---- reading it ------------------------------------------------------------------------------------------ */
+/* ---- reading it ---------------------------------------------------------------------------------------- */
 
 static inline const void *rq_step_at(const uint32_t *words, uint32_t offset)
 {

@@ -1,8 +1,8 @@
 /* exec.h - the executor: owns devices' memory and compiled programs of one model and runs steps.
  *
- * The engine describes what there is (weights, cache groups, capacities), gives a function that writes the tapes
- * and one that places operations on devices; the executor plans, fuses, splits, compiles every token bucket up
- * front and replays. After creation nothing is allocated. */
+ * The engine describes what there is (weights, cache groups, capacities), gives a function that writes the
+ * tapes and one that places operations on devices; the executor plans, fuses, splits, compiles every token
+ * bucket up front and replays. After creation nothing is allocated. */
 #ifndef RQ_EXEC_H
 #define RQ_EXEC_H
 
@@ -47,7 +47,8 @@ rq_step *rq_executor_begin(rq_executor *ex, rq_error *err);
 rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err);
 /* Waits for the step and makes its logits readable: f32 [n_rows][n_vocab], valid until the next submit. */
 rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits, rq_error *err);
-/* More rows of the step that was run last: replaces its row list (at most RQ_HEAD_ROWS) and runs the head only. */
+/* More rows of the step that was run last: replaces its row list (at most RQ_HEAD_ROWS) and runs the head
+ * only. */
 rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
                            const float **logits, rq_error *err);
 

@@ -8,8 +8,8 @@
 
 enum { RQ_TRUNK_BUCKETS = 12 /* 1 .. 2048 */, RQ_HEAD_BUCKETS = 7 /* 1 .. 64 */, RQ_STEPS = 2 };
 
-/* A tape made ready for one bucket. The head is compiled once per step buffer, because the logits of two steps
- * in flight live in two places; the trunk once. */
+/* A tape made ready for one bucket. The head is compiled once per step buffer, because the logits of two
+ * steps in flight live in two places; the trunk once. */
 typedef struct rq_exec_program {
     rq_tape tape;
     rq_split split;
@@ -55,7 +55,7 @@ struct rq_executor {
     rq_executor_info info;
 };
 
-/* ---- program.c ------------------------------------------------------------------------------------------- */
+/* ---- program.c ----------------------------------------------------------------------------------------- */
 
 /* Builds, fuses, checks, splits and plans a tape. On failure `p` holds what rq_exec_program_free frees. */
 rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind kind, uint32_t bucket,
@@ -64,7 +64,7 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
 rq_status rq_exec_program_compile(rq_executor *ex, rq_exec_program *p, uint32_t slot, rq_error *err);
 void rq_exec_program_free(rq_executor *ex, rq_exec_program *p);
 
-/* ---- memory.c -------------------------------------------------------------------------------------------- */
+/* ---- memory.c ------------------------------------------------------------------------------------------ */
 
 /* Adopts the weights the programs read and allocates everything else; `ex` owns all of it. */
 rq_status rq_exec_memory_make(rq_executor *ex, rq_error *err);

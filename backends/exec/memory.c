@@ -1,5 +1,5 @@
-/* memory.c - everything an executor owns on its devices. First all of it is listed, then the list is allocated:
- * nothing else is, and what a device says it took must be what was listed. */
+/* memory.c - everything an executor owns on its devices. First all of it is listed, then the list is
+ * allocated: nothing else is, and what a device says it took must be what was listed. */
 #include "backends/base/mem.h"
 #include "backends/exec/internal.h"
 #include "backends/ops.h"
@@ -26,7 +26,7 @@ static rq_status take(rq_executor *ex, uint32_t device, uint64_t bytes, const ch
     return RQ_OK;
 }
 
-/* ---- weights ---------------------------------------------------------------------------------------------- */
+/* ---- weights ------------------------------------------------------------------------------------------- */
 
 static rq_status adopt_of(rq_executor *ex, const rq_exec_program *p, rq_error *err)
 {
@@ -63,7 +63,7 @@ static rq_status adopt_weights(rq_executor *ex, rq_error *err)
     return status;
 }
 
-/* ---- cache ------------------------------------------------------------------------------------------------ */
+/* ---- cache --------------------------------------------------------------------------------------------- */
 
 static rq_status make_pool(rq_executor *ex, uint32_t g, rq_error *err)
 {
@@ -92,7 +92,7 @@ static rq_status make_pool(rq_executor *ex, uint32_t g, rq_error *err)
                 &ex->info.cache_bytes, err);
 }
 
-/* ---- activations and the rest ----------------------------------------------------------------------------- */
+/* ---- activations and the rest -------------------------------------------------------------------------- */
 
 static rq_status make_arenas(rq_executor *ex, rq_error *err)
 {

@@ -32,7 +32,7 @@ static bool supports_fused(void *user, const rq_tape *tape, const rq_op *op)
     return device->backend->supports(device, tape, op, &why);
 }
 
-/* ---- does the tape fit what the executor was told? ------------------------------------------------------- */
+/* ---- does the tape fit what the executor was told? ----------------------------------------------------- */
 
 static rq_status check_weight(const rq_executor *ex, const rq_value *v, rq_error *err)
 {
@@ -121,7 +121,7 @@ static rq_status check_supported(const rq_executor *ex, const rq_exec_program *p
     return RQ_OK;
 }
 
-/* ---- planning and compiling ------------------------------------------------------------------------------ */
+/* ---- planning and compiling ---------------------------------------------------------------------------- */
 
 rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind kind, uint32_t bucket,
                                rq_error *err)

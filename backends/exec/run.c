@@ -46,7 +46,7 @@ rq_step *rq_executor_begin(rq_executor *ex, rq_error *err)
     return &slot->step;
 }
 
-/* ---- page tables ------------------------------------------------------------------------------------------ */
+/* ---- page tables --------------------------------------------------------------------------------------- */
 
 static rq_status upload(rq_memory *memory, uint64_t offset, const void *src, uint64_t bytes, rq_error *err)
 {
@@ -81,7 +81,7 @@ static rq_status apply_edits(rq_executor *ex, const rq_step *step, rq_error *err
     return RQ_OK;
 }
 
-/* ---- programs --------------------------------------------------------------------------------------------- */
+/* ---- programs ------------------------------------------------------------------------------------------ */
 
 /* dst and src may be the same memory; both devices must be idle. */
 static rq_status copy_memory(rq_executor *ex, rq_memory *dst, uint64_t dst_at, rq_memory *src,
@@ -224,7 +224,7 @@ rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, 
                        (from & mask) * bytes, bytes, err);
 }
 
-/* ---- times ------------------------------------------------------------------------------------------------- */
+/* ---- times --------------------------------------------------------------------------------------------- */
 
 static rq_status profile_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot,
                                  const uint32_t *words, rq_op_time *times, uint32_t max, uint32_t *n,

@@ -275,8 +275,8 @@ static bool fuse_qk(fuser *f, uint32_t at)
     return replace(f, members, 3, fused);
 }
 
-/* Tries the pattern at every operation of this kind. A fusion takes up to MAX_MEMBERS - 1 operations out before
- * or behind `i`, so that what follows may have moved up that far: step back and look again. */
+/* Tries the pattern at every operation of this kind. A fusion takes up to MAX_MEMBERS - 1 operations out
+ * before or behind `i`, so that what follows may have moved up that far: step back and look again. */
 static void walk(fuser *f, rq_op_kind kind, bool (*pattern)(fuser *, uint32_t))
 {
     const rq_tape *t = f->tape;

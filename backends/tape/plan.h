@@ -1,10 +1,10 @@
 /* plan.h - where activations live, and where a device has to wait.
  *
- * Memory. Each device has an arena. A value takes room in the arena of every device that has it, from the moment
- * it is written or copied there until its last use; values that are never alive together share bytes (first fit).
- * Barriers. An operation needs one when it touches bytes that an operation since the last barrier wrote, or
- * writes bytes that one touched: a pure function of the ranges of ops.h, and minimal, because a barrier is set
- * only where a pair would otherwise be unordered. */
+ * Memory. Each device has an arena. A value takes room in the arena of every device that has it, from the
+ * moment it is written or copied there until its last use; values that are never alive together share bytes
+ * (first fit). Barriers. An operation needs one when it touches bytes that an operation since the last
+ * barrier wrote, or writes bytes that one touched: a pure function of the ranges of ops.h, and minimal,
+ * because a barrier is set only where a pair would otherwise be unordered. */
 #ifndef RQ_PLAN_H
 #define RQ_PLAN_H
 

@@ -49,8 +49,8 @@ static rq_status need(splitter *s, uint32_t device, rq_ref r, rq_error *err)
     return RQ_OK;
 }
 
-/* Operands that come from other devices are copied before the piece starts, which is only right when they were
- * written before it: a value written inside a piece is on the piece's device already. */
+/* Operands that come from other devices are copied before the piece starts, which is only right when they
+ * were written before it: a value written inside a piece is on the piece's device already. */
 static rq_status add_op(splitter *s, uint32_t i, uint32_t device, rq_error *err)
 {
     const rq_tape *t = s->tape;

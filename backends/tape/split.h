@@ -4,8 +4,8 @@
 
 #include "backends/tape/tape.h"
 
-/* Operations [first, first + count) of the tape, all on one device, after the copies [copy_first, copy_first +
- * copy_count). Pieces are in tape order. */
+/* Operations [first, first + count) of the tape, all on one device, after the copies [copy_first, copy_first
+ * + copy_count). Pieces are in tape order. */
 typedef struct rq_piece {
     uint32_t device;
     uint32_t first, count;
@@ -29,9 +29,10 @@ typedef struct rq_split {
 /* Which device (below n_devices) runs the operation? */
 typedef uint32_t (*rq_device_of)(void *user, const rq_tape *tape, const rq_op *op);
 
-/* A new piece starts wherever the device changes. A value read on another device than the one that wrote it is
- * copied there once, before the first piece that reads it. Fails when an activation is read before it is written
- * or written twice, or a device does not exist. `out` is written on success only; release with rq_split_free. */
+/* A new piece starts wherever the device changes. A value read on another device than the one that wrote it
+ * is copied there once, before the first piece that reads it. Fails when an activation is read before it is
+ * written or written twice, or a device does not exist. `out` is written on success only; release with
+ * rq_split_free. */
 rq_status rq_split_make(const rq_tape *tape, uint32_t n_devices, rq_device_of device_of, void *user,
                         rq_split *out, rq_error *err);
 void rq_split_free(rq_split *split);

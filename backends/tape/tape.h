@@ -1,9 +1,9 @@
 /* tape.h - a forward pass as data.
  *
- * A model family appends operations to a tape; the tape is fused, planned, split into segments and compiled by
- * backends. A tape is made for one token bucket T: every extent on it is a number. Values (operands) are typed
- * views of memory in one of six spaces; operations read and write values. Errors stick to the tape: builders
- * return reference 0 once something failed and rq_tape_check reports the first failure. */
+ * A model family appends operations to a tape; the tape is fused, planned, split into segments and compiled
+ * by backends. A tape is made for one token bucket T: every extent on it is a number. Values (operands) are
+ * typed views of memory in one of six spaces; operations read and write values. Errors stick to the tape:
+ * builders return reference 0 once something failed and rq_tape_check reports the first failure. */
 #ifndef RQ_TAPE_H
 #define RQ_TAPE_H
 
@@ -129,7 +129,7 @@ typedef struct rq_tape {
     uint32_t n_ops, cap_ops;
     rq_op *prims;
     uint32_t n_prims, cap_prims;
-    uint32_t layer; /* given to the operations appended now */
+    uint32_t layer;                          /* given to the operations appended now */
     uint32_t persist_rows[RQ_PERSIST_COUNT]; /* set by the executor before a family writes the tape */
     rq_status status;
     rq_error error;
@@ -139,7 +139,7 @@ void rq_tape_init(rq_tape *tape, uint32_t bucket);
 void rq_tape_free(rq_tape *tape);
 rq_status rq_tape_check(const rq_tape *tape, rq_error *err);
 
-/* ---- values ---------------------------------------------------------------------------------------------- */
+/* ---- values -------------------------------------------------------------------------------------------- */
 
 rq_ref rq_tape_weight(rq_tape *tape, uint32_t index, rq_type type, const uint32_t ne[4], const char *name);
 rq_ref rq_tape_cache(rq_tape *tape, uint32_t group, uint32_t layer);
@@ -147,11 +147,12 @@ rq_ref rq_tape_cache(rq_tape *tape, uint32_t group, uint32_t layer);
 rq_ref rq_tape_persist(rq_tape *tape, rq_persist which, rq_type type, uint32_t ne0, uint32_t ne1);
 /* A new activation, contiguous. */
 rq_ref rq_tape_act(rq_tape *tape, rq_type type, uint32_t ne0, uint32_t ne1, uint32_t ne2, uint32_t ne3);
-/* The same memory seen as [ne0, ne1, ne2] with the given strides in elements of ne1 and ne2, `first` elements in. */
+/* The same memory seen as [ne0, ne1, ne2] with the given strides in elements of ne1 and ne2, `first` elements
+ * in. */
 rq_ref rq_tape_view(rq_tape *tape, rq_ref x, uint64_t first, uint32_t ne0, uint32_t ne1, uint64_t stride1,
                     uint32_t ne2, uint64_t stride2);
 
-/* ---- operations: append and return the (first) result ---------------------------------------------------- */
+/* ---- operations: append and return the (first) result -------------------------------------------------- */
 /* Shapes are [contiguous, ..., tokens]; T = tape->bucket. Formulas are in ops.h. */
 
 rq_ref rq_op_embed(rq_tape *t, rq_ref table);                          /* table [n, vocab] -> f32 [n, T] */

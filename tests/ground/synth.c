@@ -86,7 +86,7 @@ const synth_config synth_windows = {.n_layers = 4,
                                     .cache_type = RQ_TYPE_F16,
                                     .split_layer = UINT32_MAX};
 
-/* ---- weights ----------------------------------------------------------------------------------------------- */
+/* ---- weights ------------------------------------------------------------------------------------------- */
 
 enum { EMBED, OUTPUT, OUTPUT_NORM, INV_FREQ, N_GLOBAL };
 enum {
@@ -196,7 +196,7 @@ void synth_free(synth_model *m)
     memset(m, 0, sizeof *m);
 }
 
-/* ---- tapes --------------------------------------------------------------------------------------------------- */
+/* ---- tapes --------------------------------------------------------------------------------------------- */
 
 static rq_ref weight(const synth_model *m, rq_tape *t, uint32_t index)
 {

@@ -45,7 +45,8 @@ void synth_free(synth_model *m);
 void synth_build(void *user, rq_tape_kind kind, rq_tape *tape);
 uint32_t synth_place(void *user, uint32_t layer);
 
-/* Parameters of an executor for this model on these devices, with room for n_seqs sequences of max_pages pages. */
+/* Parameters of an executor for this model on these devices, with room for n_seqs sequences of max_pages
+ * pages. */
 rq_executor_params synth_params(synth_model *m, rq_device *const *devices, uint32_t n_devices,
                                 uint32_t max_tokens, uint32_t n_seqs, uint32_t max_pages);
 

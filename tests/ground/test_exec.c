@@ -1,4 +1,5 @@
-/* The executor over the reference: the same bits however a pass is fused, ordered, split and cut into steps. */
+/* The executor over the reference: the same bits however a pass is fused, ordered, split and cut into steps.
+ */
 #include "backends/base/mem.h"
 #include "backends/ops.h"
 #include "tests/ground/drive.h"
@@ -172,7 +173,7 @@ static void sequences_do_not_touch(void **state)
     }
 }
 
-/* ---- random passes --------------------------------------------------------------------------------------------- */
+/* ---- random passes ------------------------------------------------------------------------------------- */
 
 enum { WIDTH = 32, RANDOM_OPS = 60 };
 
@@ -312,7 +313,7 @@ static void random_passes_have_the_same_bits(void **state)
     assert_true(copies > 100 && fused > 150);
 }
 
-/* ---- stepping --------------------------------------------------------------------------------------------------- */
+/* ---- stepping ------------------------------------------------------------------------------------------ */
 
 static void a_thousand_steps_allocate_nothing(void **state)
 {
@@ -442,7 +443,7 @@ static void profile_names_every_operation(void **state)
     synth_free(&m);
 }
 
-/* ---- memory and errors -------------------------------------------------------------------------------------------- */
+/* ---- memory and errors --------------------------------------------------------------------------------- */
 
 static void plan_equals_fact(void **state)
 {

@@ -21,7 +21,7 @@ static bool yes(void *user, const rq_tape *tape, const rq_op *op)
     return true;
 }
 
-/* ---- fuser ---------------------------------------------------------------------------------------------------- */
+/* ---- fuser --------------------------------------------------------------------------------------------- */
 
 static uint32_t count(const rq_tape *t, rq_op_kind kind)
 {
@@ -32,8 +32,8 @@ static uint32_t count(const rq_tape *t, rq_op_kind kind)
 
 static void fuses_what_it_should(void **state)
 {
-    /* per layer: norm_matmuls, norm_glu_matmuls, matmul_add, qk, all operations of a layer; embed, norm and copy
-     * come on top. The second product of a mixture's layer ends in an add of its own. */
+    /* per layer: norm_matmuls, norm_glu_matmuls, matmul_add, qk, all operations of a layer; embed, norm and
+     * copy come on top. The second product of a mixture's layer ends in an add of its own. */
     const uint32_t expected[N_CONFIGS][5] = {
         {1, 1, 2, 1, 6}, {1, 1, 2, 1, 9}, {1, 1, 2, 1, 6}, {1, 0, 1, 1, 14}, {1, 1, 2, 1, 6}};
     for (uint32_t c = 0; c < N_CONFIGS; c++)
@@ -125,7 +125,7 @@ static void leaves_what_it_must(void **state)
     }
 }
 
-/* ---- planner -------------------------------------------------------------------------------------------------- */
+/* ---- planner ------------------------------------------------------------------------------------------- */
 
 typedef struct touched {
     rq_space space;
@@ -134,7 +134,8 @@ typedef struct touched {
     bool write;
 } touched;
 
-/* Written independently of rq_op_ranges: every byte an operation touches, by the words of ops.h and fuse.h. */
+/* Written independently of rq_op_ranges: every byte an operation touches, by the words of ops.h and fuse.h.
+ */
 static uint32_t touches(const rq_tape *t, const rq_op *op, const uint64_t *offsets, touched *out)
 {
     uint32_t n = 0;
@@ -199,7 +200,8 @@ static void check_barriers(const rq_tape *t, const rq_split *split, const rq_pla
     }
 }
 
-/* Plays the program with a stamp of its owner on every 64 bytes of each arena: what is read must still be there. */
+/* Plays the program with a stamp of its owner on every 64 bytes of each arena: what is read must still be
+ * there. */
 static void check_memory(const rq_tape *t, const rq_split *split, const rq_plan *plan)
 {
     uint32_t *stamps[2];
@@ -317,7 +319,7 @@ static void copies_are_made_once(void **state)
     rq_tape_free(&t);
 }
 
-/* ---- running out of memory ------------------------------------------------------------------------------------ */
+/* ---- running out of memory ----------------------------------------------------------------------------- */
 
 static rq_status whole_way(synth_model *m)
 {

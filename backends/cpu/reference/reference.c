@@ -47,7 +47,7 @@ void rq_ref_decode(const rq_ref_view *w, uint64_t i1, uint64_t i2, float *row)
     rq_type_get((uint32_t)w->v->type)->dequantize(rq_ref_at(w, 0, i1, i2, 0), row, w->v->ne[0]);
 }
 
-/* ---- rows of weights -------------------------------------------------------------------------------------- */
+/* ---- rows of weights ----------------------------------------------------------------------------------- */
 
 static rq_status embed(const rq_ref_run *r)
 {
@@ -82,7 +82,7 @@ static rq_status matmul(const rq_ref_run *r)
     return RQ_OK;
 }
 
-/* ---- pointwise --------------------------------------------------------------------------------------------- */
+/* ---- pointwise ----------------------------------------------------------------------------------------- */
 
 static double activate(rq_act act, double g)
 {
@@ -168,7 +168,7 @@ static rq_status rope(const rq_ref_run *r)
     return RQ_OK;
 }
 
-/* ---- rows and output --------------------------------------------------------------------------------------- */
+/* ---- rows and output ----------------------------------------------------------------------------------- */
 
 static rq_status copy(const rq_ref_run *r)
 {
@@ -212,7 +212,7 @@ static rq_status argmax(const rq_ref_run *r)
     return RQ_OK;
 }
 
-/* ---- fused operations -------------------------------------------------------------------------------------- */
+/* ---- fused operations ---------------------------------------------------------------------------------- */
 
 enum { MAX_INTERNAL = 8 };
 

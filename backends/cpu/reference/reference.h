@@ -1,8 +1,9 @@
-/* reference.h - every operation of the catalogue, plainly, in double: the oracle that kernels are compared with.
+/* reference.h - every operation of the catalogue, plainly, in double: the oracle that kernels are compared
+ * with.
  *
- * It follows the text of ops.h and nothing else: no work lists, no tiles, no page splits. Sums and functions are
- * in double, results are rounded to f32 once. A fused operation runs its list of primitives, with internal
- * values in memory of its own. It allocates; it is slow; it is not part of a step that is timed. */
+ * It follows the text of ops.h and nothing else: no work lists, no tiles, no page splits. Sums and functions
+ * are in double, results are rounded to f32 once. A fused operation runs its list of primitives, with
+ * internal values in memory of its own. It allocates; it is slow; it is not part of a step that is timed. */
 #ifndef RQ_REFERENCE_H
 #define RQ_REFERENCE_H
 
