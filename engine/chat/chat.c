@@ -200,6 +200,10 @@ rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, 
             return rq_fail(err, RQ_ERR_ARGUMENT,
                            "the role of message %zu must be 1 to %d letters, digits, '_' or '-'", i + 1,
                            RQ_MAX_ROLE_BYTES);
+    for (size_t i = 0; i < n_messages; i++)
+        if (messages[i].content_bytes > RQ_TOKENIZE_MAX_BYTES - 2 * RQ_MAX_ROLE_BYTES)
+            return rq_fail(err, RQ_ERR_CAPACITY, "message %zu has %zu bytes; at most %zu can be encoded",
+                           i + 1, messages[i].content_bytes, RQ_TOKENIZE_MAX_BYTES - 2 * RQ_MAX_ROLE_BYTES);
     renderer r = {
         .format = format, .tok = tok, .text = {.max = RQ_TOKENIZE_MAX_BYTES}, .out = out, .err = err};
     size_t n_before = out->n;
