@@ -76,7 +76,10 @@ static size_t merge_short(const rq_tokenizer *tok, int32_t *id, size_t n)
 {
     uint32_t rank[SHORT_WORD];
     int32_t result[SHORT_WORD];
-    for (size_t i = 0; i + 1 < n; i++) rank[i] = rank_of(tok, id[i], id[i + 1], &result[i]);
+    for (size_t i = 0; i < n; i++) {
+        result[i] = -1;
+        rank[i] = i + 1 < n ? rank_of(tok, id[i], id[i + 1], &result[i]) : UINT32_MAX;
+    }
     while (n > 1) {
         size_t best = 0;
         for (size_t i = 1; i + 1 < n; i++)

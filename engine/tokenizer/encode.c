@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+static const uint8_t block[3] = {0xE2, 0x96, 0x81}; /* U+2581, how SentencePiece spells a space */
+
 /* Copies a fragment to e->text with every space as U+2581, behind one more if `prefix`. */
 static bool escape_spaces(rq_encoder *e, const uint8_t *text, size_t len, bool prefix, size_t *out_len)
 {
@@ -12,12 +14,12 @@ static bool escape_spaces(rq_encoder *e, const uint8_t *text, size_t len, bool p
     if (!rq_grow((void **)&e->text, &e->text_cap, len + 3 * spaces, 1)) return false;
     uint8_t *out = e->text;
     if (prefix) {
-        memcpy(out, "\xE2\x96\x81", 3);
+        memcpy(out, block, 3);
         n = 3;
     }
     for (size_t i = 0; i < len; i++) {
         if (text[i] == ' ') {
-            memcpy(out + n, "\xE2\x96\x81", 3);
+            memcpy(out + n, block, 3);
             n += 3;
         } else {
             out[n++] = text[i];

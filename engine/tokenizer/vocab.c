@@ -114,7 +114,7 @@ static rq_status choose_algorithm(rq_tokenizer *tok, const rq_vocab_source *s, r
 /* "<0x0A>" -> 10, else -1 */
 static int byte_of_text(const uint8_t *p, size_t n)
 {
-    if (n != 6 || memcmp(p, "<0x", 3) || p[5] != '>') return -1;
+    if (n != 6 || memcmp(p, "<0x", 3) != 0 || p[5] != '>') return -1;
     int value = 0;
     for (int i = 3; i < 5; i++) {
         int c = p[i] >= '0' && p[i] <= '9' ? p[i] - '0' : p[i] >= 'A' && p[i] <= 'F' ? p[i] - 'A' + 10 : -1;
@@ -250,7 +250,7 @@ static rq_status prepare_token(rq_tokenizer *tok, size_t id, rq_buf *b, rq_error
         }
         /* A user-defined token prints its text as it stands. DeepSeek Coder has U+00F5 as one: it must not pass for
          * the byte 0xF5, which the same character spells. */
-        if (type == RQ_TOKEN_USER_DEFINED && (b->len != len || (len && memcmp(b->data, text, len))))
+        if (type == RQ_TOKEN_USER_DEFINED && (b->len != len || (len && memcmp(b->data, text, len) != 0)))
             producible = false;
     } else if (type == RQ_TOKEN_BYTE) {
         uint8_t byte = (uint8_t)byte_of_text(text, len);
@@ -260,7 +260,7 @@ static rq_status prepare_token(rq_tokenizer *tok, size_t id, rq_buf *b, rq_error
     }
     if (b->failed) return rq_no_memory(err);
     rq_span decoded = tok->text[id];
-    if (b->len != len || (len && memcmp(b->data, symbols->pool + tok->text[id].offset, len)))
+    if (b->len != len || (len && memcmp(b->data, symbols->pool + tok->text[id].offset, len) != 0))
         if (!rq_symbols_store(symbols, b->data, b->len, &decoded)) return no_pool(tok, b->len, err);
     if (tok->algorithm == RQ_ALGO_BYTE_BPE) key = decoded;
     if (type == RQ_TOKEN_NORMAL || type == RQ_TOKEN_BYTE)

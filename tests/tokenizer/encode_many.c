@@ -25,7 +25,7 @@ static bool joins_to(const rq_tokenizer *tok, const rq_tokens *ids, const char *
     size_t at = 0, n;
     for (size_t i = 0; i < ids->n; i++) {
         const char *piece = rq_token_piece(tok, ids->ids[i], &n);
-        if (n > len - at || memcmp(piece, text + at, n)) return false;
+        if (n > len - at || memcmp(piece, text + at, n) != 0) return false;
         at += n;
     }
     return at == len;

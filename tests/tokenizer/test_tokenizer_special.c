@@ -68,6 +68,24 @@ static void test_no_injection(void **state)
     }
 }
 
+/* StarCoder's file names <|endoftext|> as its unknown token: bytes nothing stands for must not become it. */
+static void test_unknown_is_control(void **state)
+{
+    vocab v;
+    vocab_start(&v, "gpt2", "starcoder");
+    int32_t end = vocab_token(&v, "<|endoftext|>", RQ_TOKEN_CONTROL, 0);
+    int32_t a = vocab_token(&v, "a", RQ_TOKEN_NORMAL, 0), unk = vocab_token(&v, "?", RQ_TOKEN_UNKNOWN, 0);
+    v.source.special[RQ_SPECIAL_UNK] = end;
+    rq_tokenizer *tok = vocab_build(&v);
+    EXPECT_IDS(tok, "aza", 0, a, a);
+    rq_tokenizer_free(tok);
+    v.source.special[RQ_SPECIAL_UNK] = unk;
+    tok = vocab_build(&v);
+    EXPECT_IDS(tok, "aza", 0, a, unk, a);
+    rq_tokenizer_free(tok);
+    vocab_end(&v);
+}
+
 /* The definition (llama.cpp's): for each special token, longest first, scan every remaining fragment of the text from
  * the left and cut its occurrences out. Fragments here are marks in `owner`. */
 static size_t plain_partition(const vocab *v, const char *text, size_t len, int32_t *owner)
@@ -205,6 +223,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kinds),
         cmocka_unit_test(test_no_injection),
+        cmocka_unit_test(test_unknown_is_control),
         cmocka_unit_test(test_against_definition),
         cmocka_unit_test(test_many),
         cmocka_unit_test(test_end_of_generation),
