@@ -25,11 +25,11 @@ RQ_INLINE void add_group(const __m256i *w0, const __m256i *w1, const int steps, 
                          const int sign)
 {
     __m256i s[2][4];
-#pragma GCC unroll 8
+    RQ_UNROLL
     for (int k = 0; k < steps; k++) {
         __m256i c0 = w0[k], c1 = w1[k];
         __m256i m0 = sign ? _mm256_abs_epi8(c0) : c0, m1 = sign ? _mm256_abs_epi8(c1) : c1;
-#pragma GCC unroll 4
+        RQ_UNROLL
         for (int t = 0; t < cols; t++) {
             __m256i x = four_bytes(q[t] + 4 * k);
             __m256i p0 = _mm256_maddubs_epi16(m0, sign ? _mm256_sign_epi8(x, c0) : x);

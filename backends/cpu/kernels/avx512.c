@@ -10,12 +10,6 @@
 
 #define RQ_CORE_COLS 8
 
-#ifdef RQ_SIMDE
-#define UNROLL
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
-
 /* A register of 16 rows from the two tiles of eight. */
 RQ_INLINE __m512i both(const __m256i *low, const __m256i *high)
 {
@@ -60,11 +54,11 @@ RQ_INLINE __m512i four_bytes(const void *p)
 RQ_INLINE void add_group(const __m256i *w0, const __m256i *w1, const int steps, const int8_t *const *q,
                          __m512i *sum, const int cols, const int flip)
 {
-    UNROLL
+    RQ_UNROLL
     for (int k = 0; k < steps; k++) {
         __m512i w = both(w0 + k, w1 + k);
         if (flip) w = _mm512_xor_si512(w, _mm512_set1_epi32((int)0x80808080));
-        UNROLL
+        RQ_UNROLL
         for (int t = 0; t < cols; t++) sum[t] = _mm512_dpbusd_epi32(sum[t], w, four_bytes(q[t] + 4 * k));
     }
 }

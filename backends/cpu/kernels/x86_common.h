@@ -15,11 +15,14 @@
 #include "backends/cpu/kernels/kernel.h"
 #include "backends/formats/tables.h"
 
-/* Emulated, every instance in line would take minutes to compile. */
-#ifdef RQ_SIMDE
+/* In line and unrolled, the instances take seconds to compile; emulated or under sanitizers it would be many
+ * minutes, so those builds (RQ_COMPACT, set by CMake) leave the choice to the compiler. */
+#ifdef RQ_COMPACT
 #define RQ_INLINE static inline
+#define RQ_UNROLL
 #else
 #define RQ_INLINE static inline __attribute__((always_inline))
+#define RQ_UNROLL _Pragma("GCC unroll 8")
 #endif
 
 RQ_INLINE __m256i rq_loadu(const void *p)
