@@ -52,6 +52,13 @@ void case_data_init(case_data *data)
     }
 }
 
+void case_data_free(case_data *data)
+{
+    case_data_clear(data);
+    rq_free(data->store);
+    data->store = NULL;
+}
+
 void case_data_clear(case_data *data)
 {
     for (uint32_t i = 0; i < CASE_MAX_WEIGHTS; i++) {
@@ -250,35 +257,60 @@ static void adopt(run *r, uint32_t index, uint64_t bytes)
     r->bindings[index].memory = r->adopted[index];
 }
 
+/* Encodes n normal numbers (1 + 0.1 of them with `norm`: as norm weights in models are). */
+static void encode(const case_data *d, rq_type type, void *dst, uint64_t n, uint64_t seed, bool norm)
+{
+    float *values = rq_calloc(n, sizeof *values);
+    assert_non_null(values);
+    for (uint64_t i = 0; i < n; i++) {
+        values[i] = draw(d, &seed);
+        if (norm) values[i] = 1 + 0.1f * values[i];
+    }
+    assert_true(rq_quantize(type, values, dst, (int64_t)n));
+    rq_free(values);
+}
+
+/* Fills a matrix. The encoders search long for some types: their blocks are drawn from a store of encoded ones. */
+static void fill_matrix(run *r, const rq_value *w, char *dst, uint64_t n)
+{
+    const rq_type_info *info = rq_type_get((uint32_t)w->type);
+    uint64_t seed = w->index * 31ull + 17;
+    bool norm = w->ne[1] == 1 && r->c->kind >= RQ_OP_FUSED_FIRST && r->c->kind != RQ_OP_MATMUL_ADD;
+    if (info->block_elems == 1) {
+        encode(r->data, w->type, dst, n, seed, norm);
+        return;
+    }
+    case_data *d = r->data;
+    if (d->store_type != w->type || !d->store) {
+        rq_free(d->store);
+        d->store_type = w->type;
+        d->store = rq_calloc_aligned(64, (uint64_t)CASE_STORED_BLOCKS * info->block_bytes);
+        assert_non_null(d->store);
+        encode(d, w->type, d->store, (uint64_t)CASE_STORED_BLOCKS * info->block_elems, 5, false);
+    }
+    for (uint64_t b = 0; b < n / info->block_elems; b++)
+        memcpy(dst + b * info->block_bytes, d->store + below(&seed, CASE_STORED_BLOCKS) * info->block_bytes,
+               info->block_bytes);
+}
+
 static void make_weights(run *r)
 {
+    const rq_op_kind kind = r->c->kind;
+    bool turns = kind == RQ_OP_ROPE || kind == RQ_OP_QK_NORM_ROPE_WRITE;
     for (uint32_t v = 1; v < r->tape.n_values; v++) {
         const rq_value *w = &r->tape.values[v];
         if (w->space != RQ_SPACE_WEIGHT || r->weights[w->index]) continue;
-        uint64_t n = (uint64_t)w->ne[0] * w->ne[1] * w->ne[2], seed = w->index * 31ull + 17;
-        uint64_t bytes = rq_row_bytes(w->type, n);
+        uint64_t n = (uint64_t)w->ne[0] * w->ne[1] * w->ne[2], bytes = rq_row_bytes(w->type, n);
         void **kept = &r->data->weights[w->index];
-        if (*kept) {
-            adopt(r, w->index, bytes);
-            continue;
+        if (!*kept) {
+            *kept = rq_calloc_aligned(64, bytes + 64);
+            assert_non_null(*kept);
+            fill_matrix(r, w, *kept, n);
+            if (turns && w->ne[1] == 1 && w->ne[0] == r->c->n_rot / 2)
+                for (uint64_t i = 0; i < n; i++) /* radians per position */
+                    ((float *)*kept)[i] = (float)pow(10000.0, -(double)i / (double)n);
         }
-        float *values = rq_calloc(n, sizeof *values);
-        bool norm = w->ne[1] == 1 && r->c->kind >= RQ_OP_FUSED_FIRST && r->c->kind != RQ_OP_MATMUL_ADD;
-        for (uint64_t i = 0; i < n; i++) {
-            values[i] = draw(r->data, &seed);
-            if (norm) values[i] = 1 + 0.1f * values[i]; /* as in models, and without the tails of a product */
-        }
-        if (r->c->kind == RQ_OP_ROPE || r->c->kind == RQ_OP_QK_NORM_ROPE_WRITE)
-            for (uint64_t i = 0; w->ne[1] == 1 && w->ne[0] == r->c->n_rot / 2 && i < n; i++)
-                values[i] = (float)pow(10000.0, -(double)i / (double)n); /* radians per position */
-        r->weights[w->index] = rq_calloc_aligned(64, bytes + 64);
-        assert_true(rq_quantize(w->type, values, r->weights[w->index], (int64_t)n));
-        rq_free(values);
-        rq_error err = {0};
-        if (r->device->backend->adopt(r->device, r->weights[w->index], bytes, "w", &r->adopted[w->index],
-                                      &err) != RQ_OK)
-            fail_msg("%s", err.text);
-        r->bindings[w->index].memory = r->adopted[w->index];
+        adopt(r, w->index, bytes);
     }
 }
 

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { CASE_MAX_WEIGHTS = 8 };
+enum { CASE_MAX_WEIGHTS = 8, CASE_STORED_BLOCKS = 128 };
 
 /* One tape of the table. */
 typedef struct op_case {
@@ -44,10 +44,13 @@ rq_ref case_heads(rq_tape *t, uint32_t d, uint32_t heads);
 typedef struct case_data {
     float draws[4096];
     uint16_t half_draws[4096];
+    char *store; /* CASE_STORED_BLOCKS blocks of store_type */
+    rq_type store_type;
     void *weights[CASE_MAX_WEIGHTS];
 } case_data;
 void case_data_init(case_data *data);
 void case_data_clear(case_data *data); /* before the next case */
+void case_data_free(case_data *data);
 
 /* Runs the case in `bucket` with n_tokens real tokens. first_row, when not NULL, receives the bytes of the
  * first token's row of every result, one after another (at most first_row_bytes). Asserts on failures of any

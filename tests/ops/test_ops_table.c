@@ -480,6 +480,7 @@ static void the_table(void **state)
                    w.n_cases);
             report(&w);
             (*b)->close(w.device);
+            case_data_free(&w.data);
             assert_int_equal(w.n_failed, 0);
         }
     assert_true(n_opened > 0);
