@@ -62,13 +62,15 @@ typedef struct rq_pre {
 } rq_pre;
 
 const rq_pre *rq_pre_find(rq_vocab_text name); /* NULL when unknown */
+const rq_pre *rq_pre_at(size_t i);             /* the rows in order, NULL behind the last */
 /* All names, comma separated, for error messages. */
 void rq_pre_list(char *out, size_t out_bytes);
 
 /* ---- split.c ---------------------------------------------------------------------------------------------
  */
 
-rq_status rq_splitter_create(const rq_pattern *pattern, rq_splitter **out, bool *jit, rq_error *err);
+/* *jit: on entry whether to try machine code, afterwards whether all of it is. The words are the same. */
+rq_status rq_splitter_create(const rq_pattern *pattern, bool *jit, rq_splitter **out, rq_error *err);
 void rq_splitter_free(rq_splitter *splitter);
 
 typedef struct rq_split_state rq_split_state; /* scratch of one thread */

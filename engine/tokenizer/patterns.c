@@ -149,6 +149,11 @@ const rq_pre *rq_pre_find(rq_vocab_text name)
     return NULL;
 }
 
+const rq_pre *rq_pre_at(size_t i)
+{
+    return i < sizeof table / sizeof *table ? &table[i] : NULL;
+}
+
 void rq_pre_list(char *out, size_t out_bytes)
 {
     size_t used = 0;

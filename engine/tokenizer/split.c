@@ -34,14 +34,13 @@ void rq_splitter_free(rq_splitter *s)
     rq_free(s);
 }
 
-rq_status rq_splitter_create(const rq_pattern *pattern, rq_splitter **out, bool *jit, rq_error *err)
+rq_status rq_splitter_create(const rq_pattern *pattern, bool *jit, rq_splitter **out, rq_error *err)
 {
     rq_splitter *s = rq_calloc(1, sizeof *s);
     if (!s) return rq_no_memory(err);
     s->memory = pcre2_general_context_create(pcre2_malloc, pcre2_release, NULL);
     pcre2_compile_context *compile = s->memory ? pcre2_compile_context_create(s->memory) : NULL;
     rq_status status = compile ? RQ_OK : rq_no_memory(err);
-    *jit = true;
     for (int i = 0; !status && i < RQ_MAX_PASSES && pattern->pass[i]; i++) {
         int code;
         PCRE2_SIZE at;
@@ -59,7 +58,7 @@ rq_status rq_splitter_create(const rq_pattern *pattern, rq_splitter **out, bool 
         }
         s->n_passes++;
         /* Where no executable memory is to be had (hardened systems) the same code is interpreted. */
-        if (pcre2_jit_compile(s->pass[i], PCRE2_JIT_COMPLETE)) *jit = false;
+        if (*jit && pcre2_jit_compile(s->pass[i], PCRE2_JIT_COMPLETE)) *jit = false;
     }
     pcre2_compile_context_free(compile);
     if (status) {

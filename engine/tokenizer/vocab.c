@@ -102,7 +102,8 @@ static rq_status choose_algorithm(rq_tokenizer *tok, const rq_vocab_source *s, r
         tok->notes.pre = pre->pattern->name;
         tok->whole_words_first = pre->whole_words_first;
         tok->add_bos = pre->add_bos;
-        rq_status status = rq_splitter_create(pre->pattern, &tok->splitter, &tok->notes.jit, err);
+        tok->notes.jit = true;
+        rq_status status = rq_splitter_create(pre->pattern, &tok->notes.jit, &tok->splitter, err);
         if (status) return status;
     }
     /* Gemma 4 needs its BOS, and early files say otherwise (llama.cpp pull request 21500). */
@@ -244,6 +245,7 @@ static rq_status prepare_token(rq_tokenizer *tok, size_t id, rq_buf *b, rq_error
     rq_buf_clear(b);
     if (tok->algorithm == RQ_ALGO_BYTE_BPE) {
         if (!decode_alphabet(text, len, b)) {
+            if (b->failed) return rq_no_memory(err);
             producible = false;
             rq_buf_clear(b);
             append(b, text, len);

@@ -89,11 +89,41 @@ static void test_long_words(void **state)
     rq_free(text);
 }
 
+/* A million merges, most of them of parts that are no tokens. */
+static double build_s(size_t n_merges)
+{
+    vocab v;
+    char text[64];
+    uint64_t seed = 12;
+    vocab_start(&v, "gpt2", "qwen2");
+    vocab_bytes(&v);
+    for (size_t i = 0; i < n_merges; i++) {
+        size_t n = 3 + next_random(&seed) % 12, space = 1 + next_random(&seed) % (n - 2);
+        for (size_t k = 0; k < n; k++) text[k] = k == space ? ' ' : (char)('a' + next_random(&seed) % 26);
+        text[n] = 0;
+        vocab_merge(&v, text);
+    }
+    double start_s = now_s();
+    rq_tokenizer *tok = vocab_build(&v);
+    double took_s = now_s() - start_s;
+    assert_true(rq_tokenizer_get_notes(tok).n_merges > n_merges / 2);
+    rq_tokenizer_free(tok);
+    vocab_end(&v);
+    return took_s;
+}
+
+static void test_million_merges(void **state)
+{
+    double half = build_s(500000), whole = build_s(1000000);
+    if (whole > 4 * half) fail_msg("500,000 merges take %.2f s, 1,000,000 take %.2f s", half, whole);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_million_merges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
