@@ -98,7 +98,8 @@ static rq_status read_rope(rq_model *m, rq_error *err)
     float base, factor, ext, fast, slow, attn;
     rq_gguf_str type;
     rq_status s = opt_f32(m, "rope.freq_base", 10000.0f, &base, err);
-    if (!s) s = opt_f32(m, "rope.scaling.factor", 1.0f, &factor, err);
+    if (!s) s = opt_f32(m, "rope.scale_linear", 1.0f, &factor, err); /* its name in files of 2023 */
+    if (!s) s = opt_f32(m, "rope.scaling.factor", factor, &factor, err);
     if (!s) s = rq_gguf_opt_str(m->gguf, key_of(m, "rope.scaling.type").text, "linear", &type, err);
     if (!s) s = opt_f32(m, "rope.scaling.yarn_ext_factor", 1.0f, &ext, err);
     if (!s) s = opt_f32(m, "rope.scaling.yarn_beta_fast", 32.0f, &fast, err);
@@ -109,13 +110,19 @@ static rq_status read_rope(rq_model *m, rq_error *err)
                     &hp->rope_ctx_orig, err);
     if (s) return s;
     if (factor == 0.0f) factor = 1.0f; /* some writers put 0 for "none" */
-    if (!(base > 1.0f && base < 1e12f))
-        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.freq_base is %g, expected a number above 1", label,
-                       m->arch, base);
-    if (!(factor >= 1e-3f && factor <= 1e6f) || !(attn > 0 && attn < 1e3f) || !(ext >= 0 && ext <= 1) ||
-        !(fast > 0 && fast < 1e6f) || !(slow > 0 && slow < 1e6f))
-        return rq_fail(err, RQ_ERR_FORMAT, "%s: a value of %s.rope.scaling.* is out of range", label,
-                       m->arch);
+    const struct {
+        const char *name;
+        float value, min, max;
+    } ranges[] = {{"freq_base", base, 1.001f, 1e12f},
+                  {"scaling.factor", factor, 1e-3f, 1e6f},
+                  {"scaling.attn_factor", attn, 1e-3f, 1e3f},
+                  {"scaling.yarn_ext_factor", ext, 0, 1},
+                  {"scaling.yarn_beta_fast", fast, 1e-6f, 1e6f},
+                  {"scaling.yarn_beta_slow", slow, 1e-6f, 1e6f}};
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+        if (!(ranges[i].value >= ranges[i].min && ranges[i].value <= ranges[i].max))
+            return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.%s is %g, expected %g to %g", label, m->arch,
+                           ranges[i].name, ranges[i].value, ranges[i].min, ranges[i].max);
     bool none = rq_gguf_str_eq(type, "none");
     hp->rope_yarn = rq_gguf_str_eq(type, "yarn");
     if (!none && !hp->rope_yarn && !rq_gguf_str_eq(type, "linear"))
@@ -127,7 +134,7 @@ static rq_status read_rope(rq_model *m, rq_error *err)
     hp->yarn_ext = ext;
     hp->yarn_beta_fast = fast;
     hp->yarn_beta_slow = slow;
-    hp->yarn_attn_factor = attn;
+    hp->rope_attn_factor = attn;
     return RQ_OK;
 }
 

@@ -67,9 +67,10 @@ typedef struct rq_hparams {
     uint32_t n_rot;
     float eps;
     double rope_base;
-    double rope_factor; /* > 1: context stretched by this much, 1: not */
+    double rope_factor; /* positions are divided by it, 1: not */
     bool rope_yarn;
-    double yarn_ext, yarn_beta_fast, yarn_beta_slow, yarn_attn_factor;
+    double yarn_ext, yarn_beta_fast, yarn_beta_slow;
+    double rope_attn_factor; /* the file's own factor on cos and sin, whatever the scaling */
     uint32_t rope_ctx_orig;
     float rope_magnitude; /* multiplies cos and sin */
     uint32_t n_expert, n_expert_used, n_ff_expert;

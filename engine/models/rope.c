@@ -23,22 +23,25 @@ rq_status rq_rope_prepare(rq_model *m, rq_error *err)
     if (freqs != RQ_NO_WEIGHT) factors = m->weights[freqs].host;
 
     double low = 0, high = 0;
-    hp->rope_magnitude = 1.0f;
-    if (hp->rope_yarn) {
+    hp->rope_magnitude = (float)hp->rope_attn_factor;
+    if (hp->rope_yarn && hp->yarn_ext > 0) {
         low = fmax(0, floor(yarn_dim(hp, hp->yarn_beta_fast)));
         high = fmin(hp->n_rot - 1, ceil(yarn_dim(hp, hp->yarn_beta_slow)));
-        hp->rope_magnitude = (float)(hp->yarn_attn_factor * (1 + 0.1 * log(hp->rope_factor)));
+        /* YaRN's equation for sqrt(1/t), which lengthens queries and keys alike; a context that is not
+         * stretched needs none */
+        if (hp->rope_factor > 1)
+            hp->rope_magnitude = (float)(hp->rope_attn_factor * (1 + 0.1 * log(hp->rope_factor)));
     }
     for (uint32_t i = 0; i < n; i++) {
         double f = pow(hp->rope_base, -2.0 * i / hp->n_rot);
         if (factors) {
-            if (!(factors[i] > 0 && factors[i] < 1e9f))
+            if (!(factors[i] >= 1e-9f && factors[i] <= 1e9f)) /* NaN too */
                 return rq_fail(err, RQ_ERR_FORMAT, "%s: tensor rope_freqs.weight holds %g at index %u",
                                rq_gguf_label(m->gguf), factors[i], i);
             f /= factors[i];
         }
         double interpolated = f / hp->rope_factor, mix = 0;
-        if (hp->rope_yarn) {
+        if (hp->rope_yarn) { /* near 1 for pairs that turn often in the original context */
             double ramp = (i - low) / fmax(0.001, high - low);
             mix = hp->yarn_ext * (1 - fmin(1, fmax(0, ramp)));
         }
