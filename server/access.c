@@ -26,7 +26,7 @@ bool rq_key_matches(const char *given, char *const *keys, size_t n_keys)
 
 const char *rq_bearer_key(const char *authorization)
 {
-    if (!authorization || strncasecmp(authorization, "Bearer ", 7)) return NULL;
+    if (!authorization || strncasecmp(authorization, "Bearer ", 7) != 0) return NULL;
     const char *key = authorization + 7;
     while (*key == ' ') key++;
     return key;

@@ -57,7 +57,7 @@ enum MHD_Result rq_api_models(rq_exchange *exchange)
 enum MHD_Result rq_api_model(rq_exchange *exchange)
 {
     const char *id = exchange->url + strlen(exchange->route->path);
-    if (strcmp(id, exchange->server->model_id)) {
+    if (strcmp(id, exchange->server->model_id) != 0) {
         rq_api_error error;
         rq_api_fail(&error, 404, "model",
                     "there is no model of this name; GET /v1/models lists what there is");

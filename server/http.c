@@ -202,7 +202,7 @@ static enum MHD_Result count_framing(void *user, enum MHD_ValueKind kind, const 
         if (!value || !*value || strspn(value, "0123456789") != strlen(value)) f->bad = true;
     } else if (!strcasecmp(key, MHD_HTTP_HEADER_TRANSFER_ENCODING)) {
         f->encodings++;
-        if (!value || strcasecmp(value, "chunked")) f->bad = true;
+        if (!value || strcasecmp(value, "chunked") != 0) f->bad = true;
     }
     return MHD_YES;
 }
@@ -235,7 +235,7 @@ static bool check_origin(rq_exchange *exchange, const char *method, rq_api_error
         return true;
     }
     bool harmless = !strcmp(method, "GET") || !strcmp(method, "HEAD");
-    if (harmless || (exchange->server->n_keys && strcmp(method, "OPTIONS"))) return true;
+    if (harmless || (exchange->server->n_keys && strcmp(method, "OPTIONS") != 0)) return true;
     return rq_api_fail(
         error, 403, NULL,
         "web pages of this origin may not use the server; start it with --cors-origin to allow them");

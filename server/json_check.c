@@ -172,7 +172,7 @@ static bool scan_number(scanner *s)
 static bool scan_word(scanner *s, const char *word)
 {
     size_t n = strlen(word);
-    if (s->bytes - s->at < n || memcmp(s->text + s->at, word, n))
+    if (s->bytes - s->at < n || memcmp(s->text + s->at, word, n) != 0)
         return bad(s, "something that is not a value");
     s->at += n;
     return true;

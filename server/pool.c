@@ -76,7 +76,7 @@ static size_t shared_beginning(const rq_tokens *a, const rq_tokens *b)
     return i;
 }
 
-/* The best free slot; there is one. A slot is worth taking for what it holds when that saves at least as
+/* The best free slot, or NULL when all are lent. A slot is worth taking for what it holds when that saves at least as
  * much as it destroys: otherwise a few words that all conversations begin with would make a new
  * conversation overwrite an old one while other slots are empty. */
 static rq_slot *choose_slot(rq_pool *pool, const rq_tokens *tokens)
@@ -91,6 +91,7 @@ static rq_slot *choose_slot(rq_pool *pool, const rq_tokens *tokens)
         if (shared > lost && shared - lost > best_gain) best = slot, best_gain = shared - lost;
     }
     if (!best) best = oldest;
+    if (!best) return NULL;
     best->busy = true;
     pool->n_free--;
     return best;
@@ -106,8 +107,8 @@ rq_slot *rq_pool_take(rq_pool *pool, rq_waiter *waiter, const rq_tokens *tokens,
     rq_slot *slot = NULL;
     pthread_mutex_lock(&pool->lock);
     for (;;) {
-        if (pool->first == waiter && pool->n_free > 0) {
-            slot = choose_slot(pool, tokens);
+        slot = pool->first == waiter ? choose_slot(pool, tokens) : NULL;
+        if (slot) {
             remove_waiter(pool, waiter);
             break;
         }
@@ -120,7 +121,7 @@ rq_slot *rq_pool_take(rq_pool *pool, rq_waiter *waiter, const rq_tokens *tokens,
 rq_slot *rq_pool_take_spare(rq_pool *pool, const rq_tokens *tokens)
 {
     pthread_mutex_lock(&pool->lock);
-    rq_slot *slot = !pool->first && pool->n_free > 0 ? choose_slot(pool, tokens) : NULL;
+    rq_slot *slot = !pool->first ? choose_slot(pool, tokens) : NULL;
     pthread_mutex_unlock(&pool->lock);
     return slot;
 }

@@ -121,7 +121,7 @@ static bool read_modalities(rq_text_reader *r, const char *name, const cJSON *va
 {
     if (!cJSON_IsArray(value)) return rq_api_fail(r->error, 400, name, "'%s' must be an array", name);
     for (const cJSON *item = value->child; item; item = item->next) {
-        if (!cJSON_IsString(item) || strcmp(item->valuestring, "text")) {
+        if (!cJSON_IsString(item) || strcmp(item->valuestring, "text") != 0) {
             return rq_api_fail(r->error, 400, name, "'%s' may only contain 'text'", name);
         }
     }
@@ -367,7 +367,7 @@ static bool read_members(rq_text_reader *reader)
     rq_api_request *out = reader->out;
     for (const cJSON *item = out->root->child; item; item = item->next) {
         for (size_t i = 0; i < sizeof params / sizeof *params; i++) {
-            if (!(params[i].apis & 1u << out->api) || strcmp(params[i].name, item->string)) continue;
+            if (!(params[i].apis & 1u << out->api) || strcmp(params[i].name, item->string) != 0) continue;
             if (!cJSON_IsNull(item) && !apply(&params[i], item, reader)) return false;
             break;
         }

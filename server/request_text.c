@@ -34,7 +34,7 @@ static bool join_parts(rq_text_reader *r, const char *param, const cJSON *parts,
             return rq_api_fail(r->error, 400, param, "each part of '%s' must be an object with a 'type'",
                                param);
         }
-        if (strcmp(type->valuestring, "text")) {
+        if (strcmp(type->valuestring, "text") != 0) {
             return rq_api_fail(r->error, 400, param,
                                "'%s' has a part of type '%.40s', but this model reads text only", param,
                                type->valuestring);
@@ -72,7 +72,7 @@ static bool read_role(rq_text_reader *r, size_t index, const cJSON *message, con
         return true;
     }
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (strcmp(value->valuestring, known[i])) continue;
+        if (strcmp(value->valuestring, known[i]) != 0) continue;
         *role = known[i];
         return true;
     }

@@ -207,11 +207,12 @@ static void write_usage(rq_buf *out, const rq_job *job)
         completion += job->choices[i].n_generated;
         if (i % job->request.n == 0) cached += job->choices[i].n_reused; /* as prompt: once per prompt */
     }
+    uint64_t total = prompt + completion;
     rq_buf_printf(out,
                   "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
                   "\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
-                  (unsigned long long)prompt, (unsigned long long)completion,
-                  (unsigned long long)(prompt + completion), (unsigned long long)cached);
+                  (unsigned long long)prompt, (unsigned long long)completion, (unsigned long long)total,
+                  (unsigned long long)cached);
 }
 
 /* Sums over the choices; rates over the time in which they were made, which for several choices at once

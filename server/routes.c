@@ -26,7 +26,8 @@ const rq_route *rq_find_route(const char *method, const char *path, const char *
         const rq_route *route = &routes[i];
         size_t n = strlen(route->path);
         bool prefix = n > 1 && route->path[n - 1] == '/';
-        if (prefix ? strncmp(path, route->path, n) || !path[n] : strcmp(path, route->path)) continue;
+        bool same = prefix ? strncmp(path, route->path, n) == 0 && path[n] : strcmp(path, route->path) == 0;
+        if (!same) continue;
         if (!strcmp(method, route->method)) return route;
         *other_methods = route->method;
     }

@@ -132,7 +132,7 @@ static rq_status check_format(const cli_config *c, const rq_model *model, rq_err
 {
     rq_model_info info;
     rq_model_describe(model, &info);
-    if (!c->chat || strcmp(info.chat_format, "none")) return RQ_OK;
+    if (!c->chat || strcmp(info.chat_format, "none") != 0) return RQ_OK;
     return rq_fail(err, RQ_ERR_UNSUPPORTED,
                    "%s: the file has no chat format this build knows; --no-chat continues plain text",
                    info.path);

@@ -87,7 +87,7 @@ static outcome run_regen(rq_chat *chat, const char *argument)
 {
     (void)argument;
     size_t n = chat->n_messages;
-    if (chat->raw || n < 2 || strcmp(chat->messages[n - 1].role, "assistant")) {
+    if (chat->raw || n < 2 || strcmp(chat->messages[n - 1].role, "assistant") != 0) {
         say("there is no answer to write again");
         return GO_ON;
     }

@@ -235,7 +235,8 @@ rq_terminal *rq_terminal_open(rq_error *err)
                               .visible = {.max = 16 << 20},
                               .text = {.max = 16 << 20}};
     /* Characters typed are UTF-8, whatever else the locale says. */
-    if (!setlocale(LC_CTYPE, "") || strcmp(nl_langinfo(CODESET), "UTF-8")) setlocale(LC_CTYPE, "C.UTF-8");
+    if (!setlocale(LC_CTYPE, "") || strcmp(nl_langinfo(CODESET), "UTF-8") != 0)
+        setlocale(LC_CTYPE, "C.UTF-8");
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);

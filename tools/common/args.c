@@ -193,7 +193,7 @@ static const rq_option *find_option(const rq_options *options, const char *name,
 static const rq_option *find_negated(const rq_options *options, const char *name, size_t bytes)
 {
     char positive[64];
-    if (bytes < 6 || memcmp(name, "--no-", 5) || bytes >= sizeof positive) return NULL;
+    if (bytes < 6 || memcmp(name, "--no-", 5) != 0 || bytes >= sizeof positive) return NULL;
     snprintf(positive, sizeof positive, "--%.*s", (int)(bytes - 5), name + 5);
     const rq_option *option = find_option(options, positive, strlen(positive));
     return option && option->kind == RQ_OPT_FLAG ? option : NULL;
@@ -224,7 +224,7 @@ rq_args_result rq_args_parse(const rq_options *options, int argc, char **argv, c
                              size_t *n_positional, rq_error *err)
 {
     size_t capacity = positional ? *n_positional : 0, found = 0;
-    for (int i = 1; i < argc && strcmp(argv[i], "--"); i++) {
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return RQ_ARGS_HELP;
         if (!strcmp(argv[i], "--version")) return RQ_ARGS_VERSION;
     }

@@ -39,18 +39,17 @@ typedef enum rq_opt_kind {
 
 typedef struct rq_option {
     const char *names; /* every spelling, comma-separated: "-c,--ctx-size" */
-    rq_opt_kind kind;
-    void *target;    /* its value before parsing is the default that --help prints */
-    double min, max; /* numbers: allowed range; both 0: the whole type (U32/U64/floats: >= 0) */
+    void *target;      /* its value before parsing is the default that --help prints */
+    double min, max;   /* numbers: allowed range; both 0: the whole type (U32/U64/floats: >= 0) */
     const char
         *value; /* "N", "FILE": name of the value in --help; NULL: "N" for numbers, "TEXT" for strings */
     const char *choices; /* strings: "f16,f32": the only values allowed; NULL: any */
     const char *env;     /* further environment names, comma-separated: "LLAMA_ARG_BATCH,LLAMA_API_KEY" */
-    const char
-        *shown;  /* the default as --help should print it ("all processors"); NULL: from target; "": none */
-    bool secret; /* the value never appears in an error sentence */
+    const char *shown;   /* the default as --help prints it ("all processors"); NULL: from target; "": none */
     rq_status (*call)(void *target, const char *value, rq_error *err);
     const char *help;
+    rq_opt_kind kind;
+    bool secret; /* the value never appears in an error sentence */
 } rq_option;
 
 enum { RQ_MAX_OPTIONS = 96 };
