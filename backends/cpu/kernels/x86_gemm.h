@@ -74,6 +74,10 @@ static void rq_gemm(const rq_mm_call *c, rq_pack_fn pack, rq_core_fn core)
                 for (int i = 0; i < cols; i++) {
                     a[i] = (const rq_act256 *)c->acts[t + i] + s;
                     y[i] = acc + 16 * (t + i);
+                    /* The activations of the next columns: 320 bytes each, a row apart. */
+                    if (t + RQ_CORE_COLS + i < c->n_cols)
+                        rq_prefetch(c->acts[t + RQ_CORE_COLS + i], (size_t)s * sizeof(rq_act256),
+                                    sizeof(rq_act256));
                 }
                 core(tile, a, y, n32, cols);
             }
