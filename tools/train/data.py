@@ -146,19 +146,19 @@ def recall_context(rng, t, corpus, length, test, n_facts, n_asks, depth=None, nu
         before, value, after = f.answer_parts()
         parts = [(before, ANSWER_WEIGHT), (value, VALUE_WEIGHT), (after, ANSWER_WEIGHT)]
         if plain:
-            tail.add(t.encode((" " if i else "\n\n") + before), ANSWER_WEIGHT)
+            tail.add(t.encode((" " if i else "") + before), ANSWER_WEIGHT)
             tail.add(t.encode(value), VALUE_WEIGHT)
             tail.add(t.encode(after), ANSWER_WEIGHT)
             continue
         if i == 0:
-            tail.add(t.encode("\n\n" + f.asked), 0.1)
+            tail.add(t.encode(f.asked), 0.1)
         add_turn(tail, t, f.asked, parts, opened=i == 0)
         end = len(tail.ids) - len(t.encode("\n"))
         spans.append((end - 1 - sum(len(t.encode(x)) for x, _ in parts), end))
     head = Weighted()
     if not plain:
         head.add([t.im_start] + t.encode("user\n"), 0.3)
-    room = length - len(head.ids) - len(tail.ids) - sum(map(len, told)) - 2 * n_facts
+    room = length - len(head.ids) - len(tail.ids) - sum(map(len, told)) - (8 if test else 2) * n_facts - 2
     pieces = [(s, FILLER_WEIGHT) for s in corpus.filler(rng, room)] if room > 8 else []
     while pieces and sum(len(s) for s, _ in pieces) > room:
         pieces.pop()
@@ -174,7 +174,9 @@ def recall_context(rng, t, corpus, length, test, n_facts, n_asks, depth=None, nu
     )
     for at, _, i in where:
         pieces.insert(at, (told[i], None))
-    pad = t.encode("\n")
+    # Line ends after a full stop join it in one piece of the pre-tokenizer, so they are encoded together.
+    pieces[-1] = (t.encode(t.decode(pieces[-1][0]) + "\n\n"), pieces[-1][1])
+    pad = t.encode(" and")[-1:]  # one token, so that every position can be reached
     for ids, weight in pieces:
         if weight is None:
             while (len(head.ids) % 8 == 5) != test:  # positions of the test set are its own
