@@ -41,6 +41,8 @@ RQ_INLINE void add_group(const __m256i *w0, const __m256i *w1, const int steps, 
             if (k % chain == chain - 1 || k == steps - 1) {
                 sum[0][t] = _mm256_add_epi32(sum[0][t], _mm256_madd_epi16(s[0][t], scale[0]));
                 sum[1][t] = _mm256_add_epi32(sum[1][t], _mm256_madd_epi16(s[1][t], scale[1]));
+                KEEP(sum[0][t]);
+                KEEP(sum[1][t]);
             }
         }
     }
