@@ -206,6 +206,7 @@ rq_status rq_next(rq_session *session, rq_event *event, int timeout_ms, rq_error
 /* Stops the request; the step in flight is its last. rq_next still delivers the final event. Any thread. */
 void rq_cancel(rq_session *session);
 
+/* LAST: one row for the whole call, after its last token, whatever the chunks. */
 typedef enum rq_logits_rows { RQ_LOGITS_NONE, RQ_LOGITS_LAST, RQ_LOGITS_ALL } rq_logits_rows;
 
 /* Appends tokens to the session and evaluates them now, `chunk` at a time (0: as many as a step takes); returns

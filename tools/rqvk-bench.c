@@ -58,19 +58,21 @@ typedef struct lane {
     rq_session *session;
     const rq_token *tokens;
     uint32_t n, chunk; /* chunk 1: generation, 0: prompt */
+    rq_logits_rows rows;
     rq_status status;
     rq_error err;
 } lane;
 
-/* Asking for the logits makes the head run, as it does when generating; nobody looks at them. */
+/* Asking for logits makes the head run; nobody looks at them. As in llama-bench, every generated token has some,
+ * of a prompt only the last one. */
 static void ignore_logits(void *user, size_t position, const float *logits) {}
 
 static void *run_lane(void *user)
 {
     lane *l = user;
-    l->status = l->n ? rq_evaluate(l->session, l->tokens, l->n, l->chunk, RQ_LOGITS_LAST, ignore_logits, NULL,
-                                   &l->err)
-                     : RQ_OK;
+    l->status =
+        l->n ? rq_evaluate(l->session, l->tokens, l->n, l->chunk, l->rows, ignore_logits, NULL, &l->err)
+             : RQ_OK;
     return NULL;
 }
 
@@ -102,6 +104,7 @@ static rq_status phase(lane *lanes, uint32_t n_lanes, const rq_token *tokens, ui
         lanes[i].tokens = tokens;
         lanes[i].n = n;
         lanes[i].chunk = chunk;
+        lanes[i].rows = chunk == 1 ? RQ_LOGITS_ALL : RQ_LOGITS_LAST;
     }
     return run_lanes(lanes, n_lanes, err);
 }
