@@ -28,6 +28,7 @@ static const shape shapes[] = {
     {1, 4, 128, 128, 512, RQ_TYPE_F16, RQ_TYPE_F16, 1000, 70, 0},
     {1, 3, 32, 32, 1, RQ_TYPE_F16, RQ_TYPE_F16, 100, 64, 0},
     {1, 1, 8, 8, 70, RQ_TYPE_F16, RQ_TYPE_F16, 700, 130, 0},
+    {2, 7, 256, 256, 0, RQ_TYPE_F32, RQ_TYPE_F32, 1100, 13, 20},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
