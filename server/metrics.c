@@ -54,7 +54,7 @@ void rq_metrics_write(const rq_server *server, rq_buf *out)
         {"steps_total", "counter", "Steps the engine ran.", (double)s.steps},
         {"step_tokens_total", "counter", "Tokens that went through a step.", (double)s.step_tokens},
         {"step_seconds_total", "counter", "Time spent inside steps.", (double)s.step_ns / 1e9},
-        {"prompt_tokens_total", "counter", "Prompt tokens evaluated or reused.", (double)s.prompt_tokens},
+        {"prompt_tokens_total", "counter", "Prompt tokens evaluated.", (double)s.prompt_tokens},
         {"reused_tokens_total", "counter", "Prompt tokens that were still in the cache.",
          (double)s.reused_tokens},
         {"generated_tokens_total", "counter", "Tokens generated.", (double)s.generated_tokens},

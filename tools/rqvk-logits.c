@@ -111,7 +111,7 @@ int main(int argc, char **argv)
     if (!s) s = read_ids(tokens_path, &ids, &err);
     if (!s) {
         /* One session as long as the list; steps as large as the batch asks for. */
-        if (!engine_args.params.n_ctx) engine_args.params.n_ctx = (uint32_t)ids.n;
+        if (!engine_args.params.n_ctx) engine_args.params.n_ctx = ids.n < 2 ? 2 : (uint32_t)ids.n;
         uint32_t step = 1;
         while (step < batch && step < 2048) step *= 2;
         if (engine_args.params.n_batch < step) engine_args.params.n_batch = step;
