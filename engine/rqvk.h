@@ -52,9 +52,11 @@ typedef struct rq_tokens {
 } rq_tokens;
 void rq_tokens_free(rq_tokens *tokens);
 
-enum { RQ_PARSE_SPECIAL = 1, /* text such as "<|im_end|>" becomes the control token */
-       RQ_ADD_BOS = 2,       /* put the model's beginning-of-sequence token in front, if it has one */
-       RQ_MODEL_BOS = 4 };   /* as RQ_ADD_BOS, but only when the file asks for it */
+enum {
+    RQ_PARSE_SPECIAL = 1, /* text such as "<|im_end|>" becomes the control token */
+    RQ_ADD_BOS = 2,       /* put the model's beginning-of-sequence token in front, if it has one */
+    RQ_MODEL_BOS = 4
+}; /* as RQ_ADD_BOS, but only when the file asks for it */
 /* Appends the ids of `bytes` bytes of text. On error `out` keeps its previous content. */
 rq_status rq_tokenize(const rq_model *model, const char *text, size_t bytes, unsigned flags, rq_tokens *out,
                       rq_error *err);
@@ -85,40 +87,41 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
 /* ---- engine --------------------------------------------------------------------------------------------- */
 
 typedef struct rq_engine_params {
-    const char *backend;   /* "auto" (NULL) or "cpu" */
-    uint32_t n_ctx;        /* most tokens a session may hold; 0 = min(trained context, what fits) */
-    uint32_t n_sessions;   /* most sessions alive at once; 0 = 1 */
-    uint32_t n_batch;      /* most tokens in one step, a power of two <= 2048; 0 = 512 */
-    uint32_t n_threads;    /* 0 = processors this process may run on */
-    uint32_t n_queue;      /* most requests waiting for a session to run; 0 = 4 * n_sessions */
-    uint64_t cache_tokens; /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
+    const char *backend;         /* "auto" (NULL) or "cpu" */
+    uint32_t n_ctx;              /* most tokens a session may hold; 0 = min(trained context, what fits) */
+    uint32_t n_sessions;         /* most sessions alive at once; 0 = 1 */
+    uint32_t n_batch;            /* most tokens in one step, a power of two <= 2048; 0 = 512 */
+    uint32_t n_threads;          /* 0 = processors this process may run on */
+    uint32_t n_queue;            /* most requests waiting for a session to run; 0 = 4 * n_sessions */
+    uint64_t cache_tokens;       /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
     const char *type_k, *type_v; /* cache formats, "f16" (NULL) or "f32" */
     /* Receives one line for each decision made at start (placement, sizes, features). May be NULL. */
     void (*log)(void *user, const char *line);
     void *log_user;
 } rq_engine_params;
 
-rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params, rq_engine **out, rq_error *err);
+rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params, rq_engine **out,
+                           rq_error *err);
 /* Ends all requests with RQ_FINISH_CANCELLED first. */
 void rq_engine_free(rq_engine *engine);
 
 typedef struct rq_engine_info {
-    const char *backend, *device;   /* "cpu", "AMD EPYC, 2 threads, avx2" */
+    const char *backend, *device; /* "cpu", "AMD EPYC, 2 threads, avx2" */
     const char *type_k, *type_v;
     uint32_t n_ctx, n_sessions, n_batch, n_threads;
     uint64_t cache_tokens, cache_bytes, cache_bytes_per_token, scratch_bytes;
-    bool failed;                    /* the device or the file is gone: every request is refused from now on */
+    bool failed; /* the device or the file is gone: every request is refused from now on */
     char failure[512];
 } rq_engine_info;
 void rq_engine_describe(const rq_engine *engine, rq_engine_info *out);
 
 /* Counters since the engine was created; safe from any thread. */
 typedef struct rq_engine_stats {
-    uint64_t steps, step_tokens;          /* tokens that really went through a step, padding excluded */
+    uint64_t steps, step_tokens; /* tokens that really went through a step, padding excluded */
     uint64_t prompt_tokens, reused_tokens, generated_tokens;
-    uint64_t step_ns;                     /* time spent inside steps */
-    uint32_t sessions, running, waiting;  /* now */
-    uint64_t cache_tokens_used;           /* now, in whole pages */
+    uint64_t step_ns;                    /* time spent inside steps */
+    uint32_t sessions, running, waiting; /* now */
+    uint64_t cache_tokens_used;          /* now, in whole pages */
 } rq_engine_stats;
 void rq_engine_get_stats(const rq_engine *engine, rq_engine_stats *out);
 
@@ -137,12 +140,12 @@ typedef struct rq_logit_bias {
 } rq_logit_bias;
 
 typedef struct rq_sampling {
-    float temperature; /* <= 0: greedy */
-    int32_t top_k;     /* <= 0: all */
-    float top_p;       /* >= 1: off */
-    float min_p;       /* <= 0: off */
-    float repeat_penalty;   /* 1: off; over the last repeat_last_n tokens */
-    int32_t repeat_last_n;  /* -1: all, 0: off */
+    float temperature;                         /* <= 0: greedy */
+    int32_t top_k;                             /* <= 0: all */
+    float top_p;                               /* >= 1: off */
+    float min_p;                               /* <= 0: off */
+    float repeat_penalty;                      /* 1: off; over the last repeat_last_n tokens */
+    int32_t repeat_last_n;                     /* -1: all, 0: off */
     float presence_penalty, frequency_penalty; /* 0: off; counted over generated tokens */
     uint64_t seed;
     const rq_logit_bias *bias; /* copied by rq_submit */
@@ -186,17 +189,17 @@ typedef struct rq_token_logprob {
 } rq_token_logprob;
 
 typedef struct rq_event {
-    rq_token token;    /* -1 when the event carries no token */
-    const char *text;  /* new text, complete UTF-8 characters, possibly empty; valid until the next call */
+    rq_token token;   /* -1 when the event carries no token */
+    const char *text; /* new text, complete UTF-8 characters, possibly empty; valid until the next call */
     size_t text_bytes;
     rq_token_logprob chosen;
     uint32_t n_top;
     rq_token_logprob top[RQ_MAX_LOGPROBS];
-    rq_finish finish;  /* anything but NONE: the last event of the request; the fields below are final then */
+    rq_finish finish; /* anything but NONE: the last event of the request; the fields below are final then */
     uint32_t n_prompt, n_reused, n_generated; /* also in events before the last one, as of now */
-    double prompt_ms, generate_ms;            /* from start of work to first token; from first token to last */
-    const char *reuse_note; /* why not more was reused; "" if all was */
-    rq_error error;         /* RQ_FINISH_ERROR only */
+    double prompt_ms, generate_ms; /* from start of work to first token; from first token to last */
+    const char *reuse_note;        /* why not more was reused; "" if all was */
+    rq_error error;                /* RQ_FINISH_ERROR only */
 } rq_event;
 
 /* Waits up to timeout_ms (-1: forever) for the next event of the running request. RQ_ERR_TIMEOUT when nothing
@@ -212,7 +215,8 @@ typedef enum rq_logits_rows { RQ_LOGITS_NONE, RQ_LOGITS_LAST, RQ_LOGITS_ALL } rq
 /* Appends tokens to the session and evaluates them now, `chunk` at a time (0: as many as a step takes); returns
  * when all are done. `on_logits` receives n_vocab floats for each row asked for, in order of position, on
  * another thread; they are valid during the call. For benchmarks and comparisons; fails like rq_submit. */
-rq_status rq_evaluate(rq_session *session, const rq_token *tokens, size_t n, uint32_t chunk, rq_logits_rows rows,
+rq_status rq_evaluate(rq_session *session, const rq_token *tokens, size_t n, uint32_t chunk,
+                      rq_logits_rows rows,
                       void (*on_logits)(void *user, size_t position, const float *logits), void *user,
                       rq_error *err);
 

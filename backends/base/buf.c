@@ -9,7 +9,8 @@
 static bool reserve(rq_buf *buf, size_t n)
 {
     if (buf->failed) return false;
-    if (n > buf->max || buf->len > buf->max - n || !rq_grow((void **)&buf->data, &buf->cap, buf->len + n + 1, 1))
+    if (n > buf->max || buf->len > buf->max - n ||
+        !rq_grow((void **)&buf->data, &buf->cap, buf->len + n + 1, 1))
         buf->failed = true;
     return !buf->failed;
 }

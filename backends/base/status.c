@@ -21,17 +21,28 @@ rq_status rq_fail(rq_error *err, rq_status status, const char *format, ...)
 const char *rq_status_name(rq_status status)
 {
     switch (status) {
-    case RQ_OK: return "ok";
-    case RQ_ERR_ARGUMENT: return "argument";
-    case RQ_ERR_IO: return "io";
-    case RQ_ERR_FORMAT: return "format";
-    case RQ_ERR_UNSUPPORTED: return "unsupported";
-    case RQ_ERR_MEMORY: return "memory";
-    case RQ_ERR_CAPACITY: return "capacity";
-    case RQ_ERR_CANCELLED: return "cancelled";
-    case RQ_ERR_TIMEOUT: return "timeout";
-    case RQ_ERR_DEVICE: return "device";
-    case RQ_ERR_INTERNAL: return "internal";
+    case RQ_OK:
+        return "ok";
+    case RQ_ERR_ARGUMENT:
+        return "argument";
+    case RQ_ERR_IO:
+        return "io";
+    case RQ_ERR_FORMAT:
+        return "format";
+    case RQ_ERR_UNSUPPORTED:
+        return "unsupported";
+    case RQ_ERR_MEMORY:
+        return "memory";
+    case RQ_ERR_CAPACITY:
+        return "capacity";
+    case RQ_ERR_CANCELLED:
+        return "cancelled";
+    case RQ_ERR_TIMEOUT:
+        return "timeout";
+    case RQ_ERR_DEVICE:
+        return "device";
+    case RQ_ERR_INTERNAL:
+        return "internal";
     }
     return "unknown";
 }
