@@ -9,6 +9,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -54,7 +55,8 @@ static double mib(uint64_t bytes)
 
 /* ---- planning -------------------------------------------------------------------------------------------- */
 
-static rq_status choose_backend(const char *name, const rq_backend **out, rq_error *err)
+/* NULL, and a sentence, when there is no such backend. */
+static const rq_backend *choose_backend(const char *name, rq_error *err)
 {
     bool automatic = name == NULL || strcmp(name, "auto") == 0;
     const rq_backend *backend = rq_backend_find(automatic ? "cpu" : name);
@@ -64,10 +66,10 @@ static rq_status choose_backend(const char *name, const rq_backend **out, rq_err
             size_t n = strlen(known);
             snprintf(known + n, sizeof known - n, ", %s", (*b)->name);
         }
-        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no backend \"%.40s\" in this build (%s)", name, known);
+        rq_fail(err, RQ_ERR_ARGUMENT, "there is no backend \"%.40s\" in this build (%s)",
+                automatic ? "cpu" : name, known);
     }
-    *out = backend;
-    return RQ_OK;
+    return backend;
 }
 
 static rq_status choose_cache_type(const char *name, const char *which, rq_type *out, rq_error *err)
@@ -110,6 +112,9 @@ static rq_status plan_numbers(const rq_model *m, const rq_engine_params *p, engi
         plan->groups[g].type_v = type_v;
         plan->cache_bytes_per_token += rq_page_layout_of(&plan->groups[g]).page_bytes / RQ_PAGE_TOKENS;
     }
+    if (plan->cache_bytes_per_token == 0)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "the model has no attention layers, and this build runs no others");
     for (uint32_t i = 0; i < m->n_weights; i++) plan->weight_bytes += m->weights[i].bytes;
     plan->available_bytes = rq_memory_available();
 
@@ -234,8 +239,8 @@ static void fill_info(rq_engine *e, const rq_engine_params *p, const engine_plan
     snprintf(e->device_text, sizeof e->device_text, "%s, %s", device->name, device->features);
     rq_executor_info x;
     rq_executor_describe(e->executor, &x);
-    uint32_t n_threads = 0;
-    sscanf(device->features, "%u thread", &n_threads);
+    uint32_t n_threads =
+        (uint32_t)strtoul(device->features, NULL, 10); /* "2 threads, ..."; 0 if it says none */
     e->info = (rq_engine_info){
         .backend = plan->backend->name,
         .device = e->device_text,
@@ -281,8 +286,9 @@ rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params
     static const rq_engine_params defaults;
     const rq_engine_params *p = params != NULL ? params : &defaults;
     engine_plan plan = {0};
-    rq_status status = choose_backend(p->backend, &plan.backend, err);
-    if (status == RQ_OK) status = plan_numbers(model, p, &plan, err);
+    plan.backend = choose_backend(p->backend, err);
+    if (plan.backend == NULL) return RQ_ERR_ARGUMENT;
+    rq_status status = plan_numbers(model, p, &plan, err);
     if (status == RQ_OK) status = plan_memory(model, p, &plan, err);
     if (status != RQ_OK) return status;
 

@@ -215,7 +215,8 @@ rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, 
         status = render(&r, format->message, &messages[i]);
         if (boundaries != NULL) boundaries[i] = out->n;
     }
-    if (status == RQ_OK && open_assistant) status = render(&r, format->assistant, NULL);
+    static const rq_message nobody = {.role = ""}; /* the opening has no piece that reads it */
+    if (status == RQ_OK && open_assistant) status = render(&r, format->assistant, &nobody);
     rq_buf_free(&r.text);
     if (status != RQ_OK) out->n = n_before;
     return status;
