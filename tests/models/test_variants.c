@@ -28,8 +28,8 @@ static void keep(void *user, size_t position, const float *row)
     l->n++;
 }
 
-/* Logits after every token: a batch of 16, then the rest one by one. Frees `m`. */
-static void run(small_model *m, logits *out)
+/* Logits after every token: 16 tokens in pieces of `chunk`, then the rest one by one. Frees `m`. */
+static void run_in(small_model *m, uint32_t chunk, logits *out)
 {
     memset(out, 0, sizeof *out);
     rq_model *model = NULL;
@@ -43,7 +43,7 @@ static void run(small_model *m, logits *out)
     if (rq_session_create(engine, &session, &err)) fail_msg("%s", err.text);
     rq_token ids[N_TOKENS];
     for (uint32_t i = 0; i < N_TOKENS; i++) ids[i] = (rq_token)(i * 97 % SM_VOCAB);
-    if (rq_evaluate(session, ids, 16, 16, RQ_LOGITS_ALL, keep, out, &err) ||
+    if (rq_evaluate(session, ids, 16, chunk, RQ_LOGITS_ALL, keep, out, &err) ||
         rq_evaluate(session, ids + 16, N_TOKENS - 16, 1, RQ_LOGITS_ALL, keep, out, &err))
         fail_msg("%s", err.text);
     assert_int_equal(out->n, N_TOKENS);
@@ -51,6 +51,11 @@ static void run(small_model *m, logits *out)
     rq_engine_free(engine);
     rq_model_free(model);
     sm_free(m);
+}
+
+static void run(small_model *m, logits *out)
+{
+    run_in(m, 16, out);
 }
 
 static logits expected, got; /* large: not on the stack */
@@ -223,6 +228,95 @@ static void test_layers_of_different_shapes(void **state)
         }
 }
 
+/* ---- shapes at the edges of what is accepted --------------------------------------------------------------- */
+
+typedef struct shape {
+    const char *arch;
+    uint32_t embd, heads, heads_kv, dim_k, dim_v, n_rot, ff, experts, used;
+} shape;
+
+static void reshape(small_model *m, uint32_t layer, const char *name, uint64_t a, uint64_t b, uint64_t c)
+{
+    char full[64];
+    snprintf(full, sizeof full, "blk.%u.%s.weight", layer, name);
+    sm_reshape(m, full, c ? 3 : b ? 2 : 1, (const uint64_t[]){a, b, c});
+}
+
+static void describe(small_model *m, const shape *s)
+{
+    sm_init_layers(m, s->arch, s->experts > 0, 1);
+    sm_u32(m, ".embedding_length", s->embd);
+    sm_u32(m, ".attention.head_count", s->heads);
+    sm_u32(m, ".attention.head_count_kv", s->heads_kv);
+    sm_u32(m, ".attention.key_length", s->dim_k);
+    sm_u32(m, ".attention.value_length", s->dim_v);
+    sm_u32(m, ".rope.dimension_count", s->n_rot);
+    sm_u32(m, ".feed_forward_length", s->ff);
+    sm_reshape(m, "token_embd.weight", 2, (const uint64_t[]){s->embd, SM_VOCAB});
+    sm_reshape(m, "output.weight", 2, (const uint64_t[]){s->embd, SM_VOCAB});
+    sm_reshape(m, "output_norm.weight", 1, (const uint64_t[]){s->embd});
+    reshape(m, 0, "attn_norm", s->embd, 0, 0);
+    reshape(m, 0, "ffn_norm", s->embd, 0, 0);
+    reshape(m, 0, "attn_q", s->embd, s->heads * s->dim_k, 0);
+    reshape(m, 0, "attn_k", s->embd, s->heads_kv * s->dim_k, 0);
+    reshape(m, 0, "attn_v", s->embd, s->heads_kv * s->dim_v, 0);
+    reshape(m, 0, "attn_output", s->heads * s->dim_v, s->embd, 0);
+    if (!strcmp(s->arch, "qwen2")) { /* biases are optional */
+        sm_no_tensor(m, "blk.0.attn_q.bias");
+        sm_no_tensor(m, "blk.0.attn_k.bias");
+        sm_no_tensor(m, "blk.0.attn_v.bias");
+    }
+    if (!strncmp(s->arch, "qwen3", 5)) {
+        reshape(m, 0, "attn_q_norm", s->dim_k, 0, 0);
+        reshape(m, 0, "attn_k_norm", s->dim_k, 0, 0);
+    }
+    if (!s->experts) {
+        reshape(m, 0, "ffn_gate", s->embd, s->ff, 0);
+        reshape(m, 0, "ffn_up", s->embd, s->ff, 0);
+        reshape(m, 0, "ffn_down", s->ff, s->embd, 0);
+        return;
+    }
+    sm_u32(m, ".expert_count", s->experts);
+    sm_u32(m, ".expert_used_count", s->used);
+    sm_u32(m, ".expert_feed_forward_length", s->ff);
+    reshape(m, 0, "ffn_gate_inp", s->embd, s->experts, 0);
+    reshape(m, 0, "ffn_gate_exps", s->embd, s->ff, s->experts);
+    reshape(m, 0, "ffn_up_exps", s->embd, s->ff, s->experts);
+    reshape(m, 0, "ffn_down_exps", s->ff, s->embd, s->experts);
+}
+
+/* Whatever the loader accepts runs, and a batch says what single tokens say. */
+static void test_edge_shapes(void **state)
+{
+    static const shape shapes[] = {
+        {"llama", 8, 1, 1, 8, 8, 8, 1, 0, 0},         /* the least */
+        {"qwen2", 9, 3, 1, 8, 8, 2, 7, 0, 0},         /* odd lengths of rows, a single rotated pair */
+        {"llama", 40, 5, 5, 24, 40, 24, 33, 0, 0},    /* keys and values of different sizes */
+        {"qwen3", 24, 2, 1, 1024, 8, 1022, 16, 0, 0}, /* the largest heads */
+        {"qwen2", 16, 1, 1, 8, 1024, 8, 16, 0, 0},
+        {"llama", 8, 256, 2, 8, 8, 8, 16, 0, 0},     /* many heads for one key */
+        {"qwen3moe", 8, 1, 1, 8, 8, 8, 3, 1024, 64}, /* the most experts */
+        {"qwen3moe", 17, 1, 1, 8, 8, 8, 5, 1, 1},    /* one expert */
+        {"llama", 16, 2, 1, 8, 8, 8, 9, 64, 64},     /* all of them */
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        small_model m;
+        describe(&m, &shapes[i]);
+        run_in(&m, 16, &expected);
+        describe(&m, &shapes[i]);
+        run_in(&m, 1, &got);
+        for (size_t t = 0; t < N_TOKENS; t++)
+            for (size_t k = 0; k < SM_VOCAB; k++) {
+                /* sums of up to a few thousand f32 terms of size 1, in another order */
+                float d = got.rows[t][k] - expected.rows[t][k];
+                if (!(d < 1e-3f && d > -1e-3f))
+                    fail_msg("shape %zu, token %zu: %g and %g", i, t, got.rows[t][k], expected.rows[t][k]);
+            }
+    }
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------- */
+
 /* The ids of a text with every byte of ASCII, the merged token and the control token in it. */
 static void ids_of(const rq_model *model, rq_tokens *out)
 {
@@ -281,7 +375,7 @@ int main(void)
         cmocka_unit_test(test_fused_attention), cmocka_unit_test(test_fused_experts),
         cmocka_unit_test(test_tied_head),       cmocka_unit_test(test_odd_addresses),
         cmocka_unit_test(test_scales),          cmocka_unit_test(test_layers_of_different_shapes),
-        cmocka_unit_test(test_memory_runs_out),
+        cmocka_unit_test(test_edge_shapes),     cmocka_unit_test(test_memory_runs_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
