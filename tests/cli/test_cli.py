@@ -174,17 +174,17 @@ def test_interrupt_of_one_shot():
 
 
 def test_no_escapes_reach_the_terminal():
-    """Random weights write random bytes: among thousands of tokens there are control characters."""
-    t = Terminal("-c", "4096", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
+    """Random weights write random bytes: among a thousand tokens there are control characters."""
+    t = Terminal("-c", "1024", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
                  "-p", "x")
-    assert t.wait(30) == 0
-    assert len(t.seen) > 5000
+    assert t.wait(60) == 0
+    assert len(t.seen) > 2000
     # Standard error is the same terminal: its progress bar may clear its own line.
     text = t.seen.replace(b"\x1b[K", b"")
     assert not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text)
     assert not re.search(rb"\xc2[\x80-\x9f]", text)
     assert not re.search(rb"\r[^\n]", text.replace(b"\r\r\n", b"\r\n"))
     assert "\u2400".encode()[:2] in text  # some were there, shown as pictures
-    raw = run("-c", "4096", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
+    raw = run("-c", "1024", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
               "-p", "x").stdout
     assert re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", raw)  # a file receives what the model wrote
