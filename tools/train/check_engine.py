@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compare logits with another engine, which is named as a command.
 
-usage: check_engine.py SIZE DATA [CHECKPOINT.pt] -- COMMAND ... {model} ... {out} ... {tokens}
-{model} becomes an F32 GGUF file without the draft block, {out} a file that the command fills with the F32
-logits after every token, {tokens} the ids as separate arguments. Exit status 1 when the normalised squared
-error is 1e-4 or more."""
+usage: check_engine.py SIZE DATA [CHECKPOINT.pt] -- COMMAND WORD ...
+In the words of the command, {model} becomes an F32 GGUF file without the draft block, {out} a file that the
+command fills with the F32 logits after every token, {file} a file of the token ids; the word {tokens} becomes
+the ids as separate arguments. Exit status 1 when the normalised squared error is 1e-4 or more.
+"""
 
 import os
 import subprocess
@@ -35,11 +36,15 @@ def main():
     with tempfile.TemporaryDirectory() as d:
         gguf, out = os.path.join(d, "m.gguf"), os.path.join(d, "logits.f32")
         export.write(net, t, gguf, "f32", mtp=False)
+        listed = os.path.join(d, "ids.txt")
+        with open(listed, "w") as f:
+            print(*ids, file=f)
+        names = {"{model}": gguf, "{out}": out, "{file}": listed}
         full = []
         for word in command:
-            full += (
-                map(str, ids) if word == "{tokens}" else [word.replace("{model}", gguf).replace("{out}", out)]
-            )
+            for mark, path in names.items():
+                word = word.replace(mark, path)
+            full += map(str, ids) if word == "{tokens}" else [word]
         subprocess.run(full, check=True)
         theirs = np.fromfile(out, np.float32).reshape(len(ids), -1)
     with torch.no_grad():

@@ -116,7 +116,7 @@ def cmd_train(a):
     curriculum = CURRICULA[a.curriculum or ("gpu" if device.type == "cuda" else "cpu")]
 
     def shape_of(step):
-        length = stage(curriculum, step / a.steps)
+        length = a.length or stage(curriculum, step / a.steps)
         return max(1, a.tokens // length), length
 
     batches = data.Ahead(a.data, a.seed, mix, shape_of, step, a.steps, a.workers)
@@ -125,7 +125,7 @@ def cmd_train(a):
     for s in (signal.SIGTERM, signal.SIGINT):  # finish the step, save, end
         signal.signal(s, lambda *_: stop.append(1))
     while step < a.steps and not stop:
-        while a.pause_file and os.path.exists(a.pause_file):
+        while a.pause_file and os.path.exists(a.pause_file) and not stop:
             time.sleep(1)
         if a.minutes and time.time() - t0 > a.minutes * 60:
             break
@@ -260,6 +260,7 @@ def main():
     p.add_argument("--decay", type=float, default=0.3, help="share of the steps over which the rate falls")
     p.add_argument("--mix", default="0.4,0.5,0.1", help="shares of text, recall, chat")
     p.add_argument("--curriculum", choices=CURRICULA)
+    p.add_argument("--length", type=int, default=0, help="of every row, instead of the curriculum")
     p.add_argument("--mtp-weight", type=float, default=0.3)
     p.add_argument("--mtp-from", type=float, default=0.0, help="share of the steps without the draft head")
     p.add_argument("--only-mtp", action="store_true", help="freeze the trunk, train the draft head")
