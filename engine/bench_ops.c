@@ -5,6 +5,7 @@
 #include "backends/ops.h"
 #include "engine/rqvk.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -82,8 +83,8 @@ static void add_weight(bench *b, const char *name, rq_type type, uint32_t n, uin
     if (!values || !data) {
         rq_free(values);
         rq_free(data);
-        b->status = rq_fail(&b->err, RQ_ERR_MEMORY, "out of memory for a tensor of %llu bytes",
-                            (unsigned long long)(row * rows));
+        b->status =
+            rq_fail(&b->err, RQ_ERR_MEMORY, "out of memory for a tensor of %" PRIu64 " bytes", row * rows);
         return;
     }
     for (uint32_t i = 0; i < n; i++) values[i] = amplitude * sinf(0.7f * (float)i + 0.3f);

@@ -3,6 +3,7 @@
 #include "tools/common/args.h"
 #include "tools/common/progress.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,27 +28,41 @@ static void write_row(void *user, size_t position, const float *logits)
     rq_progress_set(&w->progress, position + 1);
 }
 
+/* The next white-space separated word of at most 15 bytes; 0 at the end of the file, -1 when it is longer. */
+static int read_word(FILE *in, char word[16])
+{
+    int c, n = 0;
+    while ((c = fgetc(in)) != EOF && isspace(c)) {
+    }
+    for (; c != EOF && !isspace(c); c = fgetc(in)) {
+        if (n == 15) return -1;
+        word[n++] = (char)c;
+    }
+    word[n] = 0;
+    return n;
+}
+
 /* Token ids in decimal, separated by white space. */
 static rq_status read_ids(const char *path, rq_tokens *ids, rq_error *err)
 {
-    FILE *in = strcmp(path, "-") ? fopen(path, "r") : stdin;
+    FILE *in = strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
     if (!in) return rq_fail(err, RQ_ERR_IO, "cannot open %s: %s", path, strerror(errno));
     rq_status s = RQ_OK;
-    int got = 0;
-    long id;
-    while (!s && (got = fscanf(in, "%9ld", &id)) == 1) {
-        size_t cap = ids->cap;
-        if (ids->n == MAX_IDS)
+    char word[16];
+    int n;
+    while (!s && (n = read_word(in, word)) != 0) {
+        char *end = word;
+        long id = n > 0 ? strtol(word, &end, 10) : 0;
+        if (n < 0 || *end || id < INT32_MIN || id > INT32_MAX)
+            s = rq_fail(err, RQ_ERR_FORMAT, "%s: entry %zu is not a token id", path, ids->n + 1);
+        else if (ids->n == MAX_IDS)
             s = rq_fail(err, RQ_ERR_FORMAT, "%s holds more than %d token ids", path, MAX_IDS);
-        else if (!rq_grow((void **)&ids->ids, &cap, ids->n + 1, sizeof *ids->ids))
+        else if (!rq_grow((void **)&ids->ids, &ids->cap, ids->n + 1, sizeof *ids->ids))
             s = rq_fail(err, RQ_ERR_MEMORY, "out of memory for token ids");
-        else {
-            ids->cap = cap;
+        else
             ids->ids[ids->n++] = (rq_token)id;
-        }
     }
-    if (!s && (got != EOF || ferror(in)))
-        s = rq_fail(err, RQ_ERR_FORMAT, "%s: entry %zu is not a token id", path, ids->n + 1);
+    if (!s && ferror(in)) s = rq_fail(err, RQ_ERR_IO, "cannot read %s", path);
     if (!s && ids->n == 0) s = rq_fail(err, RQ_ERR_FORMAT, "%s holds no token ids", path);
     if (in != stdin) fclose(in);
     return s;
@@ -108,7 +123,7 @@ int main(int argc, char **argv)
     rq_status s = RQ_OK;
     if (!tokens_path || !out_path)
         s = rq_fail(&err, RQ_ERR_ARGUMENT, "--tokens FILE and -o FILE are needed (see --help)");
-    if (!s) s = read_ids(tokens_path, &ids, &err);
+    if (!s && tokens_path) s = read_ids(tokens_path, &ids, &err);
     if (!s) {
         /* One session as long as the list; steps as large as the batch asks for. */
         if (!engine_args.params.n_ctx) engine_args.params.n_ctx = ids.n < 2 ? 2 : (uint32_t)ids.n;
@@ -121,7 +136,7 @@ int main(int argc, char **argv)
         rq_model_info info;
         rq_model_describe(model, &info);
         w.n_vocab = info.n_vocab;
-        w.out = fopen(out_path, "wb");
+        w.out = out_path ? fopen(out_path, "wb") : NULL;
         if (!w.out) s = rq_fail(&err, RQ_ERR_IO, "cannot write %s: %s", out_path, strerror(errno));
     }
     if (!s) {

@@ -121,7 +121,7 @@ static rq_status read_scale(const rq_model *m, const char *name, rq_tensor_ref *
 {
     ref->scale = 1.0f;
     size_t n = strlen(name);
-    if (n < 7 || strcmp(name + n - 7, ".weight")) return RQ_OK;
+    if (n < 7 || strcmp(name + n - 7, ".weight") != 0) return RQ_OK;
     char sibling[96];
     snprintf(sibling, sizeof sibling, "%.*s.scale", (int)(n - 7), name);
     const rq_gguf_tensor *t = rq_gguf_find_tensor(m->gguf, sibling);
