@@ -146,7 +146,7 @@ int main(int argc, char **argv)
     }
     if (w.out && fclose(w.out) && !w.error) w.error = errno;
     if (!s && w.error) s = rq_fail(&err, RQ_ERR_IO, "cannot write %s: %s", out_path, strerror(w.error));
-    if (s && w.out) unlink(out_path);
+    if (s && w.out && out_path) unlink(out_path);
     rq_engine_free(engine);
     rq_model_free(model);
     rq_tokens_free(&ids);
