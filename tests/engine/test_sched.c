@@ -483,7 +483,7 @@ static void test_nobody_starves(void **state)
     submit_ok(short_prompt, prompt, 3, &r);
     /* read the ten so that none is left out for not being read */
     bool open = true;
-    for (uint32_t waited = 0; open && waited < 10000; waited++) {
+    for (uint32_t waited = 0; open && waited < 400000; waited++) {
         rq_event e;
         for (uint32_t i = 0; i < 10; i++) rq_next(decoding[i], &e, 0, NULL);
         rq_status one = rq_next(long_prompt[0], &e, 0, NULL);
