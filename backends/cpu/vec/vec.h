@@ -28,7 +28,7 @@ typedef struct rq_attend_block {
     uint32_t next_bytes;
     const uint8_t *lo, *hi; /* per query: visible keys [lo, hi) of this page; lo >= hi: none */
     float *max, *sum, *out; /* [rows], [rows], [rows][pad_v] */
-    float *panel;               /* scratch: [max(dim_k, 64)][16] */
+    float *panel;           /* scratch: [max(dim_k, 64)][16] */
     float *scores;          /* scratch: [rows][64] */
 } rq_attend_block;
 
