@@ -130,18 +130,33 @@ typedef struct renderer {
     rq_error *err;
 } renderer;
 
+/* Where `what` begins in text[from .. bytes), SIZE_MAX when it does not occur. */
+static size_t find(const char *text, size_t from, size_t bytes, const char *what)
+{
+    const char *hit = memmem(text + from, bytes - from, what, strlen(what));
+    return hit != NULL ? (size_t)(hit - text) : SIZE_MAX;
+}
+
 /* Encodes text[0 .. bytes). Control tokens cannot come out of it, but some files mark the tokens of their chat
  * format as user-defined, and those are recognised in any text: such a text is cut behind its first byte. */
 static rq_status encode(renderer *r, const char *text, size_t bytes)
 {
-    size_t done = 0;
-    for (;;) {
+    /* Where each piece's text is found next, SIZE_MAX: nowhere. Searched for again only when passed, so that the
+     * whole costs a few passes over the text whatever it holds. */
+    size_t next[MAX_PIECES];
+    const piece *pieces = r->format->message;
+    size_t n = 0;
+    for (; pieces[n].kind != PIECE_END; n++) {
+        bool found_in_text =
+            pieces[n].kind == PIECE_CONTROL &&
+            rq_token_type_of(r->tok, control_token(r->tok, pieces[n].text)) != RQ_TOKEN_CONTROL;
+        next[n] = found_in_text ? find(text, 0, bytes, pieces[n].text) : SIZE_MAX;
+    }
+    for (size_t done = 0;;) {
         size_t cut = bytes;
-        for (const piece *p = r->format->message; p->kind != PIECE_END; p++) {
-            if (p->kind != PIECE_CONTROL) continue;
-            if (rq_token_type_of(r->tok, control_token(r->tok, p->text)) == RQ_TOKEN_CONTROL) continue;
-            const char *hit = memmem(text + done, cut - done, p->text, strlen(p->text));
-            if (hit != NULL) cut = (size_t)(hit - text) + 1;
+        for (size_t i = 0; i < n; i++) {
+            if (next[i] < done) next[i] = find(text, done, bytes, pieces[i].text);
+            if (next[i] < cut) cut = next[i] + 1;
         }
         rq_status status = rq_tokenizer_encode(r->tok, text + done, cut - done, 0, r->out, r->err);
         if (status != RQ_OK || cut == bytes) return status;
