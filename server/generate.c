@@ -87,7 +87,7 @@ static void end_stream(rq_exchange *exchange)
 }
 
 /* Works until there is something to send, the stream has ended, or the client is gone (false). */
-static bool fill_stream(rq_exchange *exchange)
+static bool work_on_stream(rq_exchange *exchange)
 {
     uint64_t ping_ns = (uint64_t)exchange->server->config.ping_s * 1000000000u;
     rq_buf_clear(&exchange->out);
@@ -126,7 +126,10 @@ static ssize_t read_stream(void *user, uint64_t position, char *target, size_t c
     (void)position;
     if (exchange->out_at == exchange->out.len) {
         if (exchange->out_ended) return MHD_CONTENT_READER_END_OF_STREAM;
-        if (!fill_stream(exchange)) return MHD_CONTENT_READER_END_WITH_ERROR;
+        rq_pause_timeout(exchange); /* it is the engine that is waited for, not the client */
+        bool filled = work_on_stream(exchange);
+        rq_resume_timeout(exchange);
+        if (!filled) return MHD_CONTENT_READER_END_WITH_ERROR;
     }
     size_t n = exchange->out.len - exchange->out_at;
     if (n > capacity) n = capacity;

@@ -241,7 +241,6 @@ rq_status rq_server_settle(rq_server *server, rq_error *err)
     if (c->ctx_per_request && c->ctx_per_request < 2) {
         return rq_fail(err, RQ_ERR_ARGUMENT, "--ctx-per-request must be at least 2");
     }
-    if (c->ping_s > c->timeout_s / 2) c->ping_s = c->timeout_s > 1 ? c->timeout_s / 2 : 1;
     c->engine.params.n_sessions = c->n_parallel;
     c->engine.params.n_queue = c->n_parallel;
     return RQ_OK;

@@ -139,14 +139,14 @@ def test_dripping_client(slow_server, head):
 
 @pytest.fixture(scope="module")
 def slow_server():
-    server = Server(program("RQVK_SERVE_FAKE"), "-m", "fake.gguf", "--timeout", "2")
+    server = Server(program("RQVK_SERVE_FAKE"), "-m", "fake.gguf", "--timeout", "1", "--ping", "1")
     yield server
     server.stop()
 
 
 def test_long_work_is_no_timeout(slow_server):
     for stream in False, True:
-        r = slow_server.chat("x @prompt=3000 @say=late", stream=stream)
+        r = slow_server.chat("x @prompt=2100 @say=late", stream=stream)
         assert r.status_code == 200 and "e" in r.text
         if stream:
             assert r.text.startswith(": still at work\n\n") and "[DONE]" in r.text
@@ -356,17 +356,23 @@ def test_engine_that_fails(start):
 
 # ---- starting and stopping -----------------------------------------------------------------------------------
 
-def test_loading(start):
-    server = start("--port", "0", env={"FAKE_LOAD_MS": "700"}, wait=False)
-    # It listens before the model is there, but says on which port only when it is ready: look it up.
-    port = None
-    end = time.time() + 5
-    while not port and time.time() < end:
-        inodes = {os.readlink(f"/proc/{server.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{server.process.pid}/fd")}
+def listening_port(server):
+    """A server listens before the model is there, but says on which port only when it is ready: look it up."""
+    proc = f"/proc/{server.process.pid}/fd"
+    end = time.time() + 20
+    while time.time() < end:
+        inodes = {os.readlink(f"{proc}/{fd}") for fd in os.listdir(proc) if os.path.lexists(f"{proc}/{fd}")}
         for line in open("/proc/net/tcp"):
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
-                port = int(fields[1].split(":")[1], 16)
+                return int(fields[1].split(":")[1], 16)
+        time.sleep(0.01)
+    raise AssertionError("the server does not listen")
+
+
+def test_loading(start):
+    server = start(env={"FAKE_LOAD_MS": "1500"}, wait=False)
+    port = listening_port(server)
     for path in "/health", "/v1/models":
         r = requests.get(f"http://127.0.0.1:{port}{path}", timeout=5)
         assert r.status_code == 503 and "loaded" in r.json()["error"]["message"] and r.headers["Retry-After"]
@@ -376,8 +382,9 @@ def test_loading(start):
 
 
 def test_signal_while_loading(start):
-    server = start(env={"FAKE_LOAD_MS": "5000"}, wait=False)
-    time.sleep(0.3)
+    server = start(env={"FAKE_LOAD_MS": "30000"}, wait=False)
+    port = listening_port(server)
+    assert requests.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 503
     began = time.time()
     server.signal(signal.SIGINT)
     assert server.wait() == 0 and time.time() - began < 5
