@@ -9,31 +9,41 @@
 
 #include <cmocka.h>
 
-/* Runs of one kind of character are where patterns go quadratic. Twice the text may take three times the time, not
- * four; measured in processor time, best of two. */
-static double best_of_two(const rq_tokenizer *tok, const char *text, size_t len)
+/* Processor time of encoding a part and the whole of a text: the best of several tries, because other programs' work
+ * shows in ours through caches and memory. Stops as soon as the whole takes no more than three times the half; what
+ * is quadratic takes four times, however often one tries. */
+static bool grows_linearly(const rq_tokenizer *tok, const char *text, size_t len, double *half_s,
+                           double *whole_s)
 {
-    double best = 1e9;
-    for (int i = 0; i < 2; i++) {
-        double start_s = now_s();
-        rq_tokens ids = encode(tok, text, len, 0);
-        double took_s = now_s() - start_s;
-        rq_free(ids.ids);
-        if (took_s < best) best = took_s;
+    *half_s = *whole_s = 1e9;
+    for (int i = 0; i < 6; i++) {
+        double time_s[2];
+        for (int k = 0; k < 2; k++) {
+            double start_s = now_s();
+            rq_tokens ids = encode(tok, text, k ? len : len / 2, 0);
+            time_s[k] = now_s() - start_s;
+            rq_free(ids.ids);
+        }
+        if (time_s[0] < *half_s) *half_s = time_s[0];
+        if (time_s[1] < *whole_s) *whole_s = time_s[1];
+        if (*whole_s <= 3 * *half_s || *whole_s < 0.01) return true;
     }
-    return best;
+    return false;
 }
 
+/* Runs of one kind of character are where patterns go quadratic. */
 static void expect_linear(const char *name, const rq_tokenizer *tok, const char *unit, size_t len, char last)
 {
     size_t n = strlen(unit);
+    double half_s, whole_s;
     char *text = rq_malloc(len);
     assert_non_null(text);
     for (size_t i = 0; i < len; i++) text[i] = unit[i % n];
     if (last) text[len / 2 - 1] = text[len - 1] = last;
-    double half = best_of_two(tok, text, len / 2), whole = best_of_two(tok, text, len);
-    if (whole > 3 * half + 0.002)
-        fail_msg("%s: %zu bytes of \"%s\" take %.3f s, half of them %.3f s", name, len, unit, whole, half);
+    /* A quadratic pattern takes most of a second for this; below a twentieth the clock says little. */
+    if (!grows_linearly(tok, text, len, &half_s, &whole_s) && whole_s > 0.05)
+        fail_msg("%s: %zu bytes of \"%s\" take %.4f s, half of them %.4f s", name, len, unit, whole_s,
+                 half_s);
     rq_free(text);
 }
 
@@ -53,7 +63,8 @@ static void test_linear(void **state)
         rq_tokenizer *tok = vocab_build(&v);
         for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
             expect_linear(patterns[p], tok, units[u], 40000, 0);
-            expect_linear(patterns[p], tok, units[u], 40000, '~'); /* a run that ends */
+            expect_linear(patterns[p], tok, units[u], 40000, '~'); /* runs that end */
+            expect_linear(patterns[p], tok, units[u], 40000, '7');
         }
         rq_tokenizer_free(tok);
         vocab_end(&v);
@@ -64,24 +75,18 @@ static void test_linear(void **state)
 static void test_long_words(void **state)
 {
     static const char *const vocabs[] = {"ggml-vocab-gpt-2.gguf", "ggml-vocab-llama-spm.gguf"};
-    size_t len = 10000000;
-    char *text = rq_malloc(len);
+    static const size_t lens[] = {10000000, 4000000};
+    char *text = rq_malloc(lens[0]);
     assert_non_null(text);
     uint64_t seed = 8;
     for (size_t k = 0; k < sizeof vocabs / sizeof *vocabs; k++) {
         rq_tokenizer *tok = load_vocab(vocabs[k]);
+        size_t len = lens[k];
         for (int same = 0; same < 2; same++) {
             for (size_t i = 0; i < len; i++) text[i] = same ? 'a' : "etaoinshrdlu"[next_random(&seed) % 12];
-            double start_s = now_s();
-            rq_tokens half = encode(tok, text, len / 2, 0);
-            double half_s = now_s() - start_s;
-            start_s = now_s();
-            rq_tokens whole = encode(tok, text, len, 0);
-            double whole_s = now_s() - start_s;
-            assert_true(half.n > 1000 && whole.n > half.n);
-            if (whole_s > 3 * half_s) fail_msg("%s: 5 MB %.2f s, 10 MB %.2f s", vocabs[k], half_s, whole_s);
-            rq_free(half.ids);
-            rq_free(whole.ids);
+            double half_s, whole_s;
+            if (!grows_linearly(tok, text, len, &half_s, &whole_s))
+                fail_msg("%s: %zu bytes %.2f s, half of them %.2f s", vocabs[k], len, whole_s, half_s);
         }
         if (k < 1) expect_round_trip(tok, text, len);
         rq_tokenizer_free(tok);
@@ -114,8 +119,15 @@ static double build_s(size_t n_merges)
 
 static void test_million_merges(void **state)
 {
-    double half = build_s(500000), whole = build_s(1000000);
-    if (whole > 4 * half) fail_msg("500,000 merges take %.2f s, 1,000,000 take %.2f s", half, whole);
+    /* four times the merges; the tables outgrow the caches on the way, which costs something once */
+    double quarter_s = 1e9, whole_s = 1e9;
+    for (int i = 0; i < 4 && (!i || whole_s > 9 * quarter_s); i++) {
+        double a = build_s(250000), b = build_s(1000000);
+        if (a < quarter_s) quarter_s = a;
+        if (b < whole_s) whole_s = b;
+    }
+    if (whole_s > 9 * quarter_s)
+        fail_msg("250,000 merges take %.2f s, 1,000,000 take %.2f s", quarter_s, whole_s);
 }
 
 int main(void)
