@@ -225,10 +225,14 @@ static bool start_choices(rq_job *job, int timeout_ms, rq_api_error *error)
     return true;
 }
 
-static void end_choice(rq_job *job, rq_choice *choice)
+static void give_session_back(rq_job *job, rq_choice *choice)
 {
     rq_pool_give(&job->server->pool, choice->slot);
     choice->slot = NULL;
+}
+
+static void mark_done(rq_job *job, rq_choice *choice)
+{
     choice->done = true;
     job->n_done++;
 }
@@ -257,17 +261,20 @@ static bool drain_choice(rq_job *job, rq_choice *choice, int timeout_ms, rq_job_
         if (status == RQ_ERR_TIMEOUT) return true;
         if (status != RQ_OK) return rq_api_fail_engine(error, status, &err);
         note_progress(choice, &event);
+        if (event.finish != RQ_FINISH_NONE) mark_done(job, choice);
         if (event.finish == RQ_FINISH_ERROR) {
-            end_choice(job, choice);
+            give_session_back(job, choice);
             bool failed = rq_server_failed(job->server, NULL);
             return rq_api_fail(error, failed ? 503 : 500, NULL, "%s", event.error.text);
         }
         if (event.finish == RQ_FINISH_CANCELLED) {
-            end_choice(job, choice);
+            give_session_back(job, choice);
             return rq_api_fail(error, 503, NULL, "the server is shutting down");
         }
-        if (event.finish != RQ_FINISH_NONE) end_choice(job, choice);
-        if (!on_event(user, job, choice, &event)) {
+        /* The event's text belongs to the session, so the session goes back after it was read. */
+        bool kept = on_event(user, job, choice, &event);
+        if (choice->done) give_session_back(job, choice);
+        if (!kept) {
             return rq_api_fail(error, 500, NULL,
                                "the answer needs more memory than the server may use for it");
         }
