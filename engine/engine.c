@@ -215,6 +215,21 @@ static rq_status make_executor(rq_engine *e, const engine_plan *plan, rq_error *
     return rq_executor_create(&x, &e->executor, err);
 }
 
+/* What steps need is known once the forward passes are planned; none of it has been touched yet, and the system
+ * would end the process when it is. */
+static rq_status check_scratch(const rq_engine *e, const engine_plan *plan, rq_error *err)
+{
+    rq_executor_info x;
+    rq_executor_describe(e->executor, &x);
+    uint64_t scratch = x.arena_bytes + x.persist_bytes + x.step_bytes;
+    if (plan->available_bytes == 0 || plan->cache_bytes + scratch <= plan->available_bytes) return RQ_OK;
+    return rq_fail(
+        err, RQ_ERR_MEMORY,
+        "steps of %u tokens need %.0f MiB beside a cache of %.0f MiB, but only %.0f MiB of memory are "
+        "available: ask for a smaller batch or a smaller context",
+        plan->n_batch, mib(scratch), mib(plan->cache_bytes), mib(plan->available_bytes));
+}
+
 static rq_status make_scheduler(rq_engine *e, const engine_plan *plan, rq_error *err)
 {
     rq_sched_params s = {
@@ -298,6 +313,7 @@ rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params
     rq_device_options options = {.n_threads = p->n_threads};
     status = plan.backend->open(&options, &e->device, err);
     if (status == RQ_OK) status = make_executor(e, &plan, err);
+    if (status == RQ_OK) status = check_scratch(e, &plan, err);
     if (status == RQ_OK) status = check_file(e, err);
     if (status == RQ_OK) status = make_scheduler(e, &plan, err);
     if (status != RQ_OK) {
