@@ -24,12 +24,17 @@ struct rq_engine {
 
 enum { RQ_DEFAULT_BATCH = 512, RQ_SMALLEST_DEFAULT_CONTEXT = 256 };
 
+/* Where several sessions share the engine, a prompt is read in pieces of so many tokens at most: the others get
+ * a token between two pieces. It costs nothing: 512 tokens of a Qwen3-0.6B Q4_K_M file took no more processor
+ * time in pieces of 128 than in one (AVX2, one thread). */
+enum { RQ_SHARED_PIECE = 128 };
+
 /* What rq_engine_create works out before it makes anything. */
 typedef struct engine_plan {
     const rq_backend *backend;
     rq_cache_group groups[RQ_MAX_GROUPS];
     uint32_t group_pages[RQ_MAX_GROUPS], group_device[RQ_MAX_GROUPS];
-    uint32_t n_ctx, n_sessions, n_batch, n_queue;
+    uint32_t n_ctx, n_sessions, n_batch, n_piece, n_queue;
     uint64_t available_bytes; /* 0: unknown */
     uint64_t weight_bytes;    /* mapped from the file */
     uint64_t cache_bytes, cache_bytes_per_token;
@@ -133,6 +138,9 @@ static rq_status plan_numbers(const rq_model *m, const rq_engine_params *p, engi
         return rq_fail(err, RQ_ERR_ARGUMENT, "a context of %u tokens is not between 2 and %u", plan->n_ctx,
                        1u << 24);
     if (plan->n_batch > power_of_two_from(plan->n_ctx)) plan->n_batch = power_of_two_from(plan->n_ctx);
+
+    plan->n_piece = plan->n_batch;
+    if (plan->n_sessions > 1 && plan->n_piece > RQ_SHARED_PIECE) plan->n_piece = RQ_SHARED_PIECE;
 
     uint64_t pages = (uint64_t)rq_cache_pages_for(plan->n_ctx) * plan->n_sessions;
     if (p->cache_tokens != 0) {
@@ -241,6 +249,7 @@ static rq_status make_scheduler(rq_engine *e, const engine_plan *plan, rq_error 
         .n_ctx = plan->n_ctx,
         .n_sessions = plan->n_sessions,
         .n_batch = plan->n_batch,
+        .n_piece = plan->n_piece,
         .n_queue = plan->n_queue,
         .check = check_file,
         .user = e,
@@ -291,8 +300,10 @@ static void say_decisions(const rq_engine *e, const rq_engine_params *p, const e
         say(p,
             "context: %u tokens are more than the %u the model was trained for; answers may get worse there",
             i->n_ctx, m->hp.n_ctx_train);
-    say(p, "steps: up to %u tokens, scratch %.1f MiB, %u operations per token, %u for its logits", i->n_batch,
-        mib(i->scratch_bytes), x.n_ops_trunk, x.n_ops_head);
+    say(p,
+        "steps: up to %u tokens, prompts in pieces of %u, scratch %.1f MiB, %u operations per token, %u for "
+        "its logits",
+        i->n_batch, plan->n_piece, mib(i->scratch_bytes), x.n_ops_trunk, x.n_ops_head);
 }
 
 rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params, rq_engine **out,

@@ -7,7 +7,7 @@
  * that for buckets of up to 8 tokens, whatever their runs are, and attention is cut into splits in these buckets
  * only. So a step is either
  *   narrow: at most 8 tokens, of any sessions: decoding sessions and prompt pieces of up to 8 tokens; or
- *   wide:   one piece of one session's prompt, cut at absolute positions that are multiples of n_batch.
+ *   wide:   one piece of one session's prompt, cut at absolute positions that are multiples of n_piece.
  * Both depend on the session alone. Narrow and wide steps alternate: between two wide steps every session that
  * is decoding gets a token, and prompts take turns, so nobody starves. */
 #ifndef RQ_SCHED_H
@@ -27,6 +27,7 @@ typedef struct rq_sched_params {
     const uint32_t *group_pages;
     uint32_t n_groups;
     uint32_t n_vocab, n_ctx, n_sessions, n_batch, n_queue; /* as rq_engine_params, resolved */
+    uint32_t n_piece; /* most tokens of a request's prompt in a step, <= n_batch: how long others may wait */
     /* Asked after every step: anything but RQ_OK fails the engine with that sentence. May be NULL. */
     rq_status (*check)(void *user, rq_error *err);
     void *user;

@@ -14,11 +14,11 @@ static bool can_run(const rq_session *s)
 /* Tokens of the session's next piece, a function of the session alone. */
 static uint32_t next_piece(const rq_sched *sc, const rq_session *s)
 {
-    size_t n_batch = sc->params.n_batch, end = s->n_tokens;
+    size_t n_piece = sc->params.n_piece, end = s->n_tokens;
     if (s->evaluating && s->n_cached >= s->evaluation.first) {
         if (end - s->n_cached > s->evaluation.chunk) end = s->n_cached + s->evaluation.chunk;
     } else {
-        size_t cut = (s->n_cached / n_batch + 1) * n_batch;
+        size_t cut = (s->n_cached / n_piece + 1) * n_piece;
         if (s->evaluating && end > s->evaluation.first) end = s->evaluation.first;
         if (end > cut) end = cut;
     }

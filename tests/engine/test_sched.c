@@ -29,7 +29,7 @@ typedef struct bench {
 } bench;
 
 typedef struct setup {
-    uint32_t n_ctx, n_sessions, n_batch, n_queue, cache_tokens, step_us;
+    uint32_t n_ctx, n_sessions, n_batch, n_queue, cache_tokens, step_us, n_piece;
 } setup;
 
 static rq_status file_is_there(void *user, rq_error *err)
@@ -63,6 +63,7 @@ static rq_status bench_open(bench *b, setup s, rq_error *err)
                           .n_ctx = s.n_ctx,
                           .n_sessions = s.n_sessions,
                           .n_batch = s.n_batch,
+                          .n_piece = s.n_piece != 0 ? s.n_piece : s.n_batch,
                           .n_queue = s.n_queue != 0 ? s.n_queue : 4 * s.n_sessions,
                           .check = file_is_there,
                           .user = b};
@@ -290,6 +291,19 @@ static void test_chunks(void **state)
     assert_int_equal(fake_step_at(b.ex, 6)->start[0], 100);
     assert_int_equal(fake_step_at(b.ex, 6)->n_tokens, 28);
     assert_int_equal(fake_step_at(b.ex, 7)->n_tokens, 52);
+    rq_session_free(s);
+    assert_int_equal(bench_close(&b), 0);
+    /* pieces of requests may be smaller than a step; an evaluation asks for what it wants */
+    open_ok(&b, (setup){.n_ctx = 300, .n_sessions = 1, .n_batch = 64, .n_piece = 16});
+    s = session_of(&b);
+    submit_ok(s, prompt, 40, &r);
+    collect(s, &got);
+    static const uint32_t pieces[] = {16, 16, 8, 1, 1};
+    for (uint32_t i = 0; i < 5; i++) assert_int_equal(fake_step_at(b.ex, i)->n_tokens, pieces[i]);
+    assert_int_equal(rq_session_truncate(s, 0, NULL), RQ_OK);
+    assert_int_equal(rq_evaluate(s, prompt, 100, 0, RQ_LOGITS_NONE, NULL, NULL, NULL), RQ_OK);
+    assert_int_equal(fake_step_at(b.ex, 5)->n_tokens, 64);
+    assert_int_equal(fake_step_at(b.ex, 6)->n_tokens, 36);
     rq_session_free(s);
     assert_int_equal(bench_close(&b), 0);
 }
