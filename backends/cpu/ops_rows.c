@@ -89,6 +89,14 @@ static void run_argmax_pieces(rq_cpu_worker *w, const void *args)
     }
 }
 
+/* Rows of one sequence may share a slot: the last one counts, and only it writes. */
+static bool is_last_of_slot(const rq_row *rows, uint32_t n, uint32_t row)
+{
+    for (uint32_t i = row + 1; i < n; i++)
+        if (rows[i].slot == rows[row].slot) return false;
+    return true;
+}
+
 /* A piece of NaNs has the maximum -inf like one of -infs, but must not win over it: hence the comparison with
  * the element itself. */
 static void run_argmax(rq_cpu_worker *w, const void *args)
@@ -110,7 +118,8 @@ static void run_argmax(rq_cpu_worker *w, const void *args)
                 any = true;
             }
         }
-        if (rows[row].slot < a->n_sampled) a->sampled[rows[row].slot] = (int32_t)best;
+        if (is_last_of_slot(rows, w->active, row) && rows[row].slot < a->n_sampled)
+            a->sampled[rows[row].slot] = (int32_t)best;
     }
 }
 
