@@ -57,8 +57,7 @@
  *     y[:,r] = persist[:, step.rows[r].token]; rows from n_rows on are zero or untouched. Reads STEP.
  * ARGMAX          logits f32 [V, R], sampled i32 [n_seqs] (written)   nothing
  *     sampled[step.rows[r].slot] = index of the largest logit, ties to the lower, NaN never wins (all NaN:
- *     0). Rows that name the same slot leave one of their ids there, unspecified which. Of rows with the same slot the last
- *     counts. Reads STEP.
+ *     0). Of rows with the same slot the last counts. Reads STEP.
  * The fused kinds are in tape/fuse.h. */
 /* clang-format on */
 #ifndef RQ_OPS_H
