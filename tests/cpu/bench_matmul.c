@@ -42,7 +42,7 @@ static double product_s(const rq_cpu_isa *isa, rq_type type, const uint8_t *w, i
                         const uint8_t *acts, int T, float *y, void *scratch)
 {
     double best = 1e9, begin = now_s();
-    for (int pass = 0; pass < 5 && (pass < 2 || now_s() - begin < 0.5); pass++) {
+    for (int pass = 0; pass < 40 && (pass < 3 || now_s() - begin < 0.15); pass++) {
         double t = now_s();
         rq_matmul_rows(isa, type, w, rq_row_bytes(type, N_IN), N_IN, 0, rows, acts,
                        rq_matmul_act_bytes(type, N_IN), T, y, (size_t)rows, scratch);
@@ -70,7 +70,7 @@ int main(int argc, char **argv)
     memset(w, 1, budget);
     for (size_t i = 0; i < (size_t)N_IN * MAX_T; i++) x[i] = rq_test_normal(&g);
     printf("%s, one thread, n_in %d; plain read %.1f GB/s\n", isa->name, N_IN, read_speed(w, budget));
-    printf("%-8s %7s %6s | %22s | GMAC/s T=2 %6s %6s %6s %6s | quantise GB/s\n", "type", "in cache", "T=1",
+    printf("%-8s %7s %6s | %22s | GMAC/s T = %6s %6s %6s %6s | quantise GB/s\n", "type", "in cache", "T=1",
            "T=2, 4, 8 (GB/s)", "8", "16", "64", "512");
     for (uint32_t id = 0; id < RQ_TYPE_LIMIT; id++) {
         const rq_type_info *info = rq_type_get(id);
@@ -91,7 +91,7 @@ int main(int argc, char **argv)
             rq_matmul_quantize_act(isa, (rq_type)id, x + (size_t)i * N_IN,
                                    acts + (size_t)i * rq_matmul_act_bytes((rq_type)id, N_IN), N_IN);
         double quantize = (double)N_IN * MAX_T * 4 / (now_s() - t) * 1e-9;
-        double bytes = (double)rows * (double)row * 1e-9, macs = 512.0 * N_IN * 1e-9;
+        double bytes = (double)rows * (double)row * 1e-9, macs = (double)N_IN * 1e-9;
         double hot = 1e9;
         for (int i = 0; i < 20; i++) {
             double h = product_s(isa, (rq_type)id, w, 64, acts, 1, y, scratch);
@@ -101,13 +101,13 @@ int main(int argc, char **argv)
         double s2 = product_s(isa, (rq_type)id, w, rows / 16 * 16, acts, 2, y, scratch);
         double s4 = product_s(isa, (rq_type)id, w, rows, acts, 4, y, scratch);
         double s8 = product_s(isa, (rq_type)id, w, rows / 2, acts, 8, y, scratch) * 2;
-        double s16 = product_s(isa, (rq_type)id, w, 512, acts, 16, y, scratch);
-        double s64 = product_s(isa, (rq_type)id, w, 512, acts, 64, y, scratch);
-        double s512 = product_s(isa, (rq_type)id, w, 512, acts, 512, y, scratch);
+        double s16 = product_s(isa, (rq_type)id, w, 128, acts, 16, y, scratch);
+        double s64 = product_s(isa, (rq_type)id, w, 64, acts, 64, y, scratch);
+        double s512 = product_s(isa, (rq_type)id, w, 32, acts, 512, y, scratch);
         printf("%-8s %7.1f %6.1f | %6.1f  %6.1f  %6.1f |     %6s %6.1f %6.1f %6.1f %6.1f | %.1f\n",
                info->name, 64 * (double)row * 1e-9 / hot, bytes / s1, bytes / s2, bytes / s4, bytes / s8, "",
-               macs * 8 * (double)rows / 512 / s8, macs * 16 / s16, macs * 64 / s64, macs * 512 / s512,
-               quantize);
+               macs * 8 * (double)rows / s8, macs * 16 * 128 / s16, macs * 64 * 64 / s64,
+               macs * 512 * 32 / s512, quantize);
         fflush(stdout);
     }
     rq_free(w);

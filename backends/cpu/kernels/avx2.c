@@ -1,6 +1,6 @@
 /* avx2.c - matrix kernels for AVX2 + FMA + F16C.
  *
- * One column: x86_gemv.h. More: tiles of 16 rows x 256 elements (about 6 KB, in the first-level cache) against
+ * Few columns: x86_gemv.h. More: tiles of 16 rows x 256 elements (about 6 KB, in the first-level cache) against
  * four columns at a time; per 4 elements two registers of codes meet four broadcast activations. Sums of
  * products stay in 16 bits as long as they fit (x86_types.h: chain), then meet the scales in 32 bits. */
 #include "backends/cpu/kernels/kernels.h"
@@ -13,10 +13,6 @@ RQ_INLINE __m256i four_bytes(const void *p)
 {
     return _mm256_set1_epi32((int)rq_ld32(p));
 }
-
-/* Keeps a running sum in its register: without it GCC turns the chain of additions into a tree and stores every
- * product on the stack (twice as slow). */
-#define KEEP(v) __asm__("" : "+x"(v))
 
 /* Products of 4 * steps elements, at most `chain` steps between widenings; each widening multiplies by `scale`
  * and adds into sum. w0, w1: the codes of 16 rows; q[t]: the activation codes of column t. */
@@ -36,13 +32,13 @@ RQ_INLINE void add_group(const __m256i *w0, const __m256i *w1, const int steps, 
             __m256i p1 = _mm256_maddubs_epi16(m1, sign ? _mm256_sign_epi8(x, c1) : x);
             s[0][t] = k % chain ? _mm256_add_epi16(s[0][t], p0) : p0;
             s[1][t] = k % chain ? _mm256_add_epi16(s[1][t], p1) : p1;
-            KEEP(s[0][t]);
-            KEEP(s[1][t]);
+            RQ_KEEP(s[0][t]);
+            RQ_KEEP(s[1][t]);
             if (k % chain == chain - 1 || k == steps - 1) {
                 sum[0][t] = _mm256_add_epi32(sum[0][t], _mm256_madd_epi16(s[0][t], scale[0]));
                 sum[1][t] = _mm256_add_epi32(sum[1][t], _mm256_madd_epi16(s[1][t], scale[1]));
-                KEEP(sum[0][t]);
-                KEEP(sum[1][t]);
+                RQ_KEEP(sum[0][t]);
+                RQ_KEEP(sum[1][t]);
             }
         }
     }

@@ -1,6 +1,6 @@
 /* avx512.c - matrix kernels for AVX-512 with VNNI.
  *
- * One column: the AVX2 code (memory sets the pace). More: a 512-bit register holds four codes of 16 rows; VNNI adds
+ * Few columns: the AVX2 code (memory sets the pace). More: a 512-bit register holds four codes of 16 rows; VNNI adds
  * the four products to a 32-bit sum, so nothing saturates and signed codes enter as code + 128. Eight columns at a
  * time, their activations broadcast by the instruction itself. Over SIMDe's emulation in tests (RQ_SIMDE). */
 #define RQ_VNNI

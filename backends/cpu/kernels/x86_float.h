@@ -1,14 +1,15 @@
 /* x86_float.h - F32, F16, BF16 (and F64) weights against float activations.
  *
  * Every output has eight partial sums, element k in sum k % 8, each an fma chain in order of k, added by a fixed
- * tree at the end. One column converts weights in registers; more columns convert a tile of 16 rows x 256
- * elements once and carry the partial sums of all columns in scratch between tiles. */
+ * tree at the end. Up to 24 columns convert weights in registers (rows read again for further columns come from the cache);
+ * more columns convert a tile of 16 rows x 256 elements once and carry the partial sums of all columns in scratch
+ * between tiles. */
 #ifndef RQ_X86_FLOAT_H
 #define RQ_X86_FLOAT_H
 
 #include "backends/cpu/kernels/x86_common.h"
 
-enum { RQ_FT_ROWS = 16, RQ_FT_K = 256, RQ_FT_COLS = 128 };
+enum { RQ_FT_ROWS = 16, RQ_FT_K = 256, RQ_FT_COLS = 128, RQ_FT_FEW = 24 };
 
 RQ_INLINE __m256 rq_load_f32(const uint8_t *p)
 {
@@ -72,6 +73,55 @@ RQ_INLINE const uint8_t *rq_tail(const uint8_t *p, int n, int bytes, uint8_t buf
                 }                                                                                            \
             }                                                                                                \
             for (int i = 0; i < 8 && r + i < c->r1; i++) c->y[0][r + i] = rq_add_parts(acc[i]);              \
+        }                                                                                                    \
+    }                                                                                                        \
+    /* 4 rows x cols columns, all of n_in, straight from the weights. */                                     \
+    RQ_INLINE void rq_few_core_##name(const rq_mm_call *c, int64_t r, int t, const int cols)                 \
+    {                                                                                                        \
+        __m256 acc[4][3];                                                                                    \
+        const uint8_t *rows[4];                                                                              \
+        int tail = (int)(c->n_in % 8);                                                                       \
+        int64_t n = c->n_in - tail;                                                                          \
+        for (int i = 0; i < 4; i++) {                                                                        \
+            rows[i] = c->w + (size_t)(r + i < c->r1 ? r + i : c->r1 - 1) * c->row_bytes;                     \
+            for (int j = 0; j < cols; j++) acc[i][j] = _mm256_setzero_ps();                                  \
+        }                                                                                                    \
+        for (int64_t k = 0; k < n; k += 8) {                                                                 \
+            __m256 v[3];                                                                                     \
+            for (int j = 0; j < cols; j++) v[j] = _mm256_loadu_ps((const float *)c->acts[t + j] + k);        \
+            for (int i = 0; i < 4; i++) {                                                                    \
+                __m256 m = rq_load_##name(rows[i] + k * (bytes));                                            \
+                for (int j = 0; j < cols; j++) acc[i][j] = _mm256_fmadd_ps(m, v[j], acc[i][j]);              \
+            }                                                                                                \
+        }                                                                                                    \
+        for (int i = 0; i < 4 && tail; i++) {                                                                \
+            uint8_t buffer[64];                                                                              \
+            __m256 m = rq_load_##name(rq_tail(rows[i] + n * (bytes), tail, bytes, buffer));                  \
+            for (int j = 0; j < cols; j++) {                                                                 \
+                const float *x = (const float *)c->acts[t + j] + n;                                          \
+                __m256 v = rq_load_f32(rq_tail((const uint8_t *)x, tail, 4, buffer));                        \
+                acc[i][j] = _mm256_fmadd_ps(m, v, acc[i][j]);                                                \
+            }                                                                                                \
+        }                                                                                                    \
+        for (int j = 0; j < cols; j++)                                                                       \
+            for (int i = 0; i < 4 && r + i < c->r1; i++) c->y[t + j][r + i] = rq_add_parts(acc[i][j]);       \
+    }                                                                                                        \
+    static void rq_few_##name(const rq_mm_call *c)                                                           \
+    {                                                                                                        \
+        for (int64_t r = c->r0; r < c->r1; r += 4) {                                                         \
+            for (int t = 0; t < c->n_cols; t += 3) {                                                         \
+                switch (c->n_cols - t) {                                                                     \
+                case 1:                                                                                      \
+                    rq_few_core_##name(c, r, t, 1);                                                          \
+                    break;                                                                                   \
+                case 2:                                                                                      \
+                    rq_few_core_##name(c, r, t, 2);                                                          \
+                    break;                                                                                   \
+                default:                                                                                     \
+                    rq_few_core_##name(c, r, t, 3);                                                          \
+                    break;                                                                                   \
+                }                                                                                            \
+            }                                                                                                \
         }                                                                                                    \
     }                                                                                                        \
     /* Elements k .. k + n of a row to floats, n up to RQ_FT_K, filled up to a multiple of 8. */             \
@@ -170,6 +220,10 @@ static void rq_gemm_float(const rq_mm_call *c, int t0, int t1, int bytes,
     {                                                                                                        \
         if (c->n_cols == 1) {                                                                                \
             rq_gemv_##name(c);                                                                               \
+            return;                                                                                          \
+        }                                                                                                    \
+        if (c->n_cols <= RQ_FT_FEW) {                                                                        \
+            rq_few_##name(c);                                                                                \
             return;                                                                                          \
         }                                                                                                    \
         for (int t = 0; t < c->n_cols; t += RQ_FT_COLS)                                                      \

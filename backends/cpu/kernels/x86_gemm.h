@@ -93,18 +93,19 @@ _Static_assert(2 * sizeof(rq_tile) + 64 + RQ_MM_COLS * 16 * sizeof(float) <= RQ_
 _Static_assert(RQ_FT_COLS *RQ_FT_ROWS * 32 + RQ_FT_ROWS * RQ_FT_K * 4 <= RQ_MM_SCRATCH, "scratch");
 
 typedef struct rq_kernel {
-    void (*one)(const rq_mm_call *c);
+    void (*few)(const rq_mm_call *c);
+    int most; /* columns for `few` */
     rq_pack_fn pack;
     rq_core_fn core;
 } rq_kernel;
 
 #define RQ_ENTRY_256(id, name, block_bytes, is_signed, offset, has_min, group, chain, sign)                  \
-    [RQ_TYPE_##id] = {rq_gemv_##name, rq_pack_##name, rq_core_##name},
+    [RQ_TYPE_##id] = {rq_gemv_##name, RQ_FEW_256, rq_pack_##name, rq_core_##name},
 #define RQ_ENTRY_32(id, name, span_bytes, offset, has_min, chain, sign)                                      \
-    [RQ_TYPE_##id] = {rq_gemv_##name, rq_pack_##name, rq_core_##name},
+    [RQ_TYPE_##id] = {rq_gemv_##name, RQ_FEW_32, rq_pack_##name, rq_core_##name},
 static const rq_kernel rq_table[RQ_TYPE_LIMIT] = {
     RQ_TYPES_256(RQ_ENTRY_256)
-        RQ_TYPES_32(RQ_ENTRY_32)[RQ_TYPE_NVFP4] = {rq_gemv_nvfp4, rq_pack_nvfp4, rq_core_nvfp4},
+        RQ_TYPES_32(RQ_ENTRY_32)[RQ_TYPE_NVFP4] = {rq_gemv_nvfp4, 1, rq_pack_nvfp4, rq_core_nvfp4},
 };
 
 static void rq_matmul_any(const rq_mm_call *c)
@@ -126,8 +127,8 @@ static void rq_matmul_any(const rq_mm_call *c)
         break;
     }
     const rq_kernel *k = &rq_table[c->type];
-    if (c->n_cols == 1)
-        k->one(c);
+    if (c->n_cols <= k->most)
+        k->few(c);
     else
         rq_gemm(c, k->pack, k->core);
 }
