@@ -179,7 +179,7 @@ static void against_double(void **state)
 static void same_bytes(void **state)
 {
     (void)state;
-    static const int widths[] = {1, 2, 3, 5, 8, 9, 16, 33, 64, 70};
+    static const int widths[] = {1, 2, 3, 4, 5, 8, 9, 16, 24, 25, 33, 64, 70};
     static const int cuts[][5] = {{0, 1, 2, 17, 35}, {0, 3, 11, 16, 35}, {0, 17, 24, 34, 35}};
     const rq_cpu_isa *isa;
     for (size_t i = 0; (isa = implementation(i)); i++) {
