@@ -154,8 +154,7 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     return 0;
 }
 
-/* ---- cost
- * -------------------------------------------------------------------------------------------------- */
+/* ---- cost ------------------------------------------------------------------------------------------------ */
 
 static double elements(const rq_value *v)
 {
@@ -175,8 +174,8 @@ static double type_bytes(rq_type type)
 /* Flops of a primitive or fused operation; a multiply and an add count as two. */
 static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, double head_dims)
 {
-    const rq_value *in0 = op->in[0] ? &tape->values[op->in[0]] : NULL;
-    const rq_value *out = op->out[0] ? &tape->values[op->out[0]] : NULL;
+    /* Reference 0 is a value without elements. */
+    const rq_value *in0 = &tape->values[op->in[0]], *out = &tape->values[op->out[0]];
     switch (op->kind) {
     case RQ_OP_MATMUL:
     case RQ_OP_MATMUL_EXPERTS:
@@ -236,7 +235,7 @@ rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_gr
             uint32_t seen = g->window && g->window < kv_len ? g->window : kv_len;
             if (op->kind == RQ_OP_ATTEND) {
                 /* tokens of one sequence share what they read: once for up to RQ_TILE_TOKENS queries */
-                double tiles = (tape->bucket + RQ_TILE_TOKENS - 1) / RQ_TILE_TOKENS;
+                uint32_t tiles = (tape->bucket + RQ_TILE_TOKENS - 1) / RQ_TILE_TOKENS;
                 const rq_value *q = &tape->values[op->in[1]];
                 bytes = row * seen * tiles;
                 head_dims = (double)(g->dim_k + g->dim_v) * q->ne[1] * tape->bucket;

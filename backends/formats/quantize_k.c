@@ -106,7 +106,8 @@ static float fit_symmetric_block(const float *x, int lo, int scale_lo, int scale
     for (int k = 0; k < 16; k++) real[k] = rq_fit_symmetric(x + 16 * k, 16, lo, -lo - 1);
     float d = integer_scales(real, 16, scale_lo, scales);
     for (int i = 0; i < 256; i++) {
-        float inverse = rq_inverse(d * (float)scales[i / 16]);
+        int block = i / 16;
+        float inverse = rq_inverse(d * (float)scales[block]);
         codes[i] = (uint8_t)(rq_round_code(x[i] * inverse, lo, -lo - 1) - lo);
     }
     return d;

@@ -198,6 +198,8 @@ static rq_status argmax(const rq_ref_run *r)
     rq_ref_view x = rq_ref_in(r, 0), sampled = rq_ref_in(r, 1);
     const rq_step_header *h = rq_ref_step(r);
     const rq_row *rows = rq_step_at(r->env->step_words, h->rows);
+    int32_t *ids = (int32_t *)(void *)sampled.data;
+    if (!ids) return RQ_ERR_INTERNAL;
     for (uint32_t i = 0; i < r->tape->bucket && i < h->n_rows; i++) {
         uint32_t best = 0;
         float largest = -INFINITY;
@@ -207,7 +209,7 @@ static rq_status argmax(const rq_ref_run *r)
             largest = l;
             best = j;
         }
-        ((int32_t *)(void *)sampled.data)[rows[i].slot] = (int32_t)best;
+        ids[rows[i].slot] = (int32_t)best;
     }
     return RQ_OK;
 }
