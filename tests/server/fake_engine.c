@@ -5,7 +5,8 @@
  *   @delay=MS  time per token (1)                    @prompt=MS time for the prompt (0)
  *   @fail=N    fail after N tokens                   @device=N  the same, and the whole engine is gone
  *   @submit=1  rq_submit fails
- * The environment variable FAKE_LOAD_MS makes loading slow, and a model path holding "missing" fails. */
+ * The environment variable FAKE_LOAD_MS makes loading slow; a model path holding "missing" fails, one holding
+ * "plain" has no chat format. */
 #include "engine/rqvk.h"
 
 #include "backends/base/mem.h"
@@ -108,7 +109,7 @@ void rq_model_describe(const rq_model *model, rq_model_info *out)
                            .name = "fake",
                            .architecture = "fake",
                            .description = "fake 0B bytes",
-                           .chat_format = "chatml",
+                           .chat_format = strstr(model->path, "plain") ? "none" : "chatml",
                            .n_params = 1,
                            .file_bytes = 1,
                            .n_ctx_train = 4096,
@@ -184,6 +185,8 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
                            bool open_assistant, rq_tokens *out, size_t *boundaries, rq_error *err)
 {
     rq_status status = RQ_OK;
+    if (strstr(model->path, "plain"))
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "%s has no chat format", model->path);
     for (size_t i = 0; i < n_messages && status == RQ_OK; i++) {
         push(out, IM_START);
         status = rq_tokenize(model, messages[i].role, strlen(messages[i].role), 0, out, err);

@@ -258,6 +258,13 @@ def test_defaults_from_flags(start):
     assert a["choices"][0]["message"]["content"] == b["choices"][0]["message"]["content"]
 
 
+def test_model_without_chat_format(start):
+    server = start("-m", "plain.gguf")
+    for r in server.chat("x"), server.post("/apply-template", {"messages": user("x")}):
+        assert r.status_code == 400 and "chat format" in r.json()["error"]["message"]
+    assert server.post("/v1/completions", {"prompt": "@say=fine"}).json()["choices"][0]["text"] == "fine"
+
+
 def test_request_ids_differ(fake):
     ids = {fake.chat("x").headers["X-Request-Id"] for _ in range(5)}
     assert len(ids) == 5
