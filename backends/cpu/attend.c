@@ -241,7 +241,7 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
     a->max_pages = bindings->caps->max_pages;
     a->n_seqs = bindings->caps->n_seqs;
     a->n_kv = g->n_heads;
-    a->group = a->q.ne[1] / a->n_kv;
+    a->group = a->n_kv ? a->q.ne[1] / a->n_kv : 0;
     a->dim_k = g->dim_k;
     a->dim_v = g->dim_v;
     a->pad_v = (a->dim_v + RQ_PANEL - 1) / RQ_PANEL * RQ_PANEL;
@@ -254,8 +254,8 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
     }
     uint32_t bucket = rq_cpu_tape(b)->bucket, most = bucket < RQ_TILE_TOKENS ? bucket : RQ_TILE_TOKENS;
     a->block_queries = BLOCK_ROWS / a->group;
-    if (a->block_queries == 0) a->block_queries = 1;
     if (a->block_queries > most) a->block_queries = most;
+    if (a->block_queries == 0) a->block_queries = 1;
     a->max_blocks = (most + a->block_queries - 1) / a->block_queries;
 
     uint64_t rows = max_rows_of(a), own = 0;

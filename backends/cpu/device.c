@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -106,9 +107,12 @@ static uint64_t available_bytes(void)
     FILE *f = fopen("/proc/meminfo", "re");
     if (!f) return 0;
     char line[256];
-    unsigned long long kib = 0;
+    uint64_t kib = 0;
     while (fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) break;
+        if (strncmp(line, "MemAvailable:", 13) == 0) {
+            kib = strtoull(line + 13, NULL, 10);
+            break;
+        }
     fclose(f);
     return kib * 1024;
 }

@@ -29,11 +29,11 @@ typedef struct rq_event {
 } rq_event;
 
 struct rq_pool {
-    uint32_t n_workers, n_started;
+    _Alignas(64) rq_event start; /* word: number of runs begun */
     void (*fn)(void *arg, uint32_t worker);
     void *arg;
+    uint32_t n_workers, n_started;
     bool stop;
-    _Alignas(64) rq_event start;   /* word: number of runs begun */
     _Alignas(64) rq_event barrier; /* word: number of barriers passed */
     _Alignas(64) _Atomic uint32_t arrived;
     _Alignas(64) pthread_t threads[RQ_POOL_MAX];
