@@ -8,7 +8,8 @@
  * only. So a step is either
  *   narrow: at most 8 tokens, of any sessions: decoding sessions and prompt pieces of up to 8 tokens; or
  *   wide:   one piece of one session's prompt, cut at absolute positions that are multiples of n_piece.
- * Both depend on the session alone. Narrow and wide steps alternate: between two wide steps every session that
+ * Both depend on the session alone. The last token of a prompt is never part of a wide step, so that a request
+ * has the same bits when it is repeated and its prompt is found in the cache. Narrow and wide steps alternate: between two wide steps every session that
  * is decoding gets a token, and prompts take turns, so nobody starves. */
 #ifndef RQ_SCHED_H
 #define RQ_SCHED_H

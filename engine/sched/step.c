@@ -21,6 +21,8 @@ static uint32_t next_piece(const rq_sched *sc, const rq_session *s)
         size_t cut = (s->n_cached / n_piece + 1) * n_piece;
         if (s->evaluating && end > s->evaluation.first) end = s->evaluation.first;
         if (end > cut) end = cut;
+        /* the last token goes by itself, as it does when the same prompt comes again and all before is reused */
+        if (!s->evaluating && end == s->n_tokens && end - s->n_cached > RQ_NARROW_TOKENS) end--;
     }
     return (uint32_t)(end - s->n_cached);
 }

@@ -130,6 +130,10 @@ static void test_same_text_beside_others(void **state)
                     make_prompt(prompt[i], sizes[i], i, info.n_vocab);
                     start(s[0], prompt[i], sizes[i], i);
                     collect(s[0], &alone[i]);
+                    /* once more, with all but the last token found in the cache */
+                    start(s[0], prompt[i], sizes[i], i);
+                    collect(s[0], &beside);
+                    assert_memory_equal(&beside, &alone[i], sizeof beside);
                     assert_int_equal(rq_session_truncate(s[0], 0, NULL), RQ_OK);
                 }
                 rq_session_free(s[0]);
