@@ -8,10 +8,10 @@
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 typedef enum row_kind {
     ROW_MATMUL,  /* w [n, m] */
@@ -401,7 +401,11 @@ rq_status rq_bench_ops(const char *backend_name, uint32_t n_threads, const char 
     const rq_device_options options = {.n_threads = n_threads};
     rq_status s = backend->open(&options, &device, err);
     if (s) return s;
-    double bandwidth = copy_bandwidth(n_threads ? n_threads : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN));
+    cpu_set_t usable; /* as many as the device uses by itself */
+    if (n_threads == 0)
+        n_threads = sched_getaffinity(0, sizeof usable, &usable) ? 1 : (uint32_t)CPU_COUNT(&usable);
+    double bandwidth = copy_bandwidth(n_threads);
+    if (bandwidth == 0) s = rq_fail(err, RQ_ERR_MEMORY, "out of memory for measuring the copy bandwidth");
     for (size_t r = 0; r < sizeof ROWS / sizeof *ROWS && !s; r++)
         for (uint32_t type = 0; type < RQ_TYPE_LIMIT && !s; type++) {
             const rq_type_info *info = rq_type_get(type);

@@ -23,7 +23,7 @@ typedef struct list {
 
 typedef struct bench {
     const rq_engine_args *args;
-    list prompt, gen, depth, sequences;
+    list prompt, gen, depth, sequences, batch;
     uint32_t repetitions;
     bool warmup;
     const char *format_name;
@@ -147,6 +147,7 @@ static rq_status run_test(const bench *b, const rq_model *model, bench_row *row,
 
     rq_engine_params params = b->args->params;
     params.n_sessions = row->n_sequences;
+    params.n_batch = row->n_batch;
     params.n_ctx = row->n_depth + row->n_prompt + row->n_gen + 1;
     rq_engine *engine = NULL;
     lane lanes[MAX_SEQUENCES] = {0};
@@ -192,23 +193,25 @@ static rq_status run_tests(const bench *b, rq_error *err)
     rq_model_describe(model, &info);
     bench_print_head(stdout, b->format);
     bool first = true;
-    for (size_t q = 0; q < b->sequences.n && !s; q++)
-        for (size_t d = 0; d < b->depth.n && !s; d++)
-            for (size_t t = 0; t < b->prompt.n + b->gen.n && !s; t++) {
-                bench_row row = {.model_filename = info.path,
-                                 .model_type = info.description,
-                                 .model_size = info.file_bytes,
-                                 .model_n_params = info.n_params,
-                                 .n_depth = b->depth.values[d],
-                                 .n_sequences = b->sequences.values[q]};
-                if (t < b->prompt.n)
-                    row.n_prompt = b->prompt.values[t];
-                else
-                    row.n_gen = b->gen.values[t - b->prompt.n];
-                if (row.n_prompt + row.n_gen == 0) continue;
-                s = run_test(b, model, &row, first, err);
-                first = false;
-            }
+    size_t n_tests = b->prompt.n + b->gen.n, n_rows = b->batch.n * b->sequences.n * b->depth.n * n_tests;
+    for (size_t i = 0; i < n_rows && !s; i++) {
+        size_t t = i % n_tests, d = i / n_tests % b->depth.n, q = i / n_tests / b->depth.n % b->sequences.n;
+        size_t c = i / n_tests / b->depth.n / b->sequences.n;
+        bench_row row = {.model_filename = info.path,
+                         .model_type = info.description,
+                         .model_size = info.file_bytes,
+                         .model_n_params = info.n_params,
+                         .n_batch = b->batch.values[c],
+                         .n_depth = b->depth.values[d],
+                         .n_sequences = b->sequences.values[q]};
+        if (t < b->prompt.n)
+            row.n_prompt = b->prompt.values[t];
+        else
+            row.n_gen = b->gen.values[t - b->prompt.n];
+        if (row.n_prompt + row.n_gen == 0) continue;
+        s = run_test(b, model, &row, first, err);
+        first = false;
+    }
     bench_print_tail(stdout, b->format);
     rq_model_free(model);
     return s;
@@ -255,6 +258,7 @@ int main(int argc, char **argv)
                .gen = {{128}, 1, 0, 1 << 24},
                .depth = {{0}, 1, 0, 1 << 24},
                .sequences = {{1}, 1, 1, MAX_SEQUENCES},
+               .batch = {{512}, 1, 1, 2048},
                .repetitions = 5,
                .warmup = true,
                .format_name = "md"};
@@ -262,6 +266,16 @@ int main(int argc, char **argv)
     const char *filter = NULL;
     rq_options options = {0};
     rq_options_engine(&options, &engine_args);
+    for (size_t i = 0; i < options.n; i++) /* here the batch size is a list, like everything that is varied */
+        if (options.items[i].target == &engine_args.params.n_batch)
+            options.items[i] = (rq_option){.names = options.items[i].names,
+                                           .env = options.items[i].env,
+                                           .kind = RQ_OPT_CALL,
+                                           .call = parse_list,
+                                           .target = &b.batch,
+                                           .value = "N,...",
+                                           .shown = "512",
+                                           .help = "most tokens in one step, powers of two"};
     rq_options_heading(&options, "Tests");
     rq_options_add(&options, (rq_option){.names = "-p,--n-prompt",
                                          .kind = RQ_OPT_CALL,

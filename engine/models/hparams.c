@@ -74,7 +74,7 @@ static rq_status read_head_dims(rq_model *m, rq_error *err)
     uint32_t n_head = m->layers[0].n_head;
     uint32_t fallback = hp->n_embd / n_head;
     rq_status s = opt_u32(m, "attention.key_length", 1, MAX_HEAD_DIM, fallback, &hp->dim_k, err);
-    if (!s) s = opt_u32(m, "attention.value_length", 1, MAX_HEAD_DIM, hp->dim_k, &hp->dim_v, err);
+    if (!s) s = opt_u32(m, "attention.value_length", 1, MAX_HEAD_DIM, fallback, &hp->dim_v, err);
     if (!s) s = opt_u32(m, "rope.dimension_count", 2, MAX_HEAD_DIM, hp->dim_k, &hp->n_rot, err);
     if (s) return s;
     if (hp->dim_k == 0 || hp->dim_k > MAX_HEAD_DIM || hp->dim_k % 8 || hp->dim_v % 8)
