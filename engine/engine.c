@@ -158,8 +158,11 @@ static rq_status plan_numbers(const rq_model *m, const rq_engine_params *p, engi
                        plan->n_sessions, plan->n_ctx);
     for (uint32_t g = 0; g < m->n_groups; g++) {
         plan->group_pages[g] = (uint32_t)pages;
-        plan->cache_bytes += pages * rq_page_layout_of(&plan->groups[g]).page_bytes +
-                             4ull * rq_cache_pages_for(plan->n_ctx) * plan->n_sessions; /* page tables */
+        uint64_t tables = 4ull * rq_cache_pages_for(plan->n_ctx) * plan->n_sessions, pool;
+        if (!rq_mul_u64(pages, rq_page_layout_of(&plan->groups[g]).page_bytes, &pool) ||
+            !rq_add_u64(pool, tables, &pool) || !rq_add_u64(plan->cache_bytes, pool, &plan->cache_bytes))
+            return rq_fail(err, RQ_ERR_ARGUMENT, "a cache of %llu pages has more bytes than can be counted",
+                           (unsigned long long)pages);
     }
     return RQ_OK;
 }
