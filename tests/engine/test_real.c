@@ -93,7 +93,7 @@ static void collect(rq_session *s, answer *a)
     memset(a, 0, sizeof *a);
     rq_event e;
     do {
-        assert_int_equal(rq_next(s, &e, 60000, NULL), RQ_OK);
+        assert_int_equal(rq_next(s, &e, -1, NULL), RQ_OK);
         if (e.token >= 0) {
             a->ids[a->n] = e.token;
             a->logprobs[a->n++] = e.chosen.logprob;
@@ -226,9 +226,9 @@ static void test_file_truncated_during_generation(void **state)
     r.ignore_eos = true;
     assert_int_equal(rq_submit(s, prompt, 10, NULL, 0, &r, NULL), RQ_OK);
     rq_event e;
-    for (int i = 0; i < 5; i++) assert_int_equal(rq_next(s, &e, 60000, NULL), RQ_OK);
+    for (int i = 0; i < 5; i++) assert_int_equal(rq_next(s, &e, -1, NULL), RQ_OK);
     assert_int_equal(truncate(path, 4096), 0);
-    do assert_int_equal(rq_next(s, &e, 60000, NULL), RQ_OK);
+    do assert_int_equal(rq_next(s, &e, -1, NULL), RQ_OK);
     while (e.finish == RQ_FINISH_NONE);
     assert_int_equal(e.finish, RQ_FINISH_ERROR);
     assert_true(strlen(e.error.text) > 20);
