@@ -189,12 +189,14 @@ static void run_gather(rq_cpu_worker *w, const void *args)
     const int32_t *order = a->block + a->layout.order;
     const void **act_rows = (const void **)(w->shared + a->act_rows);
     float **y_rows = (float **)(w->shared + a->y_rows);
-    uint32_t unit, n = (uint32_t)a->block[0];
-    while (rq_cpu_take(w, (n + 1023) / 1024, &unit))
+    uint32_t unit, most = tokens_of(w, a) * a->n_used;
+    while (rq_cpu_take(w, (most + 1023) / 1024, &unit)) {
+        uint32_t n = (uint32_t)a->block[0];
         for (uint32_t i = unit * 1024; i < n && i < (unit + 1) * 1024; i++) {
             act_rows[i] = act_row(w, a, (uint32_t)order[i]);
             y_rows[i] = a->y + (uint64_t)order[i] * a->y_pair;
         }
+    }
 }
 
 static void unit_range(const experts_args *a, uint32_t unit, uint32_t *r0, uint32_t *r1)

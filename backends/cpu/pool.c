@@ -1,4 +1,4 @@
-/* pool.c - worker threads, wake-up and barrier. See pool.h.
+/* pool.c - worker threads, wake-up and waiting. See pool.h.
  *
  * Both waits are the same pattern: a 32-bit word changes when the wait is over. A waiter reads the word, spins,
  * then announces itself in `sleepers`, looks again and sleeps on the word (futex). Whoever changes the word
@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 /* Looks at the word before sleeping. One look takes about 20-50 ns (a pause instruction), so this is some tens
- * of microseconds: longer than a barrier between two operations, shorter than a turn of another process. */
+ * of microseconds: longer than most waits for another worker's last unit, shorter than a turn of another process. */
 enum { SPINS = 1000 };
 
 typedef struct rq_event {
@@ -28,14 +28,17 @@ typedef struct rq_event {
     _Atomic uint32_t sleepers;
 } rq_event;
 
+/* Bit of `gate`: a run is on and helpers may enter. The other bits count the helpers inside. */
+#define GATE_OPEN 0x80000000u
+
 struct rq_pool {
     _Alignas(64) rq_event start; /* word: number of runs begun */
     void (*fn)(void *arg, uint32_t worker);
     void *arg;
     uint32_t n_workers, n_started;
-    bool stop;
-    _Alignas(64) rq_event barrier; /* word: number of barriers passed */
-    _Alignas(64) _Atomic uint32_t arrived;
+    _Atomic bool stop;
+    _Alignas(64) rq_event progress; /* word: number of completions */
+    _Alignas(64) _Atomic uint32_t gate;
     _Alignas(64) pthread_t threads[RQ_POOL_MAX];
 };
 
@@ -83,16 +86,27 @@ uint32_t rq_pool_processors(void)
     return n > 0 ? (uint32_t)n : 1;
 }
 
-void rq_pool_barrier(rq_pool *pool)
+void rq_pool_progress(rq_pool *pool)
 {
-    if (pool->n_workers == 1) return;
-    uint32_t old = atomic_load_explicit(&pool->barrier.word, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 == pool->n_workers) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed); /* before the word lets anybody on */
-        event_signal(&pool->barrier);
-    } else {
-        event_wait(&pool->barrier, old);
+    event_signal(&pool->progress);
+}
+
+void rq_pool_wait(rq_pool *pool, bool (*done)(const void *arg), const void *arg)
+{
+    for (;;) {
+        uint32_t old = atomic_load(&pool->progress.word); /* before looking: a later completion changes it */
+        if (done(arg)) return;
+        event_wait(&pool->progress, old);
     }
+}
+
+/* Enters the run that is on; false when there is none. */
+static bool enter(rq_pool *pool)
+{
+    uint32_t gate = atomic_load(&pool->gate);
+    while (gate & GATE_OPEN)
+        if (atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1)) return true;
+    return false;
 }
 
 static void *worker_main(void *arg)
@@ -100,12 +114,21 @@ static void *worker_main(void *arg)
     rq_pool *pool = ((rq_pool_thread *)arg)->pool;
     uint32_t worker = ((rq_pool_thread *)arg)->worker;
     rq_free(arg);
-    for (uint32_t seen = 0;; seen++) {
+    for (uint32_t seen = 0;;) {
         event_wait(&pool->start, seen);
-        if (pool->stop) return NULL;
+        seen = atomic_load(&pool->start.word); /* runs that were missed are over */
+        if (atomic_load(&pool->stop)) return NULL;
+        if (!enter(pool)) continue;
+        seen = atomic_load(&pool->start.word); /* of the run entered: none begins while somebody is inside */
         pool->fn(pool->arg, worker);
-        rq_pool_barrier(pool);
+        atomic_fetch_sub(&pool->gate, 1);
+        event_signal(&pool->progress);
     }
+}
+
+static bool all_left(const void *pool)
+{
+    return atomic_load(&((const rq_pool *)pool)->gate) == 0;
 }
 
 void rq_pool_run(rq_pool *pool, void (*fn)(void *arg, uint32_t worker), void *arg)
@@ -114,11 +137,13 @@ void rq_pool_run(rq_pool *pool, void (*fn)(void *arg, uint32_t worker), void *ar
         fn(arg, 0);
         return;
     }
-    pool->fn = fn;
+    pool->fn = fn; /* nobody is inside: the gate is closed and the last run saw everybody leave */
     pool->arg = arg;
+    atomic_store(&pool->gate, GATE_OPEN);
     event_signal(&pool->start);
     fn(arg, 0);
-    rq_pool_barrier(pool);
+    atomic_fetch_and(&pool->gate, ~GATE_OPEN);
+    rq_pool_wait(pool, all_left, pool);
 }
 
 uint32_t rq_pool_size(const rq_pool *pool)
@@ -129,7 +154,7 @@ uint32_t rq_pool_size(const rq_pool *pool)
 void rq_pool_destroy(rq_pool *pool)
 {
     if (!pool) return;
-    pool->stop = true;
+    atomic_store(&pool->stop, true);
     if (pool->n_started) event_signal(&pool->start);
     for (uint32_t i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
     rq_free(pool);

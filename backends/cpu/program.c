@@ -16,11 +16,6 @@ typedef struct rq_instr {
     bool barrier;
 } rq_instr;
 
-/* One counter of units per cache line: workers hammer it. */
-typedef struct rq_counter {
-    _Alignas(64) _Atomic uint32_t next;
-} rq_counter;
-
 typedef enum rq_extent { RQ_EXTENT_BUCKET, RQ_EXTENT_TOKENS, RQ_EXTENT_ROWS } rq_extent;
 
 enum { ARGS_CHUNK = 16 * 1024 };
@@ -35,7 +30,7 @@ typedef struct rq_cpu_program {
     rq_program base;
     rq_instr *instrs;
     size_t n_instrs, cap_instrs;
-    rq_counter *counters;
+    rq_cpu_counter *counters;
     rq_args_chunk *args;
     uint32_t bucket;
     rq_extent extent; /* what `active` counts */
@@ -481,6 +476,28 @@ static uint32_t active_of(const rq_cpu_program *p, const rq_step_header *h)
     return n < p->bucket ? n : p->bucket;
 }
 
+/* Instructions whose units must be done before the next barrier lets anybody on. */
+typedef struct interval {
+    const rq_cpu_counter *first, *end;
+} interval;
+
+static bool interval_done(const void *arg)
+{
+    const interval *now = arg;
+    for (const rq_cpu_counter *c = now->first; c < now->end; c++)
+        if (atomic_load_explicit(&c->done, memory_order_acquire) <
+            atomic_load_explicit(&c->total, memory_order_relaxed))
+            return false;
+    return true;
+}
+
+/* Waits for the interval and begins the next one. */
+static void meet(rq_pool *pool, const rq_cpu_worker *w, interval *now)
+{
+    if (w->count > 1) rq_pool_wait(pool, interval_done, now);
+    now->first = now->end;
+}
+
 static void run_worker(void *arg, uint32_t worker)
 {
     const rq_cpu_launch *launch = arg;
@@ -502,18 +519,21 @@ static void run_worker(void *arg, uint32_t worker)
     };
     uint64_t *ns = worker == 0 ? launch->ns : NULL;
     uint64_t before = ns ? now_ns() : 0;
+    interval now = {p->counters, p->counters};
     for (size_t i = 0; i < p->n_instrs; i++) {
         const rq_instr *in = &p->instrs[i];
-        if (launch->ns ? i > 0 : in->barrier) rq_pool_barrier(d->pool);
+        if (launch->ns ? i > 0 : in->barrier) meet(d->pool, &w, &now);
         if (ns) {
-            uint64_t now = now_ns();
-            if (i > 0) ns[p->instrs[i - 1].op] += now - before;
-            before = now;
+            uint64_t time = now_ns();
+            if (i > 0) ns[p->instrs[i - 1].op] += time - before;
+            before = time;
         }
-        w.next = &p->counters[i].next;
+        w.counter = &p->counters[i];
+        now.end = w.counter + 1;
         in->fn(&w, in->args);
+        rq_cpu_finish(&w);
     }
-    if (launch->ns) rq_pool_barrier(d->pool);
+    if (worker == 0) meet(d->pool, &w, &now);
     if (ns && p->n_instrs) ns[p->instrs[p->n_instrs - 1].op] += now_ns() - before;
 }
 
@@ -567,8 +587,11 @@ static rq_status launch_program(rq_cpu_program *p, const uint32_t *words, uint64
         return rq_fail(err, RQ_ERR_INTERNAL, "the program reads a step and was given none");
     if (ns) memset(ns, 0, p->n_ops * sizeof *ns);
     if (d->reference) return run_reference(p, words, ns, err);
-    for (size_t i = 0; i < p->n_instrs; i++)
+    for (size_t i = 0; i < p->n_instrs; i++) {
         atomic_store_explicit(&p->counters[i].next, 0, memory_order_relaxed);
+        atomic_store_explicit(&p->counters[i].done, 0, memory_order_relaxed);
+        atomic_store_explicit(&p->counters[i].total, 0, memory_order_relaxed);
+    }
     rq_cpu_launch launch = {p, words, ns};
     rq_pool_run(d->pool, run_worker, &launch);
     return RQ_OK;

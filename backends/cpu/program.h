@@ -2,8 +2,11 @@
  *
  * A program is a flat list of instructions. Every worker walks the whole list; an instruction's work is cut into
  * units that the workers take one by one from a counter, so that unequally loaded processors share it well.
- * Which worker does a unit never changes a bit of its result. All workers meet before an instruction whose
- * `barrier` is set, and nowhere else. Pointers are resolved when the program is compiled; running it allocates
+ * Which worker does a unit never changes a bit of its result. Before an instruction whose `barrier` is set all
+ * units of the earlier ones must be done, and nowhere else is waited. What counts is units, not workers: one that
+ * comes late finds the first instructions done and walks past them, and until then the others do the work.
+ * Therefore the number of units an instruction has may depend on arguments and step alone, never on memory that
+ * later instructions write. Pointers are resolved when the program is compiled; running it allocates
  * nothing and looks nothing up but the step. */
 #ifndef RQ_CPU_PROGRAM_H
 #define RQ_CPU_PROGRAM_H
@@ -24,25 +27,47 @@ typedef struct rq_cpu_worker {
     uint32_t index, count; /* this worker, and how many there are */
     uint32_t active;       /* real tokens (head: rows) of the step; the rest of the bucket is padding */
     const uint32_t *words; /* the step, NULL when the tape reads none */
-    const rq_step_header *header; /* its start */
-    uint8_t *fixed;               /* scratch that lives through the program (rq_cpu_fixed) */
-    uint8_t *shared;              /* scratch of one instruction and what follows without a barrier */
-    uint8_t *own;                 /* this worker's scratch */
-    _Atomic uint32_t *next;       /* the instruction's counter of units taken */
+    const rq_step_header *header;   /* its start */
+    uint8_t *fixed;                 /* scratch that lives through the program (rq_cpu_fixed) */
+    uint8_t *shared;                /* scratch of one instruction and what follows without a barrier */
+    uint8_t *own;                   /* this worker's scratch */
+    struct rq_cpu_counter *counter; /* of the instruction in hand */
+    bool held;                      /* a unit of it was taken and is not done */
 } rq_cpu_worker;
 
-/* The next unit of the instruction, false when all `n` are taken. */
+/* Units of one instruction; on a cache line of its own, because the workers hammer it. */
+typedef struct rq_cpu_counter {
+    _Alignas(64) _Atomic uint32_t next; /* taken so far, or more */
+    _Atomic uint32_t done;
+    _Atomic uint32_t total; /* written by everybody who asks for a unit, always the same */
+} rq_cpu_counter;
+
+/* Gives back the unit in hand, if any, as done. */
+static inline void rq_cpu_finish(rq_cpu_worker *w)
+{
+    if (!w->held) return;
+    w->held = false;
+    uint32_t done = atomic_fetch_add_explicit(&w->counter->done, 1, memory_order_acq_rel) + 1;
+    if (done == atomic_load_explicit(&w->counter->total, memory_order_relaxed))
+        rq_pool_progress(w->device->pool);
+}
+
+/* The next unit of the instruction, false when all `n` are taken. The one before it is done. */
 static inline bool rq_cpu_take(rq_cpu_worker *w, uint32_t n, uint32_t *unit)
 {
-    if (w->count == 1) { /* no need for a locked instruction */
-        *unit = atomic_load_explicit(w->next, memory_order_relaxed);
+    rq_cpu_counter *c = w->counter;
+    if (w->count == 1) { /* no need for locked instructions */
+        *unit = atomic_load_explicit(&c->next, memory_order_relaxed);
         if (*unit >= n) return false;
-        atomic_store_explicit(w->next, *unit + 1, memory_order_relaxed);
+        atomic_store_explicit(&c->next, *unit + 1, memory_order_relaxed);
         return true;
     }
-    if (atomic_load_explicit(w->next, memory_order_relaxed) >= n) return false;
-    *unit = atomic_fetch_add_explicit(w->next, 1, memory_order_relaxed);
-    return *unit < n;
+    rq_cpu_finish(w);
+    atomic_store_explicit(&c->total, n, memory_order_relaxed);
+    if (atomic_load_explicit(&c->next, memory_order_relaxed) >= n) return false;
+    *unit = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
+    w->held = *unit < n;
+    return w->held;
 }
 
 /* Contents of the step. */

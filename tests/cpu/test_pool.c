@@ -1,5 +1,5 @@
-/* test_pool.c - every worker runs, barriers separate, work is visible, an idle pool sleeps. Meant to be run
- * under the thread sanitizer too. */
+/* test_pool.c - work is shared and done once, waiting separates, results are visible, nobody waits for a helper
+ * that does not come, an idle pool sleeps. Meant to be run under the thread sanitizer too. */
 #include "backends/base/mem.h"
 #include "backends/cpu/pool.h"
 
@@ -14,62 +14,91 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX = 8, ROUNDS = 200 };
+enum { ROUNDS = 100, UNITS = 16 };
 
 typedef struct job {
     rq_pool *pool;
-    uint32_t n;
-    uint32_t plain[MAX]; /* not atomic: the sanitizer sees a missing barrier */
-    uint32_t seen[MAX];
-    _Atomic uint32_t next, taken;
+    _Atomic uint32_t next[ROUNDS], done[ROUNDS];
+    uint32_t plain[ROUNDS][UNITS]; /* not atomic: the sanitizer sees a missing wait */
+    _Atomic uint32_t wrong, came;
 } job;
 
-/* Each worker writes its place, all meet, each reads everybody's place, all meet. */
-static void exchange(void *arg, uint32_t worker)
+typedef struct round_of {
+    const job *job;
+    uint32_t round;
+} round_of;
+
+static bool round_done(const void *arg)
+{
+    const round_of *r = arg;
+    return atomic_load(&r->job->done[r->round]) == UNITS;
+}
+
+/* Rounds of units; each unit reads all results of the round before. */
+static void work(void *arg, uint32_t worker)
 {
     job *j = arg;
-    for (uint32_t round = 1; round <= ROUNDS; round++) {
-        j->plain[worker] = round * 100 + worker;
-        rq_pool_barrier(j->pool);
-        for (uint32_t i = 0; i < j->n; i++)
-            if (j->plain[i] == round * 100 + i) j->seen[worker]++;
-        rq_pool_barrier(j->pool);
+    atomic_fetch_or(&j->came, 1u << worker);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        for (uint32_t unit; (unit = atomic_fetch_add(&j->next[round], 1)) < UNITS;) {
+            for (uint32_t i = 0; round && i < UNITS; i++)
+                if (j->plain[round - 1][i] != round * 100 + i) atomic_fetch_add(&j->wrong, 1);
+            j->plain[round][unit] += (round + 1) * 100 + unit;
+            if (atomic_fetch_add(&j->done[round], 1) + 1 == UNITS) rq_pool_progress(j->pool);
+        }
+        round_of r = {j, round};
+        rq_pool_wait(j->pool, round_done, &r);
     }
 }
 
-static void test_barrier(void **state)
+static void test_rounds(void **state)
 {
     (void)state;
+    static job j;
     for (uint32_t n = 1; n <= 5; n++) {
-        job j = {.n = n};
-        assert_int_equal(rq_pool_create(n, &j.pool, NULL), RQ_OK);
-        assert_int_equal(rq_pool_size(j.pool), n);
-        for (int again = 1; again <= 3; again++) {
-            rq_pool_run(j.pool, exchange, &j);
-            for (uint32_t i = 0; i < n; i++) assert_int_equal(j.seen[i], (uint32_t)again * ROUNDS * n);
+        rq_pool *pool;
+        assert_int_equal(rq_pool_create(n, &pool, NULL), RQ_OK);
+        assert_int_equal(rq_pool_size(pool), n);
+        for (int again = 0; again < 5; again++) {
+            memset(&j, 0, sizeof j);
+            j.pool = pool;
+            rq_pool_run(pool, work, &j);
+            assert_int_equal(atomic_load(&j.wrong), 0);
+            assert_true(atomic_load(&j.came) & 1);
+            assert_true(atomic_load(&j.came) < 1u << n);
+            for (uint32_t i = 0; i < UNITS; i++) assert_int_equal(j.plain[ROUNDS - 1][i], ROUNDS * 100 + i);
+            if (again == 2) usleep(2000); /* long enough for the helpers to fall asleep */
         }
-        rq_pool_destroy(j.pool);
+        rq_pool_destroy(pool);
     }
 }
 
-static void take(void *arg, uint32_t worker)
+/* Until every worker has come: helpers do help. */
+static void come(void *arg, uint32_t worker)
+{
+    job *j = arg;
+    atomic_fetch_or(&j->came, 1u << worker);
+    for (int i = 0; i < 20000 && atomic_load(&j->came) != 7; i++) usleep(1000);
+}
+
+static void count(void *arg, uint32_t worker)
 {
     (void)worker;
-    job *j = arg;
-    while (atomic_fetch_add(&j->next, 1) < 1000) atomic_fetch_add(&j->taken, 1);
+    atomic_fetch_add((_Atomic uint32_t *)arg, 1);
 }
 
-static void test_many_runs(void **state)
+static void test_helpers(void **state)
 {
     (void)state;
-    job j = {.n = 3};
+    job j = {.came = 0};
     assert_int_equal(rq_pool_create(3, &j.pool, NULL), RQ_OK);
-    for (int i = 0; i < 300; i++) {
-        atomic_store(&j.next, 0);
-        atomic_store(&j.taken, 0);
-        rq_pool_run(j.pool, take, &j);
-        assert_int_equal(atomic_load(&j.taken), 1000);
-        if (i % 100 == 0) usleep(2000); /* long enough for the workers to fall asleep */
+    rq_pool_run(j.pool, come, &j);
+    assert_int_equal(atomic_load(&j.came), 7);
+    /* short runs, most of them over before a helper wakes: at most one call for each worker and run */
+    for (int i = 0; i < 2000; i++) {
+        _Atomic uint32_t calls = 0;
+        rq_pool_run(j.pool, count, &calls);
+        assert_in_range(atomic_load(&calls), 1, 3);
     }
     rq_pool_destroy(j.pool);
 }
@@ -119,8 +148,8 @@ static void test_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_barrier),
-        cmocka_unit_test(test_many_runs),
+        cmocka_unit_test(test_rounds),
+        cmocka_unit_test(test_helpers),
         cmocka_unit_test(test_idle_sleeps),
         cmocka_unit_test(test_failures),
     };
