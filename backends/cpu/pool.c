@@ -28,8 +28,13 @@ typedef struct rq_event {
     _Atomic uint32_t sleepers;
 } rq_event;
 
-/* Bit of `gate`: a run is on and helpers may enter. The other bits count the helpers inside. */
-#define GATE_OPEN 0x80000000u
+/* `gate`: bit 31: a run is on and helpers may enter; bits 9 to 30: which run (modulo 2^22), so that no helper
+ * enters one twice; bits 0 to 8: helpers inside. */
+#define GATE_OPEN   0x80000000u
+#define GATE_RUN    0x7ffffe00u
+#define GATE_INSIDE 0x1ffu
+
+_Static_assert(RQ_POOL_MAX <= GATE_INSIDE, "the gate counts all helpers");
 
 struct rq_pool {
     _Alignas(64) rq_event start; /* word: number of runs begun */
@@ -100,12 +105,15 @@ void rq_pool_wait(rq_pool *pool, bool (*done)(const void *arg), const void *arg)
     }
 }
 
-/* Enters the run that is on; false when there is none. */
-static bool enter(rq_pool *pool)
+/* Enters the run that is on, unless it is *last; false when there is none. */
+static bool enter(rq_pool *pool, uint32_t *last)
 {
     uint32_t gate = atomic_load(&pool->gate);
-    while (gate & GATE_OPEN)
-        if (atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1)) return true;
+    while ((gate & GATE_OPEN) && (gate & GATE_RUN) != *last)
+        if (atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1)) {
+            *last = gate & GATE_RUN;
+            return true;
+        }
     return false;
 }
 
@@ -114,12 +122,11 @@ static void *worker_main(void *arg)
     rq_pool *pool = ((rq_pool_thread *)arg)->pool;
     uint32_t worker = ((rq_pool_thread *)arg)->worker;
     rq_free(arg);
-    for (uint32_t seen = 0;;) {
+    for (uint32_t seen = 0, last = GATE_RUN;;) {
         event_wait(&pool->start, seen);
         seen = atomic_load(&pool->start.word); /* runs that were missed are over */
         if (atomic_load(&pool->stop)) return NULL;
-        if (!enter(pool)) continue;
-        seen = atomic_load(&pool->start.word); /* of the run entered: none begins while somebody is inside */
+        if (!enter(pool, &last)) continue;
         pool->fn(pool->arg, worker);
         atomic_fetch_sub(&pool->gate, 1);
         event_signal(&pool->progress);
@@ -128,7 +135,7 @@ static void *worker_main(void *arg)
 
 static bool all_left(const void *pool)
 {
-    return atomic_load(&((const rq_pool *)pool)->gate) == 0;
+    return (atomic_load(&((const rq_pool *)pool)->gate) & GATE_INSIDE) == 0;
 }
 
 void rq_pool_run(rq_pool *pool, void (*fn)(void *arg, uint32_t worker), void *arg)
@@ -139,7 +146,8 @@ void rq_pool_run(rq_pool *pool, void (*fn)(void *arg, uint32_t worker), void *ar
     }
     pool->fn = fn; /* nobody is inside: the gate is closed and the last run saw everybody leave */
     pool->arg = arg;
-    atomic_store(&pool->gate, GATE_OPEN);
+    uint32_t run = (atomic_load(&pool->gate) + GATE_INSIDE + 1) & GATE_RUN;
+    atomic_store(&pool->gate, GATE_OPEN | run);
     event_signal(&pool->start);
     fn(arg, 0);
     atomic_fetch_and(&pool->gate, ~GATE_OPEN);
