@@ -11,11 +11,11 @@ import pytest
 
 CLI = os.environ["RQVK_CLI"]
 MODEL = os.environ["RQVK_MODEL"]
-ENV = {k: v for k, v in os.environ.items() if not re.match(r"(RQVK|LLAMA)_ARG", k)} | {"TERM": "xterm"}
+ENV = {k: v for k, v in os.environ.items() if not re.match(r"(RQVK|LLAMA)_ARG", k)} | {"TERM": "xterm", "RQVK_ARG_THREADS": "1"}
 
 
 def run(*args, model=MODEL, stdin="", **options):
-    return subprocess.run([CLI, "-m", str(model), *args], input=stdin.encode(), capture_output=True, timeout=30, env=ENV,
+    return subprocess.run([CLI, "-m", str(model), *args], input=stdin.encode(), capture_output=True, timeout=120, env=ENV,
                           **options)
 
 
@@ -76,7 +76,7 @@ def test_broken_pipe():
     p = subprocess.Popen([CLI, "-m", MODEL, "-p", "x", "--ignore-eos", "-c", "4096"], stdout=subprocess.PIPE, env=ENV)
     p.stdout.read(10)
     p.stdout.close()
-    p.wait(10)
+    p.wait(60)
 
 
 class Terminal:
@@ -89,7 +89,7 @@ class Terminal:
         self.seen = b""
         self.at = 0
 
-    def expect(self, pattern, seconds=15):
+    def expect(self, pattern, seconds=60):
         """Reads until the pattern appears after what was matched before; returns the match."""
         end = time.time() + seconds
         while True:
@@ -109,7 +109,7 @@ class Terminal:
     def type(self, text):
         os.write(self.fd, text)
 
-    def wait(self, seconds=10):
+    def wait(self, seconds=60):
         end = time.time() + seconds
         while time.time() < end:
             if select.select([self.fd], [], [], 0.02)[0]:
@@ -152,7 +152,7 @@ def test_interrupt_stops_the_answer():
     t.type(b"go\n")
     t.expect(rb"go\r\n.{40}")
     t.type(b"\x03")
-    t.expect(rb"\(stopped\).*answer \d+ tokens.*> ", 5)
+    t.expect(rb"\(stopped\).*answer \d+ tokens.*> ", 30)
     t.type(b"/stats\n")
     t.expect(rb"context: .*> ")
     t.type(b"half a line\x03")
@@ -174,17 +174,17 @@ def test_interrupt_of_one_shot():
 
 
 def test_no_escapes_reach_the_terminal():
-    """Random weights write random bytes: among a thousand tokens there are control characters."""
-    t = Terminal("-c", "1024", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
+    """Random weights write random bytes: among a few hundred tokens there are control characters."""
+    t = Terminal("-c", "384", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
                  "-p", "x")
-    assert t.wait(60) == 0
-    assert len(t.seen) > 2000
+    assert t.wait(120) == 0
+    assert len(t.seen) > 700
     # Standard error is the same terminal: its progress bar may clear its own line.
     text = t.seen.replace(b"\x1b[K", b"")
     assert not re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", text)
     assert not re.search(rb"\xc2[\x80-\x9f]", text)
     assert not re.search(rb"\r[^\n]", text.replace(b"\r\r\n", b"\r\n"))
     assert "\u2400".encode()[:2] in text  # some were there, shown as pictures
-    raw = run("-c", "1024", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
+    raw = run("-c", "384", "--ignore-eos", "--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-s", "3",
               "-p", "x").stdout
     assert re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", raw)  # a file receives what the model wrote

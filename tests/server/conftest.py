@@ -41,7 +41,7 @@ class Server:
 
     def wait_ready(self):
         assert self.port, "the server did not start: " + "\n".join(self.lines)
-        until = time.time() + 30
+        until = time.time() + 90
         while requests.get(self.url + "/health", timeout=10).status_code != 200:
             assert time.time() < until
             time.sleep(0.02)
@@ -51,10 +51,10 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def client(self, key="none", **options):
-        return openai.OpenAI(base_url=self.url + "/v1", api_key=key, timeout=30, max_retries=0, **options)
+        return openai.OpenAI(base_url=self.url + "/v1", api_key=key, timeout=120, max_retries=0, **options)
 
     def post(self, path, body=None, **options):
-        return requests.post(self.url + path, json=body, timeout=30, **options)
+        return requests.post(self.url + path, json=body, timeout=120, **options)
 
     def chat(self, text, **options):
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **options})
@@ -79,7 +79,7 @@ class Server:
     def signal(self, number):
         self.process.send_signal(number)
 
-    def wait(self, seconds=20):
+    def wait(self, seconds=60):
         code = self.process.wait(seconds)
         self.reader.join(5)
         return code
@@ -89,7 +89,7 @@ class Server:
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
             try:
-                code = self.wait(30)
+                code = self.wait(90)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise

@@ -283,7 +283,7 @@ def test_key_from_environment(start):
 def run(*args, **env):
     """Runs the server to its end."""
     clean = {k: v for k, v in os.environ.items() if not re.match(r"(RQVK|LLAMA)_(ARG|API)", k)}
-    return subprocess.run([program("RQVK_SERVE_FAKE"), *args], capture_output=True, text=True, timeout=20,
+    return subprocess.run([program("RQVK_SERVE_FAKE"), *args], capture_output=True, text=True, timeout=90,
                           env={**clean, **env})
 
 
@@ -442,7 +442,7 @@ def test_second_signal(start):
     time.sleep(0.2)
     assert server.process.poll() is None
     server.signal(signal.SIGINT)
-    assert server.wait(5) == 0
+    assert server.wait(30) == 0
     s.close()
 
 

@@ -141,7 +141,7 @@ def test_twenty_clients(real):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_vanished_client(stream):
-    server = Server(program("RQVK_SERVE"), "-m", MODEL, "-np", "2", "-c", "4096")
+    server = Server(program("RQVK_SERVE"), "-m", MODEL, "-t", "1", "-np", "2", "-c", "4096")
     body = json.dumps({"messages": user("hi"), "stream": stream, "ignore_eos": True}).encode()
     s = socket.create_connection(("127.0.0.1", server.port))
     s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
@@ -157,7 +157,7 @@ def test_vanished_client(stream):
 
 
 def test_vanished_client_during_prompt():
-    server = Server(program("RQVK_SERVE"), "-m", MODEL, "-np", "1", "-c", "200000", "-b", "64")
+    server = Server(program("RQVK_SERVE"), "-m", MODEL, "-t", "1", "-np", "1", "-c", "200000", "-b", "64")
     words = real_words(server, 150000)
     body = json.dumps({"prompt": words, "max_tokens": 1}).encode()
     s = socket.create_connection(("127.0.0.1", server.port))
@@ -178,7 +178,7 @@ def real_words(server, n):
 
 
 def test_shutdown_while_streaming():
-    server = Server(program("RQVK_SERVE"), "-m", MODEL, "-np", "2", "-c", "30000", "--stop-timeout", "0")
+    server = Server(program("RQVK_SERVE"), "-m", MODEL, "-t", "1", "-np", "2", "-c", "30000", "--stop-timeout", "0")
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(server.chat, "hi", stream=True, ignore_eos=True) for _ in range(3)]
         server.until(lambda m: m["rqvk_generated_tokens_total"] > 20)
@@ -193,7 +193,7 @@ def test_file_that_shrinks(tmp_path):
     """The engine fails, the process does not."""
     path = tmp_path / "model.gguf"
     shutil.copy(MODEL, path)
-    server = Server(program("RQVK_SERVE"), "-m", str(path), "-c", "30000")
+    server = Server(program("RQVK_SERVE"), "-m", str(path), "-t", "1", "-c", "30000")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         job = pool.submit(server.chat, "hi", ignore_eos=True)
         server.until(lambda m: m["rqvk_generated_tokens_total"] > 5)
