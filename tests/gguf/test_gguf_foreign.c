@@ -58,7 +58,7 @@ static void check_pair(census *c, char **f)
     const rq_gguf_kv *kv = rq_gguf_find(c->g, f[2]);
     assert_non_null(kv);
     assert_string_equal(rq_gguf_type_name(kv->type), f[3]);
-    assert_int_equal(kv->is_array, atol(f[4]));
+    assert_int_equal(kv->is_array, strtoull(f[4], NULL, 10));
     assert_int_equal(kv->count, strtoull(f[5], NULL, 10));
     uint32_t crc = 0;
     for (uint64_t i = 0; i < kv->count; i++) {
