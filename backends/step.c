@@ -25,14 +25,16 @@ void rq_step_caps_complete(rq_step_caps *caps)
     uint32_t split_tokens = at_most(caps->max_tokens, SPLIT_BUCKET);
     caps->max_partials = split_tokens * at_least(splits, 1);
     caps->max_work = at_least(tiles, caps->max_partials);
-    /* All pages of one sequence (a reused prefix) and the pages a full step fills. */
-    caps->max_edits = at_most(caps->n_groups * (caps->max_pages + tiles + caps->n_seqs), 1u << 20);
+    /* All pages of one sequence (a reused prefix) and the pages a full step fills, in both forms. */
+    caps->max_edits =
+        at_most(RQ_PAGE_FORMS * caps->n_groups * (caps->max_pages + tiles + caps->n_seqs), 1u << 20);
+    caps->max_encodes = tiles;
 }
 
 /* Offsets in words; the header's members are filled from these. */
 typedef struct layout {
-    uint32_t token_id, token_pos, token_run, token_slot[RQ_MAX_GROUPS], runs, work[RQ_MAX_GROUPS], rows,
-        edits, words;
+    uint32_t token_id, token_pos, token_run, token_slot[RQ_MAX_GROUPS], runs, work[RQ_MAX_GROUPS],
+        encodes[RQ_MAX_GROUPS], rows, edits, words;
 } layout;
 
 static uint32_t take(uint32_t *at, uint32_t words)
@@ -54,6 +56,8 @@ static layout layout_of(const rq_step_caps *caps)
     l.runs = take(&at, RQ_MAX_RUNS * (sizeof(rq_run) / 4));
     for (uint32_t g = 0; g < caps->n_groups; g++)
         l.work[g] = take(&at, caps->max_work * (sizeof(rq_work) / 4));
+    for (uint32_t g = 0; g < caps->n_groups; g++)
+        l.encodes[g] = take(&at, caps->max_encodes * (sizeof(rq_encode) / 4));
     l.rows = take(&at, RQ_HEAD_ROWS * (sizeof(rq_row) / 4));
     l.edits = take(&at, caps->max_edits * (sizeof(rq_edit) / 4));
     l.words = at;
@@ -85,6 +89,7 @@ void rq_step_init(rq_step *step, const rq_step_caps *caps, const rq_cache_group 
     h->words = l.words;
     memcpy(h->token_slot, l.token_slot, sizeof h->token_slot);
     memcpy(h->work, l.work, sizeof h->work);
+    memcpy(h->encodes, l.encodes, sizeof h->encodes);
     rq_step_reset(step);
 }
 
@@ -93,6 +98,7 @@ void rq_step_reset(rq_step *step)
     rq_step_header *h = step->header;
     h->n_tokens = h->n_runs = h->n_rows = h->n_edits = 0;
     memset(h->n_work, 0, sizeof h->n_work);
+    memset(h->n_encodes, 0, sizeof h->n_encodes);
 }
 
 static void *at(const rq_step *step, uint32_t offset)
@@ -135,15 +141,25 @@ int32_t rq_step_add_run(rq_step *step, uint32_t seq, const int32_t *ids, uint32_
     return (int32_t)first;
 }
 
-bool rq_step_add_edit(rq_step *step, uint32_t group, uint32_t seq, uint32_t index, uint32_t page)
+bool rq_step_add_edit(rq_step *step, uint32_t group, rq_page_form form, uint32_t seq, uint32_t index,
+                      uint32_t page)
 {
     rq_step_header *h = step->header;
     const rq_step_caps *caps = &step->caps;
-    if (h->n_edits == caps->max_edits || group >= caps->n_groups || seq >= caps->n_seqs ||
-        index >= caps->max_pages)
+    if (h->n_edits == caps->max_edits || group >= caps->n_groups || form >= RQ_PAGE_FORMS ||
+        seq >= caps->n_seqs || index >= caps->max_pages)
         return false;
     rq_edit *edits = at(step, h->edits);
-    edits[h->n_edits++] = (rq_edit){.group = group, .seq = seq, .index = index, .page = page};
+    edits[h->n_edits++] = (rq_edit){.group = group, .form = form, .seq = seq, .index = index, .page = page};
+    return true;
+}
+
+bool rq_step_add_encode(rq_step *step, uint32_t group, uint32_t exact, uint32_t coded)
+{
+    rq_step_header *h = step->header;
+    if (group >= step->caps.n_groups || h->n_encodes[group] == step->caps.max_encodes) return false;
+    rq_encode *encodes = at(step, h->encodes[group]);
+    encodes[h->n_encodes[group]++] = (rq_encode){.exact = exact, .coded = coded};
     return true;
 }
 

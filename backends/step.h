@@ -31,6 +31,8 @@ typedef struct rq_step_header {
     uint32_t runs;                      /* rq_run [RQ_MAX_RUNS] */
     uint32_t work[RQ_MAX_GROUPS];       /* rq_work [max_work] */
     uint32_t n_work[RQ_MAX_GROUPS];
+    uint32_t encodes[RQ_MAX_GROUPS];    /* rq_encode [max_encodes]: pages to bring into coded form */
+    uint32_t n_encodes[RQ_MAX_GROUPS];
     uint32_t rows;  /* rq_row [RQ_HEAD_ROWS] */
     uint32_t edits; /* rq_edit [max_edits]: page table entries to change before the step */
     uint32_t words; /* size of the whole block */
@@ -43,7 +45,6 @@ typedef struct rq_run {
     uint32_t count;
     uint32_t start;    /* position of its first token */
     uint32_t kv_len;   /* start + count: positions visible to its last token */
-    uint32_t boundary; /* B of its last token: pages from here on are read exact (DESIGN section 5) */
     uint32_t state;    /* state slot */
     uint32_t n_pending, n_accepted; /* lazy commit of draft checks */
 } rq_run;
@@ -65,10 +66,18 @@ typedef struct rq_row {
     uint32_t slot;  /* PERSIST sampled[slot] receives the arg-max */
 } rq_row;
 
+typedef enum rq_page_form { RQ_PAGE_EXACT, RQ_PAGE_CODED, RQ_PAGE_FORMS } rq_page_form;
+
 typedef struct rq_edit {
-    uint32_t group, seq, index; /* entry of the group's table */
-    uint32_t page;              /* its new page id */
+    uint32_t group, form, seq, index; /* entry of the group's table of exact or coded pages */
+    uint32_t page;                    /* its new page id, or RQ_NO_PAGE */
 } rq_edit;
+
+/* A page that becomes full in this step: exact page -> coded page. In a bucket above 8 every layer encodes it
+ * after it has written and before it attends; after a narrow step the encoding tape does it for all layers. */
+typedef struct rq_encode {
+    uint32_t exact, coded;
+} rq_encode;
 
 /* Capacities, fixed when an executor is created. */
 typedef struct rq_step_caps {
@@ -79,9 +88,10 @@ typedef struct rq_step_caps {
     uint32_t max_edits;
     uint32_t max_work;     /* work items per group */
     uint32_t max_partials; /* partial results (queries x splits) per group */
+    uint32_t max_encodes;  /* pages that can become full in a step, per group */
 } rq_step_caps;
 
-/* Fills the derived capacities (max_edits, max_work, max_partials) so that every legal step fits. */
+/* Fills the derived capacities (max_edits, max_work, max_partials, max_encodes) so that every legal step fits. */
 void rq_step_caps_complete(rq_step_caps *caps);
 
 /* Words of a step buffer of these capacities. */
@@ -102,11 +112,14 @@ void rq_step_reset(rq_step *step);
 
 /* Appends a run of `count` tokens of sequence slot `seq` starting at position `start`. ids as in token_id.
  * table[g] is the sequence's page table of group g (page ids by page index), already holding the pages the
- * run writes to. Returns the index of its first token, or -1 when it does not fit into the step. */
+ * run writes to (exact ones). Returns the index of its first token, or -1 when it does not fit into the step. */
 int32_t rq_step_add_run(rq_step *step, uint32_t seq, const int32_t *ids, uint32_t count, uint32_t start,
                         const uint32_t *const *table);
 /* false when the edit list is full: the step must go first. */
-bool rq_step_add_edit(rq_step *step, uint32_t group, uint32_t seq, uint32_t index, uint32_t page);
+bool rq_step_add_edit(rq_step *step, uint32_t group, rq_page_form form, uint32_t seq, uint32_t index,
+                      uint32_t page);
+/* false when the list is full. */
+bool rq_step_add_encode(rq_step *step, uint32_t group, uint32_t exact, uint32_t coded);
 /* false when RQ_HEAD_ROWS are taken. */
 bool rq_step_add_row(rq_step *step, uint32_t token, uint32_t slot);
 /* Pads to the bucket and writes the work lists. Split work (n_splits > 1) is made only in buckets <= 8.

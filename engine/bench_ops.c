@@ -280,7 +280,7 @@ static rq_status fill(rq_executor *ex, uint32_t tokens, uint32_t depth, const ui
     int32_t ids[RQ_MAX_BUCKET];
     for (uint32_t i = 0; i < tokens; i++) ids[i] = (int32_t)(i % 64);
     for (uint32_t p = 0; edits && p <= (depth + tokens - 1) / RQ_PAGE_TOKENS; p++)
-        if (!rq_step_add_edit(step, 0, 0, p, p))
+        if (!rq_step_add_edit(step, 0, RQ_PAGE_EXACT, 0, p, p))
             return rq_fail(err, RQ_ERR_INTERNAL, "the step's edit list is too short");
     if (rq_step_add_run(step, 0, ids, tokens, depth, &pages) < 0)
         return rq_fail(err, RQ_ERR_INTERNAL, "%u tokens do not fit into a step", tokens);

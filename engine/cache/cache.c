@@ -227,7 +227,8 @@ bool rq_cache_edits(rq_cache *c, uint32_t seq, rq_step *step)
     rq_seq *s = &c->seqs[seq];
     for (uint32_t g = 0; g < c->n_groups; g++)
         for (; s->n_known[g] < s->n_pages; s->n_known[g]++)
-            if (!rq_step_add_edit(step, g, seq, s->n_known[g], s->pages[g][s->n_known[g]])) return false;
+            if (!rq_step_add_edit(step, g, RQ_PAGE_EXACT, seq, s->n_known[g], s->pages[g][s->n_known[g]]))
+                return false;
     return true;
 }
 

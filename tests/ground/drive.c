@@ -47,7 +47,8 @@ rq_step *driver_fill(driver *d, const drive_piece *pieces, uint32_t n, bool rows
             ids[k] = drive_token(seq, start + k, d->n_vocab);
             uint32_t p = start + k;
             for (uint32_t g = 0; g < d->n_groups && (p % RQ_PAGE_TOKENS == 0); g++)
-                if (!rq_step_add_edit(step, g, seq, p / RQ_PAGE_TOKENS, table[g][p / RQ_PAGE_TOKENS]))
+                if (!rq_step_add_edit(step, g, RQ_PAGE_EXACT, seq, p / RQ_PAGE_TOKENS,
+                                      table[g][p / RQ_PAGE_TOKENS]))
                     return NULL;
         }
         int32_t first = rq_step_add_run(step, seq, ids, pieces[i].count, start, table);

@@ -351,7 +351,7 @@ static void two_steps_in_flight(void **state)
         assert_int_equal(rig_open(&r, &m, &v, NULL), RQ_OK);
         const uint32_t *table[1] = {r.drive.pages};
         rq_step *a = rq_executor_begin(r.ex, NULL);
-        assert_true(rq_step_add_edit(a, 0, 0, 0, table[0][0]));
+        assert_true(rq_step_add_edit(a, 0, RQ_PAGE_EXACT, 0, 0, table[0][0]));
         assert_int_equal(rq_step_add_run(a, 0, (int32_t[]){3, 5}, 2, 0, table), 0);
         assert_true(rq_step_add_row(a, 1, 2));
         assert_int_equal(rq_executor_submit(r.ex, a, NULL), RQ_OK);
@@ -374,7 +374,7 @@ static void two_steps_in_flight(void **state)
         const int32_t ids[3] = {3, 5, best};
         for (uint32_t i = 0; i < 3; i++) {
             rq_step *s = rq_executor_begin(r.ex, NULL);
-            if (i == 0) assert_true(rq_step_add_edit(s, 0, 1, 0, other[0][0]));
+            if (i == 0) assert_true(rq_step_add_edit(s, 0, RQ_PAGE_EXACT, 1, 0, other[0][0]));
             assert_int_equal(rq_step_add_run(s, 1, &ids[i], 1, i, other), 0);
             assert_true(rq_step_add_row(s, 0, 1));
             assert_int_equal(rq_executor_submit(r.ex, s, NULL), RQ_OK);
@@ -405,7 +405,7 @@ static void copied_pages_hold_the_same(void **state)
         assert_int_equal(rq_executor_copy_page(r.ex, 0, from, to, NULL), RQ_OK);
         r.drive.pages[1] = to;
         rq_step *step = rq_executor_begin(r.ex, NULL); /* a step of edits only */
-        assert_true(rq_step_add_edit(step, 0, 0, 1, to));
+        assert_true(rq_step_add_edit(step, 0, RQ_PAGE_EXACT, 0, 1, to));
         assert_int_equal(rq_executor_submit(r.ex, step, NULL), RQ_OK);
         assert_int_equal(driver_run(&r.drive, &(drive_piece){0, 30}, 1, out + 70 * n, NULL), RQ_OK);
         same(expected, out, n, LENGTH);
@@ -553,7 +553,7 @@ static void misuse_is_refused(void **state)
     assert_int_equal(rq_executor_wait(r.ex, step, &l, NULL), RQ_ERR_ARGUMENT);
     assert_int_equal(rq_executor_head(r.ex, step, &row, 1, &l, NULL), RQ_ERR_ARGUMENT);
     assert_int_equal(rq_executor_submit(r.ex, NULL, NULL), RQ_ERR_ARGUMENT);
-    assert_true(rq_step_add_edit(step, 0, 0, 0, 1 << 20)); /* no such page */
+    assert_true(rq_step_add_edit(step, 0, RQ_PAGE_EXACT, 0, 0, 1 << 20)); /* no such page */
     assert_int_equal(rq_executor_submit(r.ex, step, NULL), RQ_ERR_INTERNAL);
     step = driver_fill(&r.drive, &(drive_piece){0, 2}, 1, true);
     assert_int_equal(rq_executor_submit(r.ex, step, NULL), RQ_OK);

@@ -231,11 +231,12 @@ static void refusals(void **state)
     assert_false(rq_step_add_row(&f->step, 0, MAX_SEQS));
     for (uint32_t i = 0; i < RQ_HEAD_ROWS; i++) assert_true(rq_step_add_row(&f->step, i % 3, 0));
     assert_false(rq_step_add_row(&f->step, 0, 0));
-    assert_false(rq_step_add_edit(&f->step, 3, 0, 0, 0));
-    assert_false(rq_step_add_edit(&f->step, 0, MAX_SEQS, 0, 0));
-    assert_false(rq_step_add_edit(&f->step, 0, 0, MAX_PAGES, 0));
-    for (uint32_t i = 0; i < f->caps.max_edits; i++) assert_true(rq_step_add_edit(&f->step, 0, 0, 0, i));
-    assert_false(rq_step_add_edit(&f->step, 0, 0, 0, 0));
+    assert_false(rq_step_add_edit(&f->step, 3, RQ_PAGE_EXACT, 0, 0, 0));
+    assert_false(rq_step_add_edit(&f->step, 0, RQ_PAGE_EXACT, MAX_SEQS, 0, 0));
+    assert_false(rq_step_add_edit(&f->step, 0, RQ_PAGE_EXACT, 0, MAX_PAGES, 0));
+    for (uint32_t i = 0; i < f->caps.max_edits; i++)
+        assert_true(rq_step_add_edit(&f->step, 0, RQ_PAGE_EXACT, 0, 0, i));
+    assert_false(rq_step_add_edit(&f->step, 0, RQ_PAGE_EXACT, 0, 0, 0));
     assert_true(f->caps.max_edits >= 3 * MAX_PAGES);
     assert_int_equal(rq_step_finish(&f->step), 4);
     close_fixture(f);
