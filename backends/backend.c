@@ -1,8 +1,9 @@
 #include "backends/backend.h"
+#include "backends/vulkan/vulkan.h"
 
 #include <string.h>
 
-static const rq_backend *const backends[] = {&rq_backend_cpu, NULL};
+static const rq_backend *const backends[] = {&rq_backend_cpu, &rq_backend_vulkan, NULL};
 
 const rq_backend *const *rq_backends(void)
 {

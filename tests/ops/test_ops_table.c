@@ -458,7 +458,7 @@ static bool verbose;
 static void the_table(void **state)
 {
     /* Implementations by name; a device opens those it has. NULL: the backend's own choice. */
-    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
+    static const char *const names[] = {"scalar", "avx2", "avx512", "neon", "vulkan"};
     uint32_t n_opened = 0;
     for (const rq_backend *const *b = rq_backends(); *b; b++)
         for (uint32_t i = 0; i < sizeof names / sizeof *names; i++) {

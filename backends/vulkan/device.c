@@ -1,0 +1,237 @@
+/* device.c - opening and closing a Vulkan device, and the backend's table. */
+#include "backends/vulkan/vk.h"
+
+#include "backends/base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_DEVICES = 16 };
+
+rq_status vk_fail(vk_device *d, VkResult result, const char *what, rq_error *err)
+{
+    if (result == VK_ERROR_DEVICE_LOST) {
+        d->lost = true;
+        return rq_fail(err, RQ_ERR_DEVICE, "%s was lost during %s (a crash of its driver, or a reset)",
+                       d->properties.deviceName, what);
+    }
+    if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY || result == VK_ERROR_OUT_OF_HOST_MEMORY)
+        return rq_fail(err, RQ_ERR_MEMORY, "%s ran out of memory while %s", d->properties.deviceName, what);
+    return rq_fail(err, RQ_ERR_DEVICE, "%s failed while %s (Vulkan error %d)", d->properties.deviceName, what,
+                   (int)result);
+}
+
+static uint32_t vk_count(void)
+{
+    rq_error err;
+    vk_instance *in = vk_instance_open(&err);
+    if (!in) return 0;
+    VkPhysicalDevice devices[MAX_DEVICES];
+    uint32_t n = vk_instance_devices(in, devices, MAX_DEVICES);
+    vk_instance_close(in);
+    return n;
+}
+
+static void vk_close(rq_device *device)
+{
+    if (!device) return;
+    vk_device *d = (vk_device *)device;
+    if (d->device != VK_NULL_HANDLE) {
+        d->vk.vkDeviceWaitIdle(d->device);
+        while (d->steps) {
+            vk_step *s = d->steps;
+            d->steps = s->next;
+            if (s->memory) vk_release(&s->memory->base);
+            rq_free(s);
+        }
+        for (uint32_t i = 0; i < VK_RING; i++) {
+            vk_staging_free(d, &d->ring[i].words);
+            if (d->ring[i].fence != VK_NULL_HANDLE) d->vk.vkDestroyFence(d->device, d->ring[i].fence, NULL);
+        }
+        if (d->tables) vk_release(&d->tables->base);
+        if (d->scratch) vk_release(&d->scratch->base);
+        vk_staging_free(d, &d->staging);
+        if (d->transfer_fence != VK_NULL_HANDLE) d->vk.vkDestroyFence(d->device, d->transfer_fence, NULL);
+        vk_pipelines_free(d);
+        if (d->cache != VK_NULL_HANDLE) d->vk.vkDestroyPipelineCache(d->device, d->cache, NULL);
+        if (d->layout != VK_NULL_HANDLE) d->vk.vkDestroyPipelineLayout(d->device, d->layout, NULL);
+        if (d->commands != VK_NULL_HANDLE) d->vk.vkDestroyCommandPool(d->device, d->commands, NULL);
+        d->vk.vkDestroyDevice(d->device, NULL);
+    }
+    vk_instance_close(d->instance);
+    rq_free(d);
+}
+
+static rq_status choose(vk_device *d, const rq_device_options *options, rq_error *err)
+{
+    VkPhysicalDevice devices[MAX_DEVICES];
+    uint32_t n = vk_instance_devices(d->instance, devices, MAX_DEVICES);
+    if (n == 0) {
+        VkPhysicalDevice first;
+        uint32_t one = 1;
+        VkResult r = vkEnumeratePhysicalDevices(d->instance->handle, &one, &first);
+        if (r < 0 || one == 0) return rq_fail(err, RQ_ERR_DEVICE, "Vulkan finds no device on this machine");
+        VkPhysicalDeviceProperties p;
+        vkGetPhysicalDeviceProperties(first, &p);
+        return rq_fail(err, RQ_ERR_DEVICE, "%s, or its driver, lacks %s", p.deviceName,
+                       vk_device_lacks(first));
+    }
+    if (options->index >= n)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no Vulkan device %u: there %s %u, numbered from 0",
+                       options->index, n == 1 ? "is" : "are", n);
+    d->physical = devices[options->index];
+    VkPhysicalDeviceSubgroupProperties subgroup = {.sType =
+                                                       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES};
+    VkPhysicalDeviceProperties2 p = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                     .pNext = &subgroup};
+    vkGetPhysicalDeviceProperties2(d->physical, &p);
+    d->properties = p.properties;
+    d->subgroup_size = subgroup.subgroupSize;
+    vkGetPhysicalDeviceMemoryProperties(d->physical, &d->memory_properties);
+    return RQ_OK;
+}
+
+static rq_status make_device(vk_device *d, rq_error *err)
+{
+    VkQueueFamilyProperties families[32];
+    uint32_t n = 32;
+    vkGetPhysicalDeviceQueueFamilyProperties(d->physical, &n, families);
+    d->queue_family = UINT32_MAX;
+    for (uint32_t i = 0; i < n; i++) /* one for computing alone where there is */
+        if ((families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) &&
+            (d->queue_family == UINT32_MAX || !(families[i].queueFlags & VK_QUEUE_GRAPHICS_BIT)))
+            d->queue_family = i;
+    if (d->queue_family == UINT32_MAX)
+        return rq_fail(err, RQ_ERR_DEVICE, "%s has no queue for computing", d->properties.deviceName);
+    float priority = 1;
+    VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                     .queueFamilyIndex = d->queue_family,
+                                     .queueCount = 1,
+                                     .pQueuePriorities = &priority};
+    VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
+                                            .bufferDeviceAddress = VK_TRUE,
+                                            .scalarBlockLayout = VK_TRUE,
+                                            .storageBuffer8BitAccess = VK_TRUE};
+    VkPhysicalDeviceVulkan11Features f11 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES,
+                                            .pNext = &f12,
+                                            .storageBuffer16BitAccess = VK_TRUE};
+    VkPhysicalDeviceFeatures2 f = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2,
+                                   .pNext = &f11,
+                                   .features = {.shaderInt64 = VK_TRUE}};
+    VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                               .pNext = &f,
+                               .queueCreateInfoCount = 1,
+                               .pQueueCreateInfos = &queue};
+    VkResult r = vkCreateDevice(d->physical, &info, NULL, &d->device);
+    if (r != VK_SUCCESS) {
+        d->device = VK_NULL_HANDLE;
+        return vk_fail(d, r, "opening it", err);
+    }
+    volkLoadDeviceTable(&d->vk, d->device);
+    d->vk.vkGetDeviceQueue(d->device, d->queue_family, 0, &d->queue);
+    return RQ_OK;
+}
+
+static rq_status make_objects(vk_device *d, rq_error *err)
+{
+    VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                    .flags = VK_COMMAND_POOL_CREATE_RESET_COMMAND_BUFFER_BIT,
+                                    .queueFamilyIndex = d->queue_family};
+    VkPushConstantRange push = {VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof(vk_push)};
+    VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
+                                         .pushConstantRangeCount = 1,
+                                         .pPushConstantRanges = &push};
+    VkPipelineCacheCreateInfo cache = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO};
+    VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
+    VkCommandBuffer buffers[1 + VK_RING];
+    VkResult r = d->vk.vkCreateCommandPool(d->device, &pool, NULL, &d->commands);
+    if (r == VK_SUCCESS) r = d->vk.vkCreatePipelineLayout(d->device, &layout, NULL, &d->layout);
+    if (r == VK_SUCCESS) r = d->vk.vkCreatePipelineCache(d->device, &cache, NULL, &d->cache);
+    if (r == VK_SUCCESS) r = d->vk.vkCreateFence(d->device, &fence, NULL, &d->transfer_fence);
+    for (uint32_t i = 0; i < VK_RING && r == VK_SUCCESS; i++)
+        r = d->vk.vkCreateFence(d->device, &fence, NULL, &d->ring[i].fence);
+    if (r == VK_SUCCESS) {
+        VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                            .commandPool = d->commands,
+                                            .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                            .commandBufferCount = 1 + VK_RING};
+        r = d->vk.vkAllocateCommandBuffers(d->device, &info, buffers);
+    }
+    if (r != VK_SUCCESS) return vk_fail(d, r, "opening it", err);
+    d->transfer = buffers[0];
+    for (uint32_t i = 0; i < VK_RING; i++) d->ring[i].copy = buffers[1 + i];
+    d->pipelines = rq_calloc(VK_MAX_PIPELINES, sizeof *d->pipelines);
+    if (!d->pipelines) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the list of kernels");
+    rq_status status = vk_staging_make(d, VK_STAGING_BYTES, &d->staging, err);
+    if (status != RQ_OK) return status;
+    uint64_t bytes;
+    uint8_t *tables = vk_tables_make(&bytes);
+    if (!tables) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the tables of quantised types");
+    rq_memory *memory = NULL;
+    status = vk_adopt(&d->base, tables, bytes, "tables of quantised types", &memory, err);
+    d->tables = (vk_memory *)memory;
+    rq_free(tables);
+    return status;
+}
+
+static rq_status vk_open(const rq_device_options *options, rq_device **out, rq_error *err)
+{
+    static const rq_device_options defaults;
+    if (!options) options = &defaults;
+    if (options->implementation && strcmp(options->implementation, "vulkan") != 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "Vulkan has no implementation named \"%s\"",
+                       options->implementation);
+    vk_device *d = rq_calloc(1, sizeof *d);
+    if (!d) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while opening a Vulkan device");
+    d->base.backend = &rq_backend_vulkan;
+    d->instance = vk_instance_open(err);
+    rq_status status = d->instance ? choose(d, options, err) : RQ_ERR_DEVICE;
+    if (status == RQ_OK) status = make_device(d, err);
+    if (status == RQ_OK) status = make_objects(d, err);
+    if (status != RQ_OK) {
+        vk_close(&d->base);
+        return status;
+    }
+    *out = &d->base;
+    return RQ_OK;
+}
+
+static void vk_describe(rq_device *device, rq_device_info *out)
+{
+    const vk_device *d = (const vk_device *)device;
+    memset(out, 0, sizeof *out);
+    snprintf(out->name, sizeof out->name, "%s", d->properties.deviceName);
+    snprintf(out->features, sizeof out->features, "Vulkan %u.%u, subgroups of %u",
+             VK_API_VERSION_MAJOR(d->properties.apiVersion), VK_API_VERSION_MINOR(d->properties.apiVersion),
+             d->subgroup_size);
+    for (uint32_t i = 0; i < d->memory_properties.memoryHeapCount; i++)
+        if (d->memory_properties.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT &&
+            d->memory_properties.memoryHeaps[i].size > out->memory_bytes)
+            out->memory_bytes = d->memory_properties.memoryHeaps[i].size;
+    out->free_bytes = out->memory_bytes > d->taken_bytes ? out->memory_bytes - d->taken_bytes : 0;
+}
+
+uint32_t rq_vulkan_messages(const rq_device *device)
+{
+    return ((const vk_device *)device)->instance->n_messages;
+}
+
+const rq_backend rq_backend_vulkan = {
+    .name = "vulkan",
+    .count = vk_count,
+    .open = vk_open,
+    .close = vk_close,
+    .describe = vk_describe,
+    .alloc = vk_alloc,
+    .adopt = vk_adopt,
+    .release = vk_release,
+    .upload = vk_upload,
+    .download = vk_download,
+    .supports = vk_supports,
+    .implementation = vk_implementation,
+    .compile = vk_compile,
+    .destroy = vk_destroy,
+    .run = vk_run,
+    .wait = vk_wait,
+    .profile = vk_profile,
+};

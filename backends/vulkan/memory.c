@@ -1,0 +1,238 @@
+/* memory.c - device memory, and the way there and back through a staging buffer of fixed size. Memory that
+ * kernels use is never visible to the processor. */
+#include "backends/vulkan/vk.h"
+
+#include "backends/base/mem.h"
+
+#include <string.h>
+
+/* Index of a memory type with these properties, UINT32_MAX when there is none. */
+static uint32_t type_with(const vk_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted,
+                          VkMemoryPropertyFlags unwanted)
+{
+    for (uint32_t i = 0; i < d->memory_properties.memoryTypeCount; i++) {
+        VkMemoryPropertyFlags flags = d->memory_properties.memoryTypes[i].propertyFlags;
+        if ((allowed >> i & 1) && (flags & wanted) == wanted && !(flags & unwanted)) return i;
+    }
+    return UINT32_MAX;
+}
+
+/* Device memory that the processor cannot see, where there is such; on shared-memory devices any of it. */
+static uint32_t local_type(const vk_device *d, uint32_t allowed)
+{
+    uint32_t type =
+        type_with(d, allowed, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT);
+    if (type == UINT32_MAX) type = type_with(d, allowed, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0);
+    return type;
+}
+
+static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char *label, VkBuffer *buffer,
+                             VkDeviceMemory *memory, uint64_t *taken, rq_error *err)
+{
+    VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                               .size = bytes ? (bytes + 15) & ~15ull : 16,
+                               .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
+                                        (host ? 0u
+                                              : (VkBufferUsageFlags)VK_BUFFER_USAGE_STORAGE_BUFFER_BIT |
+                                                    VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT)};
+    VkResult r = d->vk.vkCreateBuffer(d->device, &info, NULL, buffer);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "making a buffer", err);
+    VkMemoryRequirements need;
+    d->vk.vkGetBufferMemoryRequirements(d->device, *buffer, &need);
+    uint32_t type =
+        host ? type_with(d, need.memoryTypeBits,
+                         VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, 0)
+             : local_type(d, need.memoryTypeBits);
+    r = VK_ERROR_OUT_OF_DEVICE_MEMORY;
+    if (type != UINT32_MAX) {
+        VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
+                                           .flags = VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT};
+        VkMemoryAllocateInfo allocate = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                                         .pNext = host ? NULL : &flags,
+                                         .allocationSize = need.size,
+                                         .memoryTypeIndex = type};
+        r = d->vk.vkAllocateMemory(d->device, &allocate, NULL, memory);
+        if (r == VK_SUCCESS) {
+            r = d->vk.vkBindBufferMemory(d->device, *buffer, *memory, 0);
+            if (r != VK_SUCCESS) d->vk.vkFreeMemory(d->device, *memory, NULL);
+        }
+    }
+    if (r != VK_SUCCESS) {
+        d->vk.vkDestroyBuffer(d->device, *buffer, NULL);
+        if (r == VK_ERROR_OUT_OF_DEVICE_MEMORY || r == VK_ERROR_OUT_OF_HOST_MEMORY)
+            return rq_fail(err, RQ_ERR_MEMORY, "%s has no %llu bytes of memory left for %s",
+                           d->properties.deviceName, (unsigned long long)bytes, label);
+        return vk_fail(d, r, "allocating memory", err);
+    }
+    *taken = need.size;
+    d->taken_bytes += need.size;
+    return RQ_OK;
+}
+
+/* ---- transfers ------------------------------------------------------------------------------------------- */
+
+static rq_status begin_transfer(vk_device *d, rq_error *err)
+{
+    VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                      .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+    VkResult r = d->vk.vkBeginCommandBuffer(d->transfer, &begin);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "recording a transfer", err);
+    VkMemoryBarrier all = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                           .srcAccessMask = VK_ACCESS_MEMORY_WRITE_BIT | VK_ACCESS_MEMORY_READ_BIT,
+                           .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
+    d->vk.vkCmdPipelineBarrier(d->transfer, VK_PIPELINE_STAGE_ALL_COMMANDS_BIT,
+                               VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &all, 0, NULL, 0, NULL);
+    return RQ_OK;
+}
+
+static rq_status end_transfer(vk_device *d, rq_error *err)
+{
+    VkMemoryBarrier all = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                           .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
+                           .dstAccessMask = VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
+    d->vk.vkCmdPipelineBarrier(d->transfer, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                               VK_PIPELINE_STAGE_ALL_COMMANDS_BIT | VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &all, 0,
+                               NULL, 0, NULL);
+    VkResult r = d->vk.vkEndCommandBuffer(d->transfer);
+    VkSubmitInfo submit = {
+        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &d->transfer};
+    if (r == VK_SUCCESS) r = d->vk.vkResetFences(d->device, 1, &d->transfer_fence);
+    if (r == VK_SUCCESS) r = d->vk.vkQueueSubmit(d->queue, 1, &submit, d->transfer_fence);
+    if (r == VK_SUCCESS) r = d->vk.vkWaitForFences(d->device, 1, &d->transfer_fence, VK_TRUE, UINT64_MAX);
+    return r == VK_SUCCESS ? RQ_OK : vk_fail(d, r, "a transfer", err);
+}
+
+static rq_status check_range(const rq_memory *m, uint64_t offset, uint64_t bytes, rq_error *err)
+{
+    if (offset > m->bytes || bytes > m->bytes - offset)
+        return rq_fail(err, RQ_ERR_ARGUMENT,
+                       "a transfer of %llu bytes at %llu does not fit memory of %llu bytes",
+                       (unsigned long long)bytes, (unsigned long long)offset, (unsigned long long)m->bytes);
+    return RQ_OK;
+}
+
+rq_status vk_upload(rq_memory *dst, uint64_t offset, const void *src, uint64_t bytes, rq_error *err)
+{
+    vk_device *d = (vk_device *)dst->device;
+    rq_status status = check_range(dst, offset, bytes, err);
+    for (uint64_t done = 0, n; status == RQ_OK && done < bytes; done += n) {
+        n = bytes - done < d->staging.bytes ? bytes - done : d->staging.bytes;
+        memcpy(d->staging.host, (const char *)src + done, (size_t)n);
+        status = begin_transfer(d, err);
+        if (status != RQ_OK) break;
+        VkBufferCopy copy = {.srcOffset = 0, .dstOffset = offset + done, .size = n};
+        d->vk.vkCmdCopyBuffer(d->transfer, d->staging.buffer, ((vk_memory *)dst)->buffer, 1, &copy);
+        status = end_transfer(d, err);
+    }
+    return status;
+}
+
+rq_status vk_download(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes, rq_error *err)
+{
+    vk_device *d = (vk_device *)src->device;
+    rq_status status = check_range(src, offset, bytes, err);
+    for (uint64_t done = 0, n; status == RQ_OK && done < bytes; done += n) {
+        n = bytes - done < d->staging.bytes ? bytes - done : d->staging.bytes;
+        status = begin_transfer(d, err);
+        if (status != RQ_OK) break;
+        VkBufferCopy copy = {.srcOffset = offset + done, .dstOffset = 0, .size = n};
+        d->vk.vkCmdCopyBuffer(d->transfer, ((vk_memory *)src)->buffer, d->staging.buffer, 1, &copy);
+        status = end_transfer(d, err);
+        if (status == RQ_OK) memcpy((char *)dst + done, d->staging.host, (size_t)n);
+    }
+    return status;
+}
+
+/* ---- allocation ------------------------------------------------------------------------------------------ */
+
+static rq_status fill_zero(vk_memory *m, rq_error *err)
+{
+    vk_device *d = (vk_device *)m->base.device;
+    rq_status status = begin_transfer(d, err);
+    if (status != RQ_OK) return status;
+    d->vk.vkCmdFillBuffer(d->transfer, m->buffer, 0, VK_WHOLE_SIZE, 0);
+    return end_transfer(d, err);
+}
+
+static rq_status allocate(rq_device *device, uint64_t bytes, const char *label, vk_memory **out,
+                          rq_error *err)
+{
+    vk_device *d = (vk_device *)device;
+    vk_memory *m = rq_calloc(1, sizeof *m);
+    if (!m) return rq_fail(err, RQ_ERR_MEMORY, "out of memory");
+    m->base = (rq_memory){.device = device, .bytes = bytes};
+    rq_status status = make_buffer(d, bytes, false, label ? label : "the device", &m->buffer, &m->memory,
+                                   &m->taken_bytes, err);
+    if (status != RQ_OK) {
+        rq_free(m);
+        return status;
+    }
+    VkBufferDeviceAddressInfo where = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO,
+                                       .buffer = m->buffer};
+    m->address = d->vk.vkGetBufferDeviceAddress(d->device, &where);
+    *out = m;
+    return RQ_OK;
+}
+
+rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err)
+{
+    vk_memory *m;
+    rq_status status = allocate(device, bytes, label, &m, err);
+    if (status != RQ_OK) return status;
+    status = fill_zero(m, err);
+    if (status == RQ_OK)
+        *out = &m->base;
+    else
+        vk_release(&m->base);
+    return status;
+}
+
+rq_status vk_adopt(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
+                   rq_error *err)
+{
+    vk_memory *m;
+    rq_status status = allocate(device, bytes, label, &m, err);
+    if (status != RQ_OK) return status;
+    status = vk_upload(&m->base, 0, host, bytes, err);
+    if (status == RQ_OK)
+        *out = &m->base;
+    else
+        vk_release(&m->base);
+    return status;
+}
+
+void vk_release(rq_memory *memory)
+{
+    if (!memory) return;
+    vk_memory *m = (vk_memory *)memory;
+    vk_device *d = (vk_device *)memory->device;
+    d->vk.vkDeviceWaitIdle(d->device);
+    d->vk.vkDestroyBuffer(d->device, m->buffer, NULL);
+    d->vk.vkFreeMemory(d->device, m->memory, NULL);
+    d->taken_bytes -= m->taken_bytes;
+    rq_free(m);
+}
+
+rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_error *err)
+{
+    uint64_t taken;
+    rq_status status = make_buffer(d, bytes, true, "transfers", &out->buffer, &out->memory, &taken, err);
+    if (status != RQ_OK) return status;
+    d->taken_bytes -= taken; /* the processor's memory */
+    out->bytes = bytes;
+    void *host;
+    VkResult r = d->vk.vkMapMemory(d->device, out->memory, 0, VK_WHOLE_SIZE, 0, &host);
+    if (r != VK_SUCCESS) {
+        vk_staging_free(d, out);
+        return vk_fail(d, r, "mapping memory", err);
+    }
+    out->host = host;
+    return RQ_OK;
+}
+
+void vk_staging_free(vk_device *d, vk_staging *s)
+{
+    if (s->buffer != VK_NULL_HANDLE) d->vk.vkDestroyBuffer(d->device, s->buffer, NULL);
+    if (s->memory != VK_NULL_HANDLE) d->vk.vkFreeMemory(d->device, s->memory, NULL);
+    memset(s, 0, sizeof *s);
+}

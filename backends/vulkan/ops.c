@@ -1,0 +1,312 @@
+/* ops.c - which kernels an operation becomes, and with which arguments. The numbers in `u` are named in the
+ * shader's own comment. */
+#include "backends/vulkan/vk.h"
+
+#include "backends/ops.h"
+
+#include <string.h>
+
+static uint32_t float_bits(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+static uint32_t divide_up(uint32_t a, uint32_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static const uint32_t no_constants[VK_CONSTANTS];
+
+/* Row numbers that may pass the device's limit of workgroups go over x and y; shaders put them together. */
+enum { ROWS_X = 32768 };
+
+static void dispatch_rows(vk_builder *b, vk_shader shader, const uint32_t *constants, const vk_push *push,
+                          uint32_t rows, uint32_t z)
+{
+    vk_dispatch(b, shader, constants, push, rows < ROWS_X ? rows : ROWS_X, divide_up(rows, ROWS_X), z, false);
+}
+
+static uint64_t tables_of(const vk_builder *b)
+{
+    return vk_device_of(b)->tables->address;
+}
+
+static void embed(vk_builder *b, const rq_op *op)
+{
+    const rq_value *w = &vk_tape(b)->values[op->in[0]];
+    vk_view table = vk_value(b, op->in[0]), y = vk_value(b, op->out[0]);
+    const rq_memory *sampled = vk_bindings(b)->persist[RQ_PERSIST_SAMPLED];
+    vk_push push = {
+        .a = {vk_step_address(b), table.address, tables_of(b), y.address, vk_address(sampled)},
+        .u = {w->ne[0], w->ne[1], (uint32_t)w->stride[1], sampled ? (uint32_t)(sampled->bytes / 4) : 0}};
+    vk_dispatch(b, VK_EMBED, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type}, &push, divide_up(w->ne[0], 512),
+                vk_tape(b)->bucket, 1, false);
+}
+
+static uint32_t rows_of(const vk_view *v)
+{
+    return v->ne[1] * v->ne[2] * v->ne[3];
+}
+
+static void norm(vk_builder *b, const rq_op *op)
+{
+    vk_view x = vk_value(b, op->in[0]), w = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
+    vk_push push = {.a = {x.address, w.address, y.address},
+                    .u = {x.ne[0], x.ne[1], x.ne[2], x.stride[1], x.stride[2], x.stride[3],
+                          float_bits(op->p.norm.eps), rows_of(&x)}};
+    dispatch_rows(b, VK_NORM, no_constants, &push, rows_of(&x), 1);
+}
+
+enum { OP_ADD, OP_MUL, OP_SCALE, OP_SILU, OP_GELU, OP_COPY };
+
+static void pointwise(vk_builder *b, uint32_t kind, vk_view x, vk_view second, vk_view y, float factor)
+{
+    bool row = second.address && rows_of(&second) == 1 && rows_of(&x) > 1;
+    vk_push push = {.a = {x.address, second.address, y.address},
+                    .u = {x.ne[0], x.ne[1], x.ne[2], rows_of(&x), x.stride[1], x.stride[2], x.stride[3]}};
+    for (uint32_t i = 0; i < 3; i++) push.u[7 + i] = row ? 0 : second.stride[1 + i];
+    push.u[10] = float_bits(factor);
+    uint32_t rows = rows_of(&x);
+    vk_dispatch(b, VK_POINTWISE, (uint32_t[VK_CONSTANTS]){kind}, &push, divide_up(x.ne[0], 64),
+                rows < ROWS_X ? rows : ROWS_X, divide_up(rows, ROWS_X), false);
+}
+
+static void rope(vk_builder *b, const rq_op *op)
+{
+    vk_view x = vk_value(b, op->in[0]), f = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
+    uint32_t n_rot = op->p.rope.n_rot,
+             most = n_rot / 2 > x.ne[0] - n_rot / 2 ? n_rot / 2 : x.ne[0] - n_rot / 2;
+    vk_push push = {.a = {vk_step_address(b), x.address, f.address, y.address},
+                    .u = {x.ne[0], x.ne[1], n_rot, x.stride[1], x.stride[2],
+                          op->p.rope.pairing == RQ_ROPE_NEOX, float_bits(op->p.rope.magnitude)}};
+    vk_dispatch(b, VK_ROPE, no_constants, &push, divide_up(most, 64), x.ne[1], x.ne[2], false);
+}
+
+/* Buckets up to 8 take matvec, whose sums do not depend on the bucket (DESIGN 2.3). */
+static void matmul(vk_builder *b, const rq_op *op)
+{
+    const rq_value *w = &vk_tape(b)->values[op->in[0]];
+    vk_view weight = vk_value(b, op->in[0]), x = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
+    uint32_t columns = x.ne[1];
+    vk_push push = {.a = {weight.address, tables_of(b), x.address, y.address},
+                    .u = {w->ne[0], w->ne[1], (uint32_t)w->stride[1], x.stride[1], y.stride[1]}};
+    if (columns <= 8) {
+        dispatch_rows(b, VK_MATVEC, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, columns, 0}, &push,
+                      divide_up(w->ne[1], 2), 1);
+        return;
+    }
+    uint32_t word = vk_extent_word(b);
+    push.a[4] = word == UINT32_MAX ? 0 : vk_step_address(b);
+    push.u[5] = columns;
+    push.u[6] = word;
+    vk_dispatch(b, VK_MATMUL, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, 0}, &push, divide_up(w->ne[1], 32),
+                divide_up(columns, 32), 1, false);
+}
+
+static void matmul_experts(vk_builder *b, const rq_op *op)
+{
+    const rq_value *w = &vk_tape(b)->values[op->in[0]];
+    vk_view weight = vk_value(b, op->in[0]), x = vk_value(b, op->in[1]), ids = vk_value(b, op->in[2]),
+            group = vk_value(b, op->in[3]), y = vk_value(b, op->out[0]);
+    uint32_t k = ids.ne[0], bucket = vk_tape(b)->bucket;
+    vk_push push = {.a = {weight.address, tables_of(b), x.address, y.address, vk_step_address(b)},
+                    .u = {w->ne[0], w->ne[1], (uint32_t)w->stride[1], x.stride[2], 0, k, w->ne[2],
+                          (uint32_t)w->stride[2], (uint32_t)(w->stride[2] >> 32), x.ne[1] > 1, x.stride[1]}};
+    if (bucket <= 8) {
+        push.a[5] = ids.address;
+        dispatch_rows(b, VK_MATVEC, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, 1, 1}, &push,
+                      divide_up(w->ne[1], 2), k * bucket);
+        return;
+    }
+    rq_group_layout l = rq_group_layout_of(w->ne[2], k, bucket);
+    push.a[5] = group.address;
+    push.u[11] = l.order;
+    push.u[12] = l.tiles;
+    vk_dispatch(b, VK_MATMUL, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, 1}, &push, divide_up(w->ne[1], 32),
+                l.max_tiles, 1, false);
+}
+
+static void kv_write(vk_builder *b, const rq_op *op)
+{
+    const rq_value *cache = &vk_tape(b)->values[op->in[0]];
+    vk_view k = vk_value(b, op->in[1]), v = vk_value(b, op->in[2]);
+    vk_push push = {.a = {vk_step_address(b), vk_pool_address(b, cache->index), k.address, v.address},
+                    .u = {cache->index, cache->layer, k.stride[1], k.stride[2], v.stride[1], v.stride[2]}};
+    vk_dispatch(b, VK_KV_WRITE, no_constants, &push, divide_up(k.ne[0] > v.ne[0] ? k.ne[0] : v.ne[0], 64),
+                k.ne[1], vk_tape(b)->bucket, false);
+}
+
+static void attend(vk_builder *b, const rq_op *op)
+{
+    const rq_value *cache = &vk_tape(b)->values[op->in[0]];
+    const rq_cache_group *g = vk_bindings(b)->pools[cache->index].group;
+    const rq_step_caps *caps = vk_bindings(b)->caps;
+    vk_view q = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
+    uint32_t bucket = vk_tape(b)->bucket, heads = q.ne[1], floats = (g->dim_v + 2 + 15) / 16 * 16;
+    bool splits = bucket <= 8;
+    uint64_t partials = 0;
+    if (splits) partials = vk_scratch(b, 4ull * caps->max_partials * heads * floats);
+    vk_push push = {
+        .a = {vk_step_address(b), vk_pool_address(b, cache->index), q.address, y.address, partials},
+        .u = {cache->index, cache->layer, heads, heads / g->n_heads, q.stride[1], q.stride[2],
+              float_bits(op->p.attend.scale), float_bits(op->p.attend.softcap), floats}};
+    uint32_t queries = bucket < RQ_TILE_TOKENS ? bucket : RQ_TILE_TOKENS;
+    uint32_t split_pages = divide_up(caps->max_pages, RQ_SPLIT_PAGES);
+    uint32_t tiles = bucket / RQ_TILE_TOKENS + 2 * (bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS);
+    uint32_t work = splits ? bucket * split_pages : tiles < bucket ? tiles : bucket;
+    if (work > caps->max_work) work = caps->max_work;
+    vk_dispatch(b, VK_ATTEND, no_constants, &push, work, heads, queries, splits);
+    if (splits) vk_dispatch(b, VK_ATTEND_MERGE, no_constants, &push, work, heads, queries, true);
+}
+
+static void route(vk_builder *b, const rq_op *op)
+{
+    vk_view x = vk_value(b, op->in[0]), ids = vk_value(b, op->out[0]), weights = vk_value(b, op->out[1]);
+    vk_push push = {.a = {x.address, ids.address, weights.address},
+                    .u = {x.ne[0], op->p.route.n_used, x.stride[1], float_bits(op->p.route.scale)}};
+    vk_dispatch(b, VK_ROUTE, no_constants, &push, vk_tape(b)->bucket, 1, 1, false);
+}
+
+static void group(vk_builder *b, const rq_op *op)
+{
+    vk_view ids = vk_value(b, op->in[0]), block = vk_value(b, op->out[0]);
+    rq_group_layout l = rq_group_layout_of(op->p.group.n_expert, ids.ne[0], vk_tape(b)->bucket);
+    vk_push push = {
+        .a = {vk_step_address(b), ids.address, block.address},
+        .u = {op->p.group.n_expert, ids.ne[0], vk_tape(b)->bucket, l.counts, l.starts, l.order, l.tiles}};
+    vk_dispatch(b, VK_GROUP, no_constants, &push, 1, 1, 1, false);
+}
+
+static void combine(vk_builder *b, const rq_op *op)
+{
+    vk_view y = vk_value(b, op->in[0]), w = vk_value(b, op->in[1]), out = vk_value(b, op->out[0]);
+    vk_push push = {.a = {y.address, w.address, out.address},
+                    .u = {y.ne[0], y.ne[1], y.stride[1], y.stride[2], w.stride[1]}};
+    vk_dispatch(b, VK_COMBINE, no_constants, &push, divide_up(y.ne[0], 64), vk_tape(b)->bucket, 1, false);
+}
+
+static void select_rows(vk_builder *b, const rq_op *op)
+{
+    vk_view x = vk_value(b, op->in[0]), y = vk_value(b, op->out[0]);
+    vk_push push = {.a = {vk_step_address(b), x.address, y.address}, .u = {x.ne[0], x.ne[1]}};
+    vk_dispatch(b, VK_SELECT, no_constants, &push, divide_up(x.ne[0], 64), vk_tape(b)->bucket, 1, false);
+}
+
+static void argmax(vk_builder *b, const rq_op *op)
+{
+    vk_view x = vk_value(b, op->in[0]), sampled = vk_value(b, op->in[1]);
+    vk_push push = {.a = {vk_step_address(b), x.address, sampled.address},
+                    .u = {x.ne[0], x.stride[1], sampled.ne[1], vk_tape(b)->bucket}};
+    vk_dispatch(b, VK_ARGMAX, no_constants, &push, 1, 1, 1, false);
+}
+
+void vk_compile_op(vk_builder *b, const rq_op *op)
+{
+    vk_view in0 = {0}, in1 = {0}, out = {0};
+    switch (op->kind) {
+    case RQ_OP_EMBED:
+        embed(b, op);
+        return;
+    case RQ_OP_RMS_NORM:
+        norm(b, op);
+        return;
+    case RQ_OP_MATMUL:
+        matmul(b, op);
+        return;
+    case RQ_OP_ADD:
+    case RQ_OP_MUL:
+    case RQ_OP_GLU:
+        in0 = vk_value(b, op->in[0]), in1 = vk_value(b, op->in[1]), out = vk_value(b, op->out[0]);
+        pointwise(b,
+                  op->kind == RQ_OP_ADD          ? OP_ADD
+                  : op->kind == RQ_OP_MUL        ? OP_MUL
+                  : op->p.glu.act == RQ_ACT_SILU ? OP_SILU
+                                                 : OP_GELU,
+                  in0, in1, out, 0);
+        return;
+    case RQ_OP_SCALE:
+        in0 = vk_value(b, op->in[0]), out = vk_value(b, op->out[0]);
+        pointwise(b, OP_SCALE, in0, in1, out, op->p.scale.factor);
+        return;
+    case RQ_OP_COPY:
+        in0 = vk_value(b, op->in[0]), out = vk_value(b, op->in[1]);
+        pointwise(b, OP_COPY, in0, in1, out, 0);
+        return;
+    case RQ_OP_ROPE:
+        rope(b, op);
+        return;
+    case RQ_OP_KV_WRITE:
+        kv_write(b, op);
+        return;
+    case RQ_OP_ATTEND:
+        attend(b, op);
+        return;
+    case RQ_OP_ROUTE:
+        route(b, op);
+        return;
+    case RQ_OP_GROUP:
+        group(b, op);
+        return;
+    case RQ_OP_MATMUL_EXPERTS:
+        matmul_experts(b, op);
+        return;
+    case RQ_OP_COMBINE:
+        combine(b, op);
+        return;
+    case RQ_OP_SELECT_ROWS:
+        select_rows(b, op);
+        return;
+    case RQ_OP_ARGMAX:
+        argmax(b, op);
+        return;
+    default:
+        vk_op_fail(b, "there is no kernel for it");
+    }
+}
+
+/* Fused kinds are run as their primitives. */
+bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, rq_error *why)
+{
+    (void)d;
+    const char *name = rq_op_get(op->kind)->name;
+    switch (op->kind) {
+    case RQ_OP_EMBED:
+    case RQ_OP_MATMUL:
+    case RQ_OP_MATMUL_EXPERTS: {
+        const rq_type_info *info = rq_type_get((uint32_t)tape->values[op->in[0]].type);
+        if (info && info->is_weight) return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan cannot read weights of type %s",
+                info && info->name ? info->name : "unknown");
+        return false;
+    }
+    case RQ_OP_ATTEND:
+        if (tape->values[op->in[1]].ne[0] <= 512 &&
+            tape->values[op->out[0]].ne[0] / tape->values[op->in[1]].ne[1] <= 512)
+            return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has attention for heads of up to 512 elements");
+        return false;
+    case RQ_OP_ROUTE:
+        if (tape->values[op->in[0]].ne[0] <= 64 * 256) return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan routes to at most %d experts", 64 * 256);
+        return false;
+    case RQ_OP_RMS_NORM:
+    case RQ_OP_ADD:
+    case RQ_OP_MUL:
+    case RQ_OP_SCALE:
+    case RQ_OP_GLU:
+    case RQ_OP_ROPE:
+    case RQ_OP_KV_WRITE:
+    case RQ_OP_GROUP:
+    case RQ_OP_COMBINE:
+    case RQ_OP_COPY:
+    case RQ_OP_SELECT_ROWS:
+    case RQ_OP_ARGMAX:
+        return true;
+    default:
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has no kernel for %s", name);
+        return false;
+    }
+}

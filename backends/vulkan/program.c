@@ -1,0 +1,497 @@
+/* program.c - a compiled segment: a list of dispatches, recorded once into command buffers. A run copies the
+ * step's words to the device and submits them; no call is made per operation and nothing is allocated. */
+#include "backends/vulkan/vk.h"
+
+#include "backends/base/mem.h"
+#include "backends/ops.h"
+#include "backends/vulkan/pool.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct dispatch {
+    VkPipeline pipeline;
+    vk_push push;
+    uint32_t x, y, z;
+    uint32_t op;  /* in the segment */
+    bool barrier; /* before it */
+} dispatch;
+
+enum { MAX_CUTS = 64 };
+
+typedef struct vk_program {
+    rq_program base;
+    dispatch *list;
+    size_t n, cap;
+    uint32_t n_ops;
+    bool reads_step;
+    vk_step *step; /* NULL: reads none */
+    VkCommandBuffer commands[MAX_CUTS];
+    uint32_t n_commands;
+    rq_memory *pools[RQ_MAX_GROUPS];
+    rq_memory *scratch;
+} vk_program;
+
+struct vk_builder {
+    vk_device *device;
+    vk_program *program;
+    const rq_segment *segment;
+    const rq_bindings *bindings;
+    uint32_t op;
+    bool first; /* the next dispatch is the operation's first */
+    uint64_t scratch_bytes;
+    rq_status status;
+    rq_error error;
+};
+
+const rq_tape *vk_tape(const vk_builder *b)
+{
+    return b->segment->tape;
+}
+
+const rq_bindings *vk_bindings(const vk_builder *b)
+{
+    return b->bindings;
+}
+
+vk_device *vk_device_of(const vk_builder *b)
+{
+    return b->device;
+}
+
+void vk_op_fail(vk_builder *b, const char *format, ...)
+{
+    if (b->status != RQ_OK) return;
+    const rq_op *op = &b->segment->tape->ops[b->segment->first + b->op];
+    char text[200];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    b->status =
+        rq_fail(&b->error, RQ_ERR_INTERNAL, "Vulkan cannot run %s: %s", rq_op_get(op->kind)->name, text);
+}
+
+vk_view vk_value(vk_builder *b, rq_ref ref)
+{
+    vk_view out = {0};
+    if (ref == 0) return out;
+    const rq_value *v = &b->segment->tape->values[ref];
+    out.type = v->type;
+    for (int i = 0; i < 4; i++) {
+        out.ne[i] = v->ne[i];
+        out.stride[i] = (uint32_t)(v->stride[i] / 4);
+    }
+    switch (v->space) {
+    case RQ_SPACE_WEIGHT: {
+        const rq_binding *w = &b->bindings->weights[v->index];
+        out.address = w->memory ? vk_address(w->memory) + w->offset + v->offset : 0;
+        break;
+    }
+    case RQ_SPACE_ACT:
+        out.address = vk_address(b->bindings->arena) + b->segment->arena_offset[v->index] + v->offset;
+        break;
+    case RQ_SPACE_PERSIST:
+        out.address = vk_address(b->bindings->persist[v->index]) + v->offset;
+        break;
+    default:
+        return out;
+    }
+    if (out.address == 0 || out.address == v->offset) vk_op_fail(b, "an operand has no memory");
+    return out;
+}
+
+uint64_t vk_step_address(const vk_builder *b)
+{
+    return b->program->step ? b->program->step->memory->address : 0;
+}
+
+uint64_t vk_pool_address(vk_builder *b, uint32_t group)
+{
+    if (group >= RQ_MAX_GROUPS) {
+        vk_op_fail(b, "there is no cache group %u", group);
+        return 0;
+    }
+    rq_memory **pool = &b->program->pools[group];
+    if (!*pool && b->status == RQ_OK)
+        b->status = vk_pool_block(b->device, &b->bindings->pools[group], b->bindings->caps, pool, &b->error);
+    return vk_address(*pool);
+}
+
+uint64_t vk_scratch(vk_builder *b, uint64_t bytes)
+{
+    vk_program *p = b->program;
+    if (b->status != RQ_OK) return 0;
+    if (p->scratch && p->scratch->bytes >= bytes) return vk_address(p->scratch);
+    if (p->scratch) { /* asked for in the order of the tape: all attentions of a model want the same */
+        vk_op_fail(b, "scratch memory of two sizes is needed");
+        return 0;
+    }
+    b->status = vk_alloc(&b->device->base, bytes, "partial results of attention", &p->scratch, &b->error);
+    return vk_address(p->scratch);
+}
+
+static bool reads_rows(const rq_tape *tape)
+{
+    for (uint32_t i = 0; i < tape->n_ops; i++)
+        if (tape->ops[i].kind == RQ_OP_SELECT_ROWS || tape->ops[i].kind == RQ_OP_ARGMAX) return true;
+    return false;
+}
+
+static bool reads_step(const rq_tape *tape)
+{
+    for (uint32_t i = 0; i < tape->n_ops; i++)
+        if (rq_op_get(tape->ops[i].kind)->flags & RQ_OP_READS_STEP) return true;
+    return false;
+}
+
+uint32_t vk_extent_word(const vk_builder *b)
+{
+    if (!b->program->step) return UINT32_MAX;
+    return reads_rows(b->segment->tape) ? offsetof(rq_step_header, n_rows) / 4
+                                        : offsetof(rq_step_header, n_tokens) / 4;
+}
+
+void vk_dispatch(vk_builder *b, vk_shader shader, const uint32_t constants[VK_CONSTANTS], const vk_push *push,
+                 uint32_t x, uint32_t y, uint32_t z, bool after)
+{
+    vk_program *p = b->program;
+    if (b->status != RQ_OK) return;
+    if (x == 0 || y == 0 || z == 0) return;
+    const uint32_t *most = b->device->properties.limits.maxComputeWorkGroupCount;
+    if (x > most[0] || y > most[1] || z > most[2]) {
+        vk_op_fail(b, "it needs %u x %u x %u workgroups, and the device has at most %u x %u x %u", x, y, z,
+                   most[0], most[1], most[2]);
+        return;
+    }
+    VkPipeline pipeline;
+    b->status = vk_pipeline_get(b->device, shader, constants, &pipeline, &b->error);
+    if (b->status != RQ_OK) return;
+    void *list = p->list;
+    if (!rq_grow(&list, &p->cap, p->n + 1, sizeof *p->list)) {
+        b->status = rq_fail(&b->error, RQ_ERR_MEMORY, "out of memory while compiling a tape");
+        return;
+    }
+    p->list = list;
+    bool barrier = after || (b->first && b->segment->barrier[b->op]);
+    b->first = false;
+    p->list[p->n++] = (dispatch){
+        .pipeline = pipeline, .push = *push, .x = x, .y = y, .z = z, .op = b->op, .barrier = barrier};
+}
+
+/* ---- recording ------------------------------------------------------------------------------------------- */
+
+static void barrier_between(vk_device *d, VkCommandBuffer c)
+{
+    VkMemoryBarrier all = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                           .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
+                           .dstAccessMask = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT};
+    d->vk.vkCmdPipelineBarrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
+                               0, 1, &all, 0, NULL, 0, NULL);
+}
+
+static void record(vk_device *d, VkCommandBuffer c, const vk_program *p, const dispatch *at,
+                   VkPipeline *bound)
+{
+    if (at->pipeline != *bound) d->vk.vkCmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE, at->pipeline);
+    *bound = at->pipeline;
+    d->vk.vkCmdPushConstants(c, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof at->push, &at->push);
+    d->vk.vkCmdDispatch(c, at->x, at->y, at->z);
+    (void)p;
+}
+
+/* Time of an operation on a slow card, so that no submit comes near the limit at which systems reset a device:
+ * 100 GB/s and 2 Tflop/s. */
+static double seconds_of(const rq_segment *s, uint32_t op, const rq_cache_group *groups, uint32_t max_pages)
+{
+    rq_op_cost c = rq_op_cost_of(s->tape, &s->tape->ops[s->first + op], groups, max_pages * RQ_PAGE_TOKENS);
+    double bytes = (c.bytes_read + c.bytes_written) / 100e9, flops = c.flops / 2e12;
+    return bytes > flops ? bytes : flops;
+}
+
+static VkResult record_all(vk_program *p, const rq_segment *segment, const rq_bindings *bindings)
+{
+    vk_device *d = (vk_device *)p->base.device;
+    rq_cache_group groups[RQ_MAX_GROUPS];
+    uint32_t n_groups = bindings->pools && bindings->caps ? bindings->caps->n_groups : 0;
+    for (uint32_t g = 0; g < n_groups; g++)
+        if (bindings->pools[g].group) groups[g] = *bindings->pools[g].group;
+    double limit = 0.05, sum = limit;
+    VkPipeline bound = VK_NULL_HANDLE;
+    VkCommandBuffer c = VK_NULL_HANDLE;
+    VkResult r = VK_SUCCESS;
+    for (size_t i = 0; i < p->n && r == VK_SUCCESS; i++) {
+        bool new_op = i == 0 || p->list[i].op != p->list[i - 1].op;
+        double cost = new_op ? seconds_of(segment, p->list[i].op, groups,
+                                          bindings->caps ? bindings->caps->max_pages : 0)
+                             : 0;
+        if (c == VK_NULL_HANDLE || (new_op && sum + cost > limit && p->n_commands < MAX_CUTS)) {
+            if (c != VK_NULL_HANDLE) r = d->vk.vkEndCommandBuffer(c);
+            VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                                .commandPool = d->commands,
+                                                .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                                .commandBufferCount = 1};
+            VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                              .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
+            if (r == VK_SUCCESS) r = d->vk.vkAllocateCommandBuffers(d->device, &info, &c);
+            if (r != VK_SUCCESS) return r;
+            p->commands[p->n_commands++] = c;
+            r = d->vk.vkBeginCommandBuffer(c, &begin);
+            if (r != VK_SUCCESS) return r;
+            bound = VK_NULL_HANDLE;
+            sum = 0;
+            barrier_between(d, c); /* with what was submitted before */
+        } else if (p->list[i].barrier) {
+            barrier_between(d, c);
+        }
+        sum += cost;
+        record(d, c, p, &p->list[i], &bound);
+    }
+    return c == VK_NULL_HANDLE || r != VK_SUCCESS ? r : d->vk.vkEndCommandBuffer(c);
+}
+
+/* ---- the step on the device ------------------------------------------------------------------------------ */
+
+/* Words of a step in front of its table edits, which kernels do not read. */
+static rq_status words_of(const rq_step_caps *caps, uint32_t *out, rq_error *err)
+{
+    uint32_t *words = rq_calloc(rq_step_words(caps), 4);
+    if (!words) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a step");
+    rq_step step;
+    rq_step_init(&step, caps, NULL, words);
+    *out = step.header->edits;
+    rq_free(words);
+    return RQ_OK;
+}
+
+static rq_status step_for(vk_device *d, const rq_step_caps *caps, vk_step **out, rq_error *err)
+{
+    uint32_t words;
+    rq_status status = words_of(caps, &words, err);
+    if (status != RQ_OK) return status;
+    for (vk_step *s = d->steps; s; s = s->next)
+        if (s->words == words) {
+            *out = s;
+            return RQ_OK;
+        }
+    vk_step *s = rq_calloc(1, sizeof *s);
+    if (!s) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a step");
+    rq_memory *memory = NULL;
+    status = vk_alloc(&d->base, 4ull * words, "the step", &memory, err);
+    if (status != RQ_OK) {
+        rq_free(s);
+        return status;
+    }
+    *s = (vk_step){.memory = (vk_memory *)memory, .words = words, .next = d->steps};
+    *out = d->steps = s;
+    return RQ_OK;
+}
+
+static rq_status wait_slot(vk_device *d, vk_slot *slot, rq_error *err)
+{
+    if (!slot->flying) return RQ_OK;
+    VkResult r = d->vk.vkWaitForFences(d->device, 1, &slot->fence, VK_TRUE, UINT64_MAX);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "running a step", err);
+    slot->flying = false;
+    return RQ_OK;
+}
+
+/* Makes the slot's words ready for the device. */
+static rq_status stage_words(vk_device *d, vk_slot *slot, const vk_step *step, const uint32_t *words,
+                             rq_error *err)
+{
+    uint64_t bytes = 4ull * step->words;
+    if (slot->words.bytes < bytes) {
+        vk_staging_free(d, &slot->words);
+        slot->copied_to = NULL;
+        rq_status status = vk_staging_make(d, bytes, &slot->words, err);
+        if (status != RQ_OK) return status;
+    }
+    memcpy(slot->words.host, words, (size_t)bytes);
+    if (slot->copied_to == step) return RQ_OK;
+    VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+    VkResult r = d->vk.vkBeginCommandBuffer(slot->copy, &begin);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "recording a step", err);
+    VkMemoryBarrier before = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                              .srcAccessMask = VK_ACCESS_SHADER_READ_BIT,
+                              .dstAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT};
+    d->vk.vkCmdPipelineBarrier(slot->copy, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
+                               VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &before, 0, NULL, 0, NULL);
+    VkBufferCopy copy = {.size = bytes};
+    d->vk.vkCmdCopyBuffer(slot->copy, slot->words.buffer, step->memory->buffer, 1, &copy);
+    VkMemoryBarrier after = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                             .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
+                             .dstAccessMask = VK_ACCESS_SHADER_READ_BIT};
+    d->vk.vkCmdPipelineBarrier(slot->copy, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                               VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1, &after, 0, NULL, 0, NULL);
+    r = d->vk.vkEndCommandBuffer(slot->copy);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "recording a step", err);
+    slot->copied_to = step;
+    return RQ_OK;
+}
+
+/* ---- compiling ------------------------------------------------------------------------------------------- */
+
+void vk_destroy(rq_program *program)
+{
+    if (!program) return;
+    vk_program *p = (vk_program *)program;
+    vk_device *d = (vk_device *)program->device;
+    d->vk.vkDeviceWaitIdle(d->device);
+    if (p->n_commands) d->vk.vkFreeCommandBuffers(d->device, d->commands, p->n_commands, p->commands);
+    for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) vk_release(p->pools[g]);
+    vk_release(p->scratch);
+    rq_free(p->list);
+    rq_free(p);
+}
+
+rq_status vk_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                     rq_program **out, rq_error *err)
+{
+    vk_program *p = rq_calloc(1, sizeof *p);
+    if (!p) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while compiling a tape");
+    p->base.device = device;
+    p->n_ops = segment->count;
+    vk_builder b = {.device = (vk_device *)device, .program = p, .segment = segment, .bindings = bindings};
+    p->reads_step = reads_step(segment->tape);
+    if (p->reads_step) b.status = step_for(b.device, bindings->caps, &p->step, &b.error);
+    for (; b.op < segment->count && b.status == RQ_OK; b.op++) {
+        b.first = true;
+        vk_compile_op(&b, &segment->tape->ops[segment->first + b.op]);
+    }
+    if (b.status == RQ_OK) {
+        VkResult r = record_all(p, segment, bindings);
+        if (r != VK_SUCCESS) b.status = vk_fail(b.device, r, "recording commands", &b.error);
+    }
+    if (b.status != RQ_OK) {
+        vk_destroy(&p->base);
+        return rq_fail(err, b.status, "%s", b.error.text);
+    }
+    *out = &p->base;
+    return RQ_OK;
+}
+
+bool vk_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_error *why)
+{
+    return vk_op_supported((const vk_device *)device, tape, op, why);
+}
+
+const char *vk_implementation(rq_device *device, const rq_tape *tape, const rq_op *op)
+{
+    (void)device;
+    (void)tape;
+    (void)op;
+    return "vulkan";
+}
+
+/* ---- running --------------------------------------------------------------------------------------------- */
+
+static rq_status submit(vk_device *d, const VkCommandBuffer *c, uint32_t n, VkFence fence, rq_error *err)
+{
+    VkSubmitInfo info = {
+        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = n, .pCommandBuffers = c};
+    VkResult r = d->vk.vkQueueSubmit(d->queue, 1, &info, fence);
+    return r == VK_SUCCESS ? RQ_OK : vk_fail(d, r, "running a step", err);
+}
+
+rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err)
+{
+    vk_program *p = (vk_program *)program;
+    vk_device *d = (vk_device *)program->device;
+    if (d->lost) return rq_fail(err, RQ_ERR_DEVICE, "%s was lost", d->properties.deviceName);
+    if (p->step && (!step_words || step_words[0] != RQ_STEP_MAGIC))
+        return rq_fail(err, RQ_ERR_INTERNAL, "the step buffer is not one");
+    vk_slot *slot = &d->ring[d->next_slot];
+    d->next_slot = (d->next_slot + 1) % VK_RING;
+    rq_status status = wait_slot(d, slot, err);
+    if (status == RQ_OK && p->step) {
+        status = stage_words(d, slot, p->step, step_words, err);
+        if (status == RQ_OK) status = submit(d, &slot->copy, 1, VK_NULL_HANDLE, err);
+    }
+    if (status != RQ_OK || p->n_commands == 0) return status;
+    VkResult r = d->vk.vkResetFences(d->device, 1, &slot->fence);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "running a step", err);
+    for (uint32_t i = 0; i < p->n_commands && status == RQ_OK; i++)
+        status = submit(d, &p->commands[i], 1, i + 1 == p->n_commands ? slot->fence : VK_NULL_HANDLE, err);
+    slot->flying = status == RQ_OK;
+    return status;
+}
+
+rq_status vk_wait(rq_device *device, rq_error *err)
+{
+    vk_device *d = (vk_device *)device;
+    rq_status status = RQ_OK;
+    for (uint32_t i = 0; i < VK_RING && status == RQ_OK; i++) status = wait_slot(d, &d->ring[i], err);
+    return status;
+}
+
+/* Each operation between two timestamps, everything in order. */
+static rq_status run_timed(vk_program *p, VkCommandBuffer c, VkQueryPool times, uint64_t *ns, rq_error *err)
+{
+    vk_device *d = (vk_device *)p->base.device;
+    VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
+    VkResult r = d->vk.vkBeginCommandBuffer(c, &begin);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "measuring", err);
+    d->vk.vkCmdResetQueryPool(c, times, 0, p->n_ops + 1);
+    VkPipeline bound = VK_NULL_HANDLE;
+    size_t at = 0;
+    barrier_between(d, c);
+    d->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, times, 0);
+    for (uint32_t op = 0; op < p->n_ops; op++) {
+        for (; at < p->n && p->list[at].op == op; at++) {
+            barrier_between(d, c);
+            record(d, c, p, &p->list[at], &bound);
+        }
+        d->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, times, op + 1);
+    }
+    r = d->vk.vkEndCommandBuffer(c);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "measuring", err);
+    rq_status status = submit(d, &c, 1, VK_NULL_HANDLE, err);
+    if (status != RQ_OK) return status;
+    r = d->vk.vkQueueWaitIdle(d->queue);
+    uint64_t *ticks = rq_calloc(p->n_ops + 1, sizeof *ticks);
+    if (!ticks) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for times");
+    if (r == VK_SUCCESS)
+        r = d->vk.vkGetQueryPoolResults(d->device, times, 0, p->n_ops + 1, (p->n_ops + 1) * sizeof *ticks,
+                                        ticks, sizeof *ticks,
+                                        VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT);
+    for (uint32_t op = 0; op < p->n_ops; op++)
+        ns[op] =
+            (uint64_t)((double)(ticks[op + 1] - ticks[op]) * (double)d->properties.limits.timestampPeriod);
+    rq_free(ticks);
+    return r == VK_SUCCESS ? RQ_OK : vk_fail(d, r, "measuring", err);
+}
+
+rq_status vk_profile(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err)
+{
+    vk_program *p = (vk_program *)program;
+    vk_device *d = (vk_device *)program->device;
+    rq_status status = vk_wait(program->device, err);
+    vk_slot *slot = &d->ring[0];
+    if (status == RQ_OK && p->step) {
+        status = stage_words(d, slot, p->step, step_words, err);
+        if (status == RQ_OK) status = submit(d, &slot->copy, 1, VK_NULL_HANDLE, err);
+    }
+    if (status != RQ_OK) return status;
+    VkQueryPoolCreateInfo query = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+                                   .queryType = VK_QUERY_TYPE_TIMESTAMP,
+                                   .queryCount = p->n_ops + 1};
+    VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                        .commandPool = d->commands,
+                                        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                        .commandBufferCount = 1};
+    VkQueryPool times;
+    VkResult r = d->vk.vkCreateQueryPool(d->device, &query, NULL, &times);
+    if (r != VK_SUCCESS) return vk_fail(d, r, "measuring", err);
+    VkCommandBuffer c;
+    r = d->vk.vkAllocateCommandBuffers(d->device, &info, &c);
+    if (r == VK_SUCCESS) {
+        status = run_timed(p, c, times, ns, err);
+        d->vk.vkFreeCommandBuffers(d->device, d->commands, 1, &c);
+    } else {
+        status = vk_fail(d, r, "measuring", err);
+    }
+    d->vk.vkDestroyQueryPool(d->device, times, NULL);
+    return status;
+}

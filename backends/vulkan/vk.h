@@ -1,0 +1,211 @@
+/* vk.h - the Vulkan backend's own structures. Everything a shader touches is reached through device addresses;
+ * there are no descriptor sets. A program is a few command buffers recorded once and submitted again and again.
+ *
+ * Threads: a device is used by one thread at a time, as the executor does. */
+#ifndef RQ_VK_H
+#define RQ_VK_H
+
+#include "backends/backend.h"
+#include "backends/vulkan/vulkan.h"
+
+#include <volk.h>
+
+enum {
+    VK_RING = 4, /* runs in flight */
+    VK_MAX_PIPELINES = 1024,
+    VK_PUSH_ADDRESSES = 6,
+    VK_PUSH_WORDS = 20
+};
+
+#define VK_STAGING_BYTES (8ull << 20)
+
+/* The push block of every shader (shaders/common.glsl). */
+typedef struct vk_push {
+    uint64_t a[VK_PUSH_ADDRESSES];
+    uint32_t u[VK_PUSH_WORDS];
+} vk_push;
+
+typedef enum vk_shader {
+    VK_EMBED,
+    VK_NORM,
+    VK_POINTWISE,
+    VK_ROPE,
+    VK_MATVEC,
+    VK_MATMUL,
+    VK_KV_WRITE,
+    VK_ATTEND,
+    VK_ATTEND_MERGE,
+    VK_ROUTE,
+    VK_GROUP,
+    VK_COMBINE,
+    VK_SELECT,
+    VK_ARGMAX,
+    VK_SHADER_COUNT
+} vk_shader;
+
+enum { VK_CONSTANTS = 3 };
+
+typedef struct vk_pipeline {
+    vk_shader shader;
+    uint32_t constants[VK_CONSTANTS];
+    VkPipeline pipeline;
+} vk_pipeline;
+
+typedef struct vk_memory {
+    rq_memory base;
+    VkBuffer buffer;
+    VkDeviceMemory memory;
+    uint64_t address;
+    uint64_t taken_bytes; /* of the device's memory */
+} vk_memory;
+
+/* Memory the processor writes and the device reads, or the other way round. */
+typedef struct vk_staging {
+    VkBuffer buffer;
+    VkDeviceMemory memory;
+    uint8_t *host;
+    uint64_t bytes;
+} vk_staging;
+
+/* One place of the ring: the step's words on their way to the device, and the fence of the last run there. */
+typedef struct vk_slot {
+    vk_staging words;
+    VkCommandBuffer copy; /* recorded for `copied_to` */
+    const struct vk_step *copied_to;
+    VkFence fence;
+    bool flying;
+} vk_slot;
+
+/* The step as the device sees it; one for each size of step there is. */
+typedef struct vk_step {
+    vk_memory *memory;
+    uint32_t words; /* of the step without its list of table edits */
+    struct vk_step *next;
+} vk_step;
+
+/* The library's entry (instance.c). */
+typedef struct vk_instance {
+    VkInstance handle;
+    VkDebugUtilsMessengerEXT messenger;
+    uint32_t n_messages; /* of the validation layers */
+} vk_instance;
+
+/* NULL with a sentence when there is no driver, or none that is new enough. */
+vk_instance *vk_instance_open(rq_error *err);
+void vk_instance_close(vk_instance *instance);
+/* Physical devices that can run our kernels, the fastest kind first; returns how many were written. */
+uint32_t vk_instance_devices(const vk_instance *instance, VkPhysicalDevice *out, uint32_t max);
+/* What the device lacks, or NULL. */
+const char *vk_device_lacks(VkPhysicalDevice device);
+
+typedef struct vk_device {
+    rq_device base;
+    vk_instance *instance;
+    VkPhysicalDevice physical;
+    VkPhysicalDeviceProperties properties;
+    VkPhysicalDeviceMemoryProperties memory_properties;
+    uint32_t subgroup_size, queue_family;
+    bool lost;
+    VkDevice device;
+    struct VolkDeviceTable vk;
+    VkQueue queue;
+    VkCommandPool commands;
+    VkPipelineLayout layout;
+    VkPipelineCache cache;
+    VkShaderModule modules[VK_SHADER_COUNT];
+    vk_pipeline *pipelines;
+    uint32_t n_pipelines;
+    vk_memory *tables;  /* of the quantised types (tables.c) */
+    vk_memory *scratch; /* partial results of attention */
+    vk_staging staging;
+    VkCommandBuffer transfer;
+    VkFence transfer_fence;
+    vk_step *steps;
+    vk_slot ring[VK_RING];
+    uint32_t next_slot;
+    uint64_t taken_bytes; /* of device memory, by everything */
+} vk_device;
+
+/* ---- device.c -------------------------------------------------------------------------------------------- */
+
+/* The sentence for a failed call; remembers that the device is lost. */
+rq_status vk_fail(vk_device *d, VkResult result, const char *what, rq_error *err);
+
+/* ---- memory.c -------------------------------------------------------------------------------------------- */
+
+rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err);
+rq_status vk_adopt(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
+                   rq_error *err);
+void vk_release(rq_memory *memory);
+rq_status vk_upload(rq_memory *dst, uint64_t offset, const void *src, uint64_t bytes, rq_error *err);
+rq_status vk_download(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes, rq_error *err);
+rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_error *err);
+void vk_staging_free(vk_device *d, vk_staging *s);
+
+static inline uint64_t vk_address(const rq_memory *m)
+{
+    return m ? ((const vk_memory *)m)->address : 0;
+}
+
+/* ---- pipelines.c ----------------------------------------------------------------------------------------- */
+
+/* The pipeline of a shader with these constants, made at first use. */
+rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constants[VK_CONSTANTS],
+                          VkPipeline *out, rq_error *err);
+void vk_pipelines_free(vk_device *d);
+
+/* ---- tables.c -------------------------------------------------------------------------------------------- */
+
+/* Tables of the quantised types for weights.glsl; free with rq_free. NULL when out of memory. */
+uint8_t *vk_tables_make(uint64_t *bytes);
+
+/* ---- program.c ------------------------------------------------------------------------------------------- */
+
+typedef struct vk_builder vk_builder;
+
+bool vk_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_error *why);
+const char *vk_implementation(rq_device *device, const rq_tape *tape, const rq_op *op);
+rq_status vk_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                     rq_program **out, rq_error *err);
+void vk_destroy(rq_program *program);
+rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err);
+rq_status vk_wait(rq_device *device, rq_error *err);
+rq_status vk_profile(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);
+
+/* For ops.c: the operation being compiled. */
+typedef struct vk_view {
+    uint64_t address; /* of the first element; 0: none */
+    rq_type type;
+    uint32_t ne[4];
+    uint32_t stride[4]; /* floats (of f32 and i32 values) */
+} vk_view;
+
+const rq_tape *vk_tape(const vk_builder *b);
+const rq_bindings *vk_bindings(const vk_builder *b);
+vk_device *vk_device_of(const vk_builder *b);
+vk_view vk_value(vk_builder *b, rq_ref ref);
+uint64_t vk_step_address(const vk_builder *b); /* 0 when the tape reads no step */
+uint64_t vk_pool_address(vk_builder *b, uint32_t group);
+/* Address of `bytes` of scratch shared by all programs, or 0 after a failure. */
+uint64_t vk_scratch(vk_builder *b, uint64_t bytes);
+/* Header word that counts the active tokens or rows; UINT32_MAX: the whole bucket. */
+uint32_t vk_extent_word(const vk_builder *b);
+/* A dispatch of x * y * z workgroups; `after` waits for the dispatch before it. */
+void vk_dispatch(vk_builder *b, vk_shader shader, const uint32_t constants[VK_CONSTANTS], const vk_push *push,
+                 uint32_t x, uint32_t y, uint32_t z, bool after);
+void vk_op_fail(vk_builder *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- ops.c ----------------------------------------------------------------------------------------------- */
+
+void vk_compile_op(vk_builder *b, const rq_op *op);
+bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, rq_error *why);
+
+/* ---- generated: the shaders ------------------------------------------------------------------------------ */
+
+typedef struct vk_spirv {
+    const uint32_t *words;
+    size_t bytes;
+} vk_spirv;
+extern const vk_spirv vk_shaders[VK_SHADER_COUNT];
+
+#endif
