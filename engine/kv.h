@@ -76,6 +76,8 @@ void rq_kv_identify(const rq_model *model, rq_kv_identity *out);
 typedef struct rq_kv_profile {
     rq_kv_identity identity;
     uint32_t n_positions; /* calibrated length: means of keys hold for positions below it */
+    uint32_t n_rot;       /* elements of a head that the rotary embedding turns, in pairs: */
+    bool rot_halves;      /* (i, i + n_rot / 2), else (2 i, 2 i + 1) */
     uint32_t n_layers;
     rq_kv_layer_profile *layers;
     char note[256]; /* what it was made from, for people */
