@@ -74,8 +74,8 @@ static void write_part(const rq_cpu_worker *w, const write_args *a, uint32_t hea
 {
     uint32_t dk = a->k.ne[0], dv = a->v.ne[0], n = end - first;
     uint32_t page = slots[first] / RQ_PAGE_TOKENS;
-    if (page >= a->pool->n_pages) return;
-    uint8_t *block = rq_page_block(a->pool, page, a->layer, head);
+    uint8_t *block = rq_pool_exact_block(a->pool, page, a->layer, head);
+    if (!block) return;
     float *row = (float *)w->own;
     uint8_t *rows = w->own + (size_t)dk * sizeof(float);
     bool half = a->pool->group->type_k == RQ_TYPE_F16;

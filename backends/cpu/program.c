@@ -287,8 +287,14 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
     case RQ_OP_ROPE:
         rq_cpu_rope(b, op);
         return;
+    case RQ_OP_ROTATE:
+        rq_cpu_rotate(b, op);
+        return;
     case RQ_OP_KV_WRITE:
         rq_cpu_kv_write(b, op);
+        return;
+    case RQ_OP_KV_ENCODE:
+        rq_cpu_kv_encode(b, op);
         return;
     case RQ_OP_ATTEND:
         rq_cpu_attend(b, op);

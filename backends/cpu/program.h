@@ -172,16 +172,17 @@ void rq_cpu_combine(rq_cpu_builder *b, const rq_op *op);
 /* ops_cache.c */
 void rq_cpu_kv_write(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_qk_norm_rope_write(rq_cpu_builder *b, const rq_op *op);
+/* ops_rotate.c */
+void rq_cpu_rotate(rq_cpu_builder *b, const rq_op *op);
+/* ops_encode.c */
+void rq_cpu_kv_encode(rq_cpu_builder *b, const rq_op *op);
 /* attend.c */
 void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op);
 
-/* Address of the block of (layer, KV head) of the page that a table entry or token slot names. */
+/* Address of the block of (layer, KV head) of an exact page. */
 static inline uint8_t *rq_page_block(const rq_cache_pool *pool, uint32_t page, uint32_t layer, uint32_t head)
 {
-    const rq_page_layout *l = &pool->layout;
-    uint8_t *slab = pool->slabs[page >> l->slab_shift]->host;
-    return slab + (page & ((1u << l->slab_shift) - 1)) * l->page_bytes + layer * l->layer_bytes +
-           head * l->head_bytes;
+    return rq_pool_exact_block(pool, page, layer, head);
 }
 
 #endif

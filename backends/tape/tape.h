@@ -59,7 +59,9 @@ typedef enum rq_op_kind {
     RQ_OP_SCALE,
     RQ_OP_GLU,
     RQ_OP_ROPE,
+    RQ_OP_ROTATE,
     RQ_OP_KV_WRITE,
+    RQ_OP_KV_ENCODE,
     RQ_OP_ATTEND,
     RQ_OP_ROUTE,
     RQ_OP_GROUP,
@@ -77,7 +79,13 @@ typedef enum rq_op_kind {
     RQ_OP_COUNT
 } rq_op_kind;
 
-enum { RQ_OP_MAX_IN = 8, RQ_OP_MAX_OUT = 4 };
+enum { RQ_OP_MAX_IN = 8, RQ_OP_MAX_OUT = 4, RQ_ROTATE_BLOCKS = 6 };
+
+/* A part of a rotation: `count` neighbouring blocks of `size` elements each, from element `offset` on. */
+typedef struct rq_rotate_block {
+    uint16_t offset, count, size;
+    bool hadamard; /* signs and butterflies (size is a power of two), else a matrix for each block */
+} rq_rotate_block;
 
 typedef struct rq_op {
     rq_op_kind kind;
@@ -98,6 +106,11 @@ typedef struct rq_op {
             rq_pairing pairing;
             float magnitude;
         } rope;
+        struct {
+            uint8_t n_blocks;
+            bool inverse;
+            rq_rotate_block blocks[RQ_ROTATE_BLOCKS];
+        } rotate;
         struct {
             float scale, softcap;
         } attend;
@@ -165,9 +178,17 @@ rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act); /* act(gate) *
 /* x [d, heads, T]; inv_freq f32 weight [n_rot/2], radians per position, scaling and YaRN folded in; magnitude
  * multiplies cos and sin. Positions come from the step. */
 rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pairing pairing, float magnitude);
+/* x [d, H, T]; data f32 weight [n_floats, 1 or Hd], 0 where there are no blocks; mean, lambda f32 weights
+ * [d, 1 or Hd] or 0. The blocks cover d in ascending order. */
+rq_ref rq_op_rotate(rq_tape *t, rq_ref x, rq_ref data, rq_ref mean, rq_ref lambda,
+                    const rq_rotate_block *blocks, uint32_t n_blocks, bool inverse);
 void rq_op_kv_write(rq_tape *t, rq_ref cache, rq_ref k, rq_ref v); /* k [dk, heads, T], v [dv, heads, T] */
-rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float scale, float softcap);
+void rq_op_kv_encode(rq_tape *t, rq_ref cache);                    /* the step's pages of one layer */
 /* q [dk, H, T] -> [dv * H, T] */
+rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float scale, float softcap);
+/* As above over keys that were stored less their mean; mean f32 weight [dk, H_kv], used where softcap > 0. */
+rq_ref rq_op_attend_mean(rq_tape *t, rq_ref cache, rq_ref q, rq_ref mean, uint32_t dim_v, float scale,
+                         float softcap);
 void rq_op_route(rq_tape *t, rq_ref logits, uint32_t n_used, float scale, rq_ref *ids, rq_ref *weights);
 /* [E, T] -> i32 [k, T], f32 [k, T] */
 rq_ref rq_op_group(rq_tape *t, rq_ref ids, uint32_t n_expert); /* -> i32 work block, layout in ops.h */

@@ -101,3 +101,8 @@ rq_status rq_ref_attend(const rq_ref_run *r)
     rq_free(scores);
     return RQ_OK;
 }
+
+rq_status rq_ref_kv_encode(const rq_ref_run *r)
+{
+    return rq_fail(r->err, RQ_ERR_UNSUPPORTED, "this build has no coder");
+}
