@@ -71,10 +71,10 @@ int32_t rq_kv_multiplier(int32_t n)
     return shift > 17 ? 0 : (mantissa[n & 15] + (1 << shift >> 1)) >> shift;
 }
 
-uint32_t rq_kv_weight(uint32_t j)
+uint64_t rq_kv_score(int32_t gain, uint32_t j)
 {
     static const uint16_t mantissa[8] = {32768, 35734, 38968, 42495, 46341, 50535, 55109, 60097};
-    return (uint32_t)mantissa[j & 7] << (j >> 3);
+    return gain > 0 ? (uint64_t)gain * mantissa[j & 7] << (j >> 3) : 0;
 }
 
 /* ---- which encoder --------------------------------------------------------------------------------------- */
@@ -84,11 +84,21 @@ static bool runs_always(void)
     return true;
 }
 
+#if defined(__x86_64__)
+static bool runs_avx2(void)
+{
+    return __builtin_cpu_supports("avx2");
+}
+#endif
+
 static const struct {
     rq_kv_encoder encoder;
     bool (*runs)(void);
 } built[] = {
     {{"scalar", rq_kv_encode_scalar}, runs_always},
+#if defined(__x86_64__)
+    {{"avx2", rq_kv_encode_avx2}, runs_avx2},
+#endif
 };
 
 enum { N_BUILT = sizeof built / sizeof built[0] };

@@ -9,15 +9,21 @@
  * bits. Per row (token) and group of G elements:
  *   1. An element that is not finite counts as 0 (and is counted). E is the exponent of the largest magnitude,
  *      max < 2^E, at least -24. x_i = round half even (x * 2^(11 - E)), so |x_i| <= 2048.
- *   2. base = 16 E - 48 + (log(sum x_i^2) - log(G) + row->base) >> 5, log = rq_kv_log2 (in 1/256 octaves).
- *      Candidates e are first .. first + 9, first = base - 5 clamped to [1, 246].
- *   3. For each candidate: n = e - 96 - 16 E, at least -47; y_i = (x_i * rq_kv_multiplier(n) + 2048) >> 12, which is
+ *   2. base = 16 E - 48 + ((log(sum x_i^2) - log(G) + row->base) >> 5), where e fits the group's power;
+ *      peak = 16 E - 48 + ((log(max |x_i|) - 245) >> 4), where level 127 meets the largest element;
+ *      log = rq_kv_log2, in 1/256 octaves. Candidates for e, each clamped to [1, 255]: first = base - 5 and
+ *      four more at distances `stride` above it, stride = 2, 4, 8 or 16 for peak - base up to 6, 12, 28 or
+ *      more; then, while stride > 1, stride is halved and best - stride and best + stride are tried, best
+ *      being the candidate with the best score so far (first, clamped, if none scored). (The scale a few large elements need lies far above
+ *      the one that fits the power: a search around `base` alone has ten times the error there.)
+ *   3. For a candidate: n = e - 96 - 16 E, at least -47; y_i = (x_i * rq_kv_multiplier(n) + 2048) >> 12, which is
  *      8 x / (scale of e) in units of a level.
  *   4. The path of codes c_i that minimises sum 8 L_i^2 - 2 y_i L_i = sum (y_i - 8 L_i)^2 / 8 - const (Viterbi over
  *      the two values of the last low bit); equal costs: the lower predecessor bit, the lower code, the lower
  *      final bit. `gain` is minus that minimum.
- *   5. The candidate with the largest gain * rq_kv_weight(candidate) (squared error in units of x, up to a
- *      constant), the lowest of equal ones. If no gain is positive: e = 0 and all codes 0.
+ *   5. score = gain * 2^((e - w) / 8) as integer (rq_kv_score), w = first clamped to [1, 255], minus 16: the squared
+ *      error in units of x, up to sign and a constant. The candidate with the largest score is taken, of equal
+ *      ones the one tried first. If no score is positive: e = 0 and all codes 0.
  * All sums fit 32 bits for G up to RQ_KV_MAX_GROUP (|y_i| <= 15,690, |L| <= 127: 8 L^2 + 2 |y L| < 4.2e6); the weighted
  * gains of step 5 need 64. */
 #ifndef RQ_KV_CODEC_H
@@ -27,7 +33,7 @@
 
 #include <stddef.h>
 
-enum { RQ_KV_MAX_GROUP = 120, RQ_KV_MAX_DIM = 512, RQ_KV_CANDIDATES = 10 };
+enum { RQ_KV_MAX_GROUP = 120, RQ_KV_MAX_DIM = 512 };
 
 typedef struct rq_kv_codec {
     uint32_t bits;
@@ -96,8 +102,8 @@ float rq_kv_scale(const rq_kv_codec *row, uint8_t e);
 int32_t rq_kv_log2(uint32_t n);
 /* 2^(12 - n / 16), rounded, n >= -47. */
 int32_t rq_kv_multiplier(int32_t n);
-/* 2^(15 + j / 8), rounded, for the j-th candidate. */
-uint32_t rq_kv_weight(uint32_t j);
+/* gain * 2^(15 + j / 8), the power rounded for j mod 8; 0 for a gain that is not positive. 0 <= j < 128. */
+uint64_t rq_kv_score(int32_t gain, uint32_t j);
 
 /* Element at step i of the trellis order of a group of G. */
 static inline uint32_t rq_kv_step_element(uint32_t G, uint32_t i)

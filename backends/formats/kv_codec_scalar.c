@@ -2,7 +2,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "backends/formats/half.h"
 #include "backends/formats/kv_codec_impl.h"
 
 enum { TOKENS = RQ_PAGE_TOKENS };
@@ -54,28 +53,23 @@ static void path_codes(const rq_kv_codec *row, const int32_t *y, uint32_t G, uin
 
 /* One row of G integers in trellis order: the scale, and the codes in that order. */
 static uint8_t encode_row(const rq_kv_codec *row, const int32_t *x, int32_t exponent, uint32_t energy,
-                          uint32_t G, uint8_t *codes)
+                          uint32_t peak, uint32_t G, uint8_t *codes)
 {
     memset(codes, 0, G);
     if (energy == 0) return 0;
-    int32_t first = rq_kv_first(row, exponent, energy, rq_kv_log2(G)), best = 0, best_multiplier = 0;
-    int32_t y[RQ_KV_MAX_GROUP];
-    uint64_t best_score = 0;
-    for (int32_t j = 0; j < RQ_KV_CANDIDATES; j++) {
-        int32_t multiplier = rq_kv_candidate_multiplier(first + j, exponent);
+    rq_kv_search search = rq_kv_search_start(row, exponent, energy, peak, rq_kv_log2(G));
+    int32_t y[RQ_KV_MAX_GROUP], gain;
+    do {
+        int32_t multiplier = rq_kv_search_multiplier(&search);
         for (uint32_t i = 0; i < G; i++) y[i] = (x[i] * multiplier + 2048) >> 12;
-        int32_t gain = path_gain(row, y, G);
-        uint64_t score = gain > 0 ? (uint64_t)gain * rq_kv_weight((uint32_t)j) : 0;
-        if (score > best_score) {
-            best_score = score;
-            best = first + j;
-            best_multiplier = multiplier;
-        }
-    }
-    if (best_score == 0) return 0;
-    for (uint32_t i = 0; i < G; i++) y[i] = (x[i] * best_multiplier + 2048) >> 12;
+        gain = path_gain(row, y, G);
+    } while (rq_kv_search_step(&search, gain));
+    if (search.best == 0) return 0;
+    search.next = search.best;
+    int32_t multiplier = rq_kv_search_multiplier(&search);
+    for (uint32_t i = 0; i < G; i++) y[i] = (x[i] * multiplier + 2048) >> 12;
     path_codes(row, y, G, codes);
-    return (uint8_t)best;
+    return search.best;
 }
 
 uint64_t rq_kv_encode_scalar(const rq_kv_codec *row, const float *x, uint32_t G, uint8_t *codes,
@@ -96,9 +90,8 @@ uint64_t rq_kv_encode_scalar(const rq_kv_codec *row, const float *x, uint32_t G,
             clean[i] = v;
             if (bits > largest) largest = bits;
         }
-        int32_t exponent = (int32_t)(largest >> 23) - 126;
-        if (exponent < RQ_KV_MIN_EXPONENT) exponent = RQ_KV_MIN_EXPONENT;
-        float factor = rq_bits_f32((uint32_t)(127 + 11 - exponent) << 23);
+        int32_t exponent = rq_kv_exponent(largest);
+        float factor = rq_kv_factor(exponent);
         int32_t q[RQ_KV_MAX_GROUP];
         uint32_t energy = 0;
         for (uint32_t i = 0; i < G; i++) {
@@ -106,7 +99,7 @@ uint64_t rq_kv_encode_scalar(const rq_kv_codec *row, const float *x, uint32_t G,
             energy += (uint32_t)(q[i] * q[i]);
         }
         uint8_t path[RQ_KV_MAX_GROUP];
-        scale[t] = encode_row(row, q, exponent, energy, G, path);
+        scale[t] = encode_row(row, q, exponent, energy, rq_kv_peak(largest, factor), G, path);
         for (uint32_t i = 0; i < G; i++) codes[rq_kv_step_element(G, i) * TOKENS + t] = path[i];
     }
     return n_bad;
