@@ -218,7 +218,7 @@ static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, do
     case RQ_OP_ROTATE: {
         double sum = 2.0 * in0->ne[0];
         for (uint32_t i = 0; i < op->p.rotate.n_blocks; i++) {
-            const rq_rotate_block *b = &op->p.rotate.blocks[i];
+            const rq_rotation_block *b = &op->p.rotate.blocks[i];
             sum += (double)b->count * b->size * (b->hadamard ? 2 + log2(b->size) : 2.0 * b->size);
         }
         return sum * elements(out) / out->ne[0];

@@ -13,6 +13,7 @@
 
 #include "backends/cpu/device.h"
 #include "backends/cpu/matmul.h"
+#include "backends/cpu/vec/heads.h"
 #include "backends/ops.h"
 #include "backends/tape/fuse.h"
 
@@ -102,7 +103,7 @@ typedef struct rq_cpu_builder rq_cpu_builder;
 /* Of the operation being compiled. */
 const rq_tape *rq_cpu_tape(const rq_cpu_builder *b);
 const rq_bindings *rq_cpu_bindings(const rq_cpu_builder *b);
-const rq_cpu_device *rq_cpu_device_of(const rq_cpu_builder *b);
+rq_cpu_device *rq_cpu_device_of(const rq_cpu_builder *b);
 
 /* The value's memory; a reference of 0 gives p = NULL. */
 rq_tensor rq_cpu_tensor(rq_cpu_builder *b, rq_ref ref);
@@ -127,6 +128,9 @@ typedef struct rq_rope_table {
     float magnitude;
     uint64_t offset;
 } rq_rope_table;
+
+/* The program keeps the rotation until it is destroyed; NULL: memory ran out. */
+void rq_cpu_hold_rotation(rq_cpu_builder *b, rq_cpu_rotation *rotation);
 
 /* Remembers a failure; the first one counts. */
 void rq_cpu_fail(rq_cpu_builder *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -174,6 +178,7 @@ void rq_cpu_kv_write(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_qk_norm_rope_write(rq_cpu_builder *b, const rq_op *op);
 /* ops_rotate.c */
 void rq_cpu_rotate(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_rotation_release(rq_cpu_device *device, rq_cpu_rotation *rotation); /* one program's share */
 /* ops_encode.c */
 void rq_cpu_kv_encode(rq_cpu_builder *b, const rq_op *op);
 /* attend.c */

@@ -3,6 +3,7 @@
 
 #include "backends/base/mem.h"
 #include "backends/exec/internal.h"
+#include "backends/formats/kv_codec.h"
 
 #include <string.h>
 
@@ -37,10 +38,12 @@ static rq_status check_group(const rq_executor_params *p, uint32_t index, rq_err
         if (coded == 0) return RQ_OK;
         return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u has coded pages but no coded form", index);
     }
-    if ((uint32_t)g->form_k > RQ_KV_TRIP || (uint32_t)g->form_v > RQ_KV_TRIP || g->dim_k % 8 || g->dim_v % 8)
+    if ((uint32_t)g->form_k > RQ_KV_TRIP || (uint32_t)g->form_v > RQ_KV_TRIP)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u has a form that is none", index);
+    if (g->dim_k % 8 || g->dim_v % 8 || g->dim_k > RQ_KV_MAX_DIM || g->dim_v > RQ_KV_MAX_DIM)
         return rq_fail(err, RQ_ERR_UNSUPPORTED,
-                       "heads of %u and %u elements cannot be compressed: they are not multiples of 8",
-                       g->dim_k, g->dim_v);
+                       "heads of %u and %u elements cannot be compressed; multiples of 8 up to %d can",
+                       g->dim_k, g->dim_v, RQ_KV_MAX_DIM);
     if ((g->form_k == RQ_KV_TRIP || g->form_v == RQ_KV_TRIP) && !g->trip)
         return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u takes a round trip that nobody makes", index);
     if (g->window)

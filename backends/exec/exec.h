@@ -35,6 +35,7 @@ typedef struct rq_executor_params {
     const uint32_t *group_coded_pages, *group_scratch_pages;
     rq_step_caps caps; /* completed by rq_step_caps_complete */
     uint32_t n_embd, n_vocab;
+    uint32_t capture_floats; /* of PERSIST capture, for each token of a step; 0: there is none */
     /* Appends the forward pass of `kind` (trunk or head) for tape->bucket tokens or rows. */
     void (*build)(void *user, rq_tape_kind kind, rq_tape *tape);
     /* Device index of an operation of model layer `layer` (UINT32_MAX: embedding, final norm, head). */
@@ -57,6 +58,11 @@ rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits,
  * only. */
 rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
                            const float **logits, rq_error *err);
+
+/* What the step that ran last left in PERSIST capture, and that step; both valid until the next submit. The step
+ * was waited for. RQ_ERR_UNSUPPORTED where the processor cannot read the device's memory. *run counts steps. */
+rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_step **step, uint64_t *run,
+                               rq_error *err);
 
 typedef struct rq_executor_info {
     uint64_t weight_bytes, cache_bytes, arena_bytes, persist_bytes, step_bytes;

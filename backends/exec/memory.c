@@ -155,6 +155,9 @@ static rq_status make_persist(rq_executor *ex, rq_error *err)
     if (status == RQ_OK)
         status = take(ex, ex->persist_device, 4ull * sampled, "sampled ids", &ex->persist[RQ_PERSIST_SAMPLED],
                       sum, err);
+    if (status == RQ_OK && p->capture_floats)
+        status = take(ex, ex->persist_device, 4ull * p->capture_floats * p->caps.max_tokens, "captured rows",
+                      &ex->persist[RQ_PERSIST_CAPTURE], sum, err);
     for (uint32_t s = 0; s < RQ_STEPS && status == RQ_OK; s++) {
         rq_step_slot *slot = &ex->slots[s];
         status = take(ex, ex->persist_device, logits, "logits", &slot->logits, sum, err);

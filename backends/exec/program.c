@@ -54,6 +54,12 @@ static rq_status check_persist(const rq_executor *ex, const rq_value *v, rq_erro
                                              [RQ_PERSIST_LOGITS] = ex->params.n_vocab,
                                              [RQ_PERSIST_SAMPLED] = 1};
     rq_type type = v->index == RQ_PERSIST_SAMPLED ? RQ_TYPE_I32 : RQ_TYPE_F32;
+    if (v->index == RQ_PERSIST_CAPTURE) { /* views of any shape */
+        uint64_t bytes = 4ull * ex->params.capture_floats * ex->params.caps.max_tokens,
+                 span = rq_value_span(v);
+        if (v->type == RQ_TYPE_F32 && v->offset <= bytes && span <= bytes - v->offset) return RQ_OK;
+        return rq_fail(err, RQ_ERR_INTERNAL, "the forward pass leaves more behind than there is room for");
+    }
     if (v->index >= RQ_PERSIST_COUNT || v->type != type || v->offset != 0 ||
         (v->index != RQ_PERSIST_SAMPLED && v->ne[0] != rows[v->index]))
         return rq_fail(err, RQ_ERR_INTERNAL,
@@ -177,6 +183,7 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
     p->tape.persist_rows[RQ_PERSIST_HIDDEN] = ex->params.caps.max_tokens;
     p->tape.persist_rows[RQ_PERSIST_LOGITS] = RQ_HEAD_ROWS;
     p->tape.persist_rows[RQ_PERSIST_SAMPLED] = ex->params.caps.n_seqs;
+    p->tape.persist_rows[RQ_PERSIST_CAPTURE] = ex->params.capture_floats ? ex->params.caps.max_tokens : 0;
     if (kind == RQ_TAPE_ENCODE)
         encode_all(ex, &p->tape);
     else

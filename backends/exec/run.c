@@ -217,6 +217,20 @@ rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits,
     return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
 }
 
+rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_step **step, uint64_t *run,
+                               rq_error *err)
+{
+    const rq_memory *memory = ex->persist[RQ_PERSIST_CAPTURE];
+    if (!ex->last || !memory || ex->last->state != RQ_STEP_DONE)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no step that left anything behind");
+    if (!memory->host)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "this device keeps its intermediate results to itself");
+    *rows = memory->host;
+    *step = &ex->last->step;
+    *run = ex->last->started;
+    return RQ_OK;
+}
+
 rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
                            const float **logits, rq_error *err)
 {

@@ -9,6 +9,7 @@
 
 #include "backends/base/status.h"
 #include "backends/cache.h"
+#include "backends/formats/rotation.h"
 #include "backends/formats/types.h"
 
 #include <stdbool.h>
@@ -29,6 +30,7 @@ typedef enum rq_persist {
     RQ_PERSIST_HIDDEN,  /* f32 [n_embd, max_tokens]: trunk rows after the final norm */
     RQ_PERSIST_LOGITS,  /* f32 [n_vocab, RQ_HEAD_ROWS] */
     RQ_PERSIST_SAMPLED, /* i32 [n_seqs]: last arg-max per slot */
+    RQ_PERSIST_CAPTURE, /* f32 [capture_floats, max_tokens]: what measurements read after a step; may be absent */
     RQ_PERSIST_COUNT
 } rq_persist;
 
@@ -79,13 +81,7 @@ typedef enum rq_op_kind {
     RQ_OP_COUNT
 } rq_op_kind;
 
-enum { RQ_OP_MAX_IN = 8, RQ_OP_MAX_OUT = 4, RQ_ROTATE_BLOCKS = 6 };
-
-/* A part of a rotation: `count` neighbouring blocks of `size` elements each, from element `offset` on. */
-typedef struct rq_rotate_block {
-    uint16_t offset, count, size;
-    bool hadamard; /* signs and butterflies (size is a power of two), else a matrix for each block */
-} rq_rotate_block;
+enum { RQ_OP_MAX_IN = 8, RQ_OP_MAX_OUT = 4 };
 
 typedef struct rq_op {
     rq_op_kind kind;
@@ -109,7 +105,7 @@ typedef struct rq_op {
         struct {
             uint8_t n_blocks;
             bool inverse;
-            rq_rotate_block blocks[RQ_ROTATE_BLOCKS];
+            rq_rotation_block blocks[RQ_ROTATION_BLOCKS];
         } rotate;
         struct {
             float scale, softcap;
@@ -179,9 +175,9 @@ rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act); /* act(gate) *
  * multiplies cos and sin. Positions come from the step. */
 rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pairing pairing, float magnitude);
 /* x [d, H, T]; data f32 weight [n_floats, 1 or Hd], 0 where there are no blocks; mean, lambda f32 weights
- * [d, 1 or Hd] or 0. The blocks cover d in ascending order. */
+ * [d, 1 or Hd] or 0. The blocks (of a rq_rotation) cover d in ascending order. */
 rq_ref rq_op_rotate(rq_tape *t, rq_ref x, rq_ref data, rq_ref mean, rq_ref lambda,
-                    const rq_rotate_block *blocks, uint32_t n_blocks, bool inverse);
+                    const rq_rotation_block *blocks, uint32_t n_blocks, bool inverse);
 void rq_op_kv_write(rq_tape *t, rq_ref cache, rq_ref k, rq_ref v); /* k [dk, heads, T], v [dv, heads, T] */
 void rq_op_kv_encode(rq_tape *t, rq_ref cache);                    /* the step's pages of one layer */
 /* q [dk, H, T] -> [dv * H, T] */

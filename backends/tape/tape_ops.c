@@ -253,12 +253,12 @@ rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pair
 }
 
 /* Floats of the data of one head's rotation; 0 when the blocks do not cover d in ascending order. */
-static uint64_t rotation_floats(const rq_rotate_block *blocks, uint32_t n_blocks, uint32_t d)
+static uint64_t rotation_floats(const rq_rotation_block *blocks, uint32_t n_blocks, uint32_t d)
 {
     uint64_t floats = 0;
     uint32_t end = 0;
     for (uint32_t i = 0; i < n_blocks; i++) {
-        const rq_rotate_block *b = &blocks[i];
+        const rq_rotation_block *b = &blocks[i];
         bool power = b->size && !(b->size & (b->size - 1));
         if (b->count == 0 || b->size == 0 || b->offset != end || (b->hadamard && !power)) return 0;
         end += (uint32_t)b->count * b->size;
@@ -276,13 +276,13 @@ static bool is_per_head(const rq_value *v, uint64_t n, uint32_t heads)
 }
 
 rq_ref rq_op_rotate(rq_tape *t, rq_ref x, rq_ref data, rq_ref mean, rq_ref lambda,
-                    const rq_rotate_block *blocks, uint32_t n_blocks, bool inverse)
+                    const rq_rotation_block *blocks, uint32_t n_blocks, bool inverse)
 {
     const rq_op_kind kind = RQ_OP_ROTATE;
     const rq_value *v = f32_operand(t, kind, x, "x");
     if (!v) return 0;
     uint64_t floats = rotation_floats(blocks, n_blocks, v->ne[0]);
-    if (!is_heads(t, v) || n_blocks > RQ_ROTATE_BLOCKS || (n_blocks && floats == 0))
+    if (!is_heads(t, v) || n_blocks > RQ_ROTATION_BLOCKS || (n_blocks && floats == 0))
         return rq_tape_fail(t, RQ_ERR_FORMAT, "rotate: %u blocks do not cover the heads of x %s", n_blocks,
                             shape_of(v).text);
     if (!data != (n_blocks == 0))

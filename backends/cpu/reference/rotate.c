@@ -56,7 +56,7 @@ rq_status rq_ref_rotate(const rq_ref_run *r)
             }
             const float *m = column(&data, head, heads);
             for (uint32_t b = 0; b < r->op->p.rotate.n_blocks; b++) {
-                const rq_rotate_block *block = &r->op->p.rotate.blocks[b];
+                const rq_rotation_block *block = &r->op->p.rotate.blocks[b];
                 for (uint32_t k = 0; k < block->count; k++) {
                     uint32_t at = block->offset + k * block->size;
                     turn(m, block->size, block->hadamard, inverse, in + at, out + at);
