@@ -7,6 +7,8 @@
 #include "backends/step.h"
 #include "backends/tape/tape.h"
 
+#include <stddef.h>
+
 typedef struct rq_backend rq_backend;
 typedef struct rq_device rq_device;   /* first member of every backend's own device struct */
 typedef struct rq_memory rq_memory;   /* first member of every backend's own memory struct */
@@ -45,13 +47,51 @@ typedef struct rq_binding {
     uint64_t offset;
 } rq_binding;
 
+enum { RQ_MAX_SLABS = 256 };
+
+/* The pages of a group. Tables are u32 [n_seqs][max_pages] of page ids, RQ_NO_PAGE where there is none. What
+ * belongs to coded pages is absent (NULL, 0) where the group has none, and so is what belongs to scratch. */
 typedef struct rq_cache_pool {
     const rq_cache_group *group;
     rq_page_layout layout;
-    rq_memory *slabs[256];
+    rq_memory *slabs[RQ_MAX_SLABS];
     uint32_t n_slabs, n_pages;
-    rq_memory *table; /* u32 [n_seqs][max_pages], page ids */
+    rq_memory *table; /* of exact pages */
+    rq_memory *
+        scratch; /* exact pages n_pages .. n_pages + n_scratch - 1, layer_bytes each, for one layer at a time */
+    uint32_t n_scratch;
+    rq_coded_layout coded_layout;
+    rq_memory *coded_slabs[RQ_MAX_SLABS];
+    uint32_t n_coded_slabs, n_coded;
+    rq_memory *coded_table;
 } rq_cache_pool;
+
+/* Host address of the block of (layer, KV head) of an exact page, which may be a scratch page: K, then V at
+ * layout.k_bytes. NULL for a page id that is none. The pool's memory has host addresses. */
+static inline uint8_t *rq_pool_exact_block(const rq_cache_pool *pool, uint32_t page, uint32_t layer,
+                                           uint32_t head)
+{
+    const rq_page_layout *l = &pool->layout;
+    if (page >= pool->n_pages) {
+        uint32_t scratch = page - pool->n_pages;
+        if (scratch >= pool->n_scratch) return NULL;
+        return (uint8_t *)pool->scratch->host + scratch * l->layer_bytes + head * l->head_bytes;
+    }
+    uint8_t *slab = (uint8_t *)pool->slabs[page >> l->slab_shift]->host;
+    return slab + (page & ((1u << l->slab_shift) - 1)) * l->page_bytes + layer * l->layer_bytes +
+           head * l->head_bytes;
+}
+
+/* The same of a coded page: K words, then V words, K scales and V scales at the distances of coded_layout. */
+static inline uint8_t *rq_pool_coded_block(const rq_cache_pool *pool, uint32_t page, uint32_t layer,
+                                           uint32_t head)
+{
+    const rq_coded_layout *l = &pool->coded_layout;
+    if (page >= pool->n_coded) return NULL;
+    uint8_t *slab = (uint8_t *)pool->coded_slabs[page >> l->slab_shift]->host;
+    return slab + (page & ((1u << l->slab_shift) - 1)) * l->page_bytes + layer * l->layer_bytes +
+           head * l->head_bytes;
+}
 
 typedef struct rq_bindings {
     const rq_binding *weights; /* by weight index */

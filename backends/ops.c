@@ -16,8 +16,10 @@ static const rq_op_info catalogue[RQ_OP_COUNT] = {
     [RQ_OP_SCALE] = {"scale", 1, 1, 1, 1, 0, 0, 0},
     [RQ_OP_GLU] = {"glu", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_ROPE] = {"rope", 2, 2, 1, 1, 0, 0, STEP},
+    [RQ_OP_ROTATE] = {"rotate", 4, 4, 1, 1, 1 << 1 | 1 << 2 | 1 << 3, 0, 0},
     [RQ_OP_KV_WRITE] = {"kv_write", 3, 3, 0, 0, 0, 1 << 0, STEP},
-    [RQ_OP_ATTEND] = {"attend", 2, 2, 1, 1, 0, 0, STEP},
+    [RQ_OP_KV_ENCODE] = {"kv_encode", 1, 1, 0, 0, 0, 1 << 0, STEP},
+    [RQ_OP_ATTEND] = {"attend", 3, 3, 1, 1, 1 << 2, 0, STEP},
     [RQ_OP_ROUTE] = {"route", 1, 1, 2, 2, 0, 0, 0},
     [RQ_OP_GROUP] = {"group", 1, 1, 1, 1, 0, 0, STEP},
     [RQ_OP_MATMUL_EXPERTS] = {"matmul_experts", 4, 4, 1, 1, 0, 0, STEP},
@@ -67,8 +69,15 @@ uint32_t rq_op_ranges(const rq_tape *tape, const rq_op *op, const uint64_t *aren
 {
     const rq_op_info *info = rq_op_get(op->kind);
     uint32_t n = 0;
-    for (uint32_t i = 0; i < op->n_in; i++)
-        if (op->in[i]) out[n++] = range_of(&tape->values[op->in[i]], arena_offset, info->written >> i & 1);
+    for (uint32_t i = 0; i < op->n_in; i++) {
+        if (!op->in[i]) continue;
+        const rq_value *v = &tape->values[op->in[i]];
+        out[n++] = range_of(v, arena_offset, info->written >> i & 1);
+        if (v->space != RQ_SPACE_CACHE || tape->bucket <= RQ_NARROW_BUCKET) continue;
+        out[n] = out[n - 1];
+        out[n].layer = RQ_SCRATCH_LAYER;
+        out[n++].write = op->kind != RQ_OP_ATTEND && op->kind != RQ_OP_KV_ENCODE;
+    }
     for (uint32_t i = 0; i < op->n_out; i++)
         if (op->out[i]) out[n++] = range_of(&tape->values[op->out[i]], arena_offset, true);
     if (info->flags & RQ_OP_READS_STEP) out[n++] = (rq_range){.space = RQ_SPACE_STEP, .end = UINT64_MAX};
@@ -93,17 +102,29 @@ bool rq_ranges_conflict(const rq_range *a, uint32_t n_a, const rq_range *b, uint
 
 /* Sources. u = 2^-24 is the unit roundoff of f32; a value rounded to a format of unit roundoff v has a mean
  * square relative error of at most v^2 / 3.
- *   f32 sums       recursive sums of n independent terms err by about n u^2 / 6 of the result's mean square
- *                  (Higham 2002, section 4.2, statistical model): 1e-11 at n = 16384; ten times that.
- *   f16, bf16      activations may be rounded to the weight's type (matrix units take both operands alike):
- *                  v = 2^-11: 8e-8, v = 2^-9 (round to nearest of 8 bits): 1.3e-6; rounded up.
- *   blocks         activations may be quantised to int8 with one scale per block of up to 256: step amax /
- * 127, mean square error amax^2 / (12 * 127^2); for normal data E[amax^2] <= 8.2 at 256 elements: 4.2e-5;
- * rounded up to 1e-4. llama.cpp's own bar for these is 5e-4 (test-backend-ops.cpp). attention      q and the
- * probabilities may be rounded to f16 where the cache is f16: 8e-8 each, and the score's error enters through
- * the exponential; 1e-6. f32: sums and one exponential. pointwise      + - * of f32 in double and rounded
- * once more have the bits of f32 arithmetic (Figueroa 1995), hence 0; elementary functions may err by 8 units
- * in the last place. */
+ *
+ * f32 sums: recursive sums of n independent terms err by about n u^2 / 6 of the result's mean square (Higham
+ * 2002, section 4.2, statistical model): 1e-11 at n = 16384; ten times that.
+ *
+ * f16, bf16: activations may be rounded to the weight's type (matrix units take both operands alike):
+ * v = 2^-11: 8e-8, v = 2^-9 (round to nearest of 8 bits): 1.3e-6; rounded up.
+ *
+ * Blocks: activations may be quantised to int8 with one scale per block of up to 256: step amax / 127, mean
+ * square error amax^2 / (12 * 127^2); for normal data E[amax^2] <= 8.2 at 256 elements: 4.2e-5; rounded up to
+ * 1e-4. llama.cpp's own bar for these is 5e-4 (test-backend-ops.cpp).
+ *
+ * Attention: q and the probabilities may be rounded to f16 where the cache is f16: 8e-8 each, and the score's
+ * error enters through the exponential; 1e-6. bf16: the cached values are exact in f32, so the same. f32: sums
+ * and one exponential.
+ *
+ * Coded pages: queries may be reduced to int8 with one scale for a head, which by the above gives each score an
+ * error of 4.2e-5 of its mean square; with scores of unit variance that is the relative error of every weight
+ * and of the output (those of different tokens are independent). Weights times scales may be reduced to
+ * 0 .. 127 for a page of 64 tokens: 64 errors of w_max^2 / (12 * 127^2) over a sum of squares of at least
+ * w_max^2: 3.3e-4 at worst. Together 4e-4.
+ *
+ * Pointwise: + - * of f32 in double and rounded once more have the bits of f32 arithmetic (Figueroa 1995), hence
+ * 0; elementary functions may err by 8 units in the last place. */
 static const double SUM_F32 = 1e-10, SUM_F16 = 1e-7, SUM_BF16 = 4e-6, SUM_BLOCK = 1e-4;
 
 static double matmul_tolerance(rq_type type)
@@ -118,6 +139,7 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
 {
     switch (kind) {
     case RQ_OP_EMBED:
+    case RQ_OP_KV_ENCODE:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
@@ -133,6 +155,8 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     case RQ_OP_ROPE:
     case RQ_OP_ROUTE:
         return 1e-11; /* relative error of 8 u at most of three factors, squared: 2e-12 */
+    case RQ_OP_ROTATE:
+        return 1e-11; /* as f32 sums, n <= 512 */
     case RQ_OP_COMBINE:
         return 1e-12; /* a short sum: k <= 64 terms, k u^2 */
     case RQ_OP_MATMUL:
@@ -144,9 +168,10 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     case RQ_OP_NORM_GLU_MATMULS:
         return 4 * matmul_tolerance(type); /* two products multiplied, |act'| <= 1.13 */
     case RQ_OP_ATTEND:
+        if (type == RQ_TYPE_Q8_0) return 4e-4;
         return type == RQ_TYPE_F32 ? 1e-9 : 1e-6;
     case RQ_OP_QK_NORM_ROPE_WRITE: /* q; a cached element next to a tie may round the other way: v^2 / 3 */
-        return type == RQ_TYPE_F16 ? SUM_F16 : SUM_F32;
+        return matmul_tolerance(type);
     case RQ_OP_NONE:
     case RQ_OP_COUNT:
         break;
@@ -190,6 +215,14 @@ static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, do
         return 8.0 * elements(out);
     case RQ_OP_ROPE:
         return 3.0 * elements(out);
+    case RQ_OP_ROTATE: {
+        double sum = 2.0 * in0->ne[0];
+        for (uint32_t i = 0; i < op->p.rotate.n_blocks; i++) {
+            const rq_rotation_block *b = &op->p.rotate.blocks[i];
+            sum += (double)b->count * b->size * (b->hadamard ? 2 + log2(b->size) : 2.0 * b->size);
+        }
+        return sum * elements(out) / out->ne[0];
+    }
     case RQ_OP_ATTEND:
         return 2.0 * head_dims * kv_len;
     case RQ_OP_ROUTE:
@@ -206,6 +239,21 @@ static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, do
         for (uint32_t i = 0; i < op->prim_count; i++)
             sum += flops_of(tape, &tape->prims[op->prim_first + i], kv_len, head_dims);
     return sum;
+}
+
+/* Bytes of the cache that an operation touches with T tokens that each see `kv_len` positions. */
+static double cache_bytes(const rq_tape *tape, const rq_op *op, const rq_cache_group *g, uint32_t kv_len)
+{
+    double row = g->n_heads * (g->dim_k * type_bytes(g->type_k) + g->dim_v * type_bytes(g->type_v));
+    if (op->kind != RQ_OP_ATTEND) return row * tape->bucket;
+    double coded_row = (double)rq_coded_layout_of(g).layer_bytes / RQ_PAGE_TOKENS;
+    uint32_t seen = g->window && g->window < kv_len ? g->window : kv_len, coded = 0;
+    if (rq_group_is_coded(g) && kv_len)
+        coded = (rq_kv_boundary(g, kv_len - 1) - g->sink_pages) * RQ_PAGE_TOKENS;
+    if (coded > seen) coded = seen; /* sinks beyond the end */
+    /* tokens of one sequence share what they read: once for up to RQ_TILE_TOKENS queries */
+    uint32_t tiles = (tape->bucket + RQ_TILE_TOKENS - 1) / RQ_TILE_TOKENS;
+    return (row * (seen - coded) + coded_row * coded) * tiles;
 }
 
 rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_group *groups, uint32_t kv_len)
@@ -231,17 +279,15 @@ rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_gr
             bytes = 4.0 * tape->bucket;
         else if (v->space == RQ_SPACE_CACHE && groups) {
             const rq_cache_group *g = &groups[v->index];
-            double row = g->n_heads * (g->dim_k * type_bytes(g->type_k) + g->dim_v * type_bytes(g->type_v));
-            uint32_t seen = g->window && g->window < kv_len ? g->window : kv_len;
+            bytes = cache_bytes(tape, op, g, kv_len);
             if (op->kind == RQ_OP_ATTEND) {
-                /* tokens of one sequence share what they read: once for up to RQ_TILE_TOKENS queries */
-                uint32_t tiles = (tape->bucket + RQ_TILE_TOKENS - 1) / RQ_TILE_TOKENS;
-                const rq_value *q = &tape->values[op->in[1]];
-                bytes = row * seen * tiles;
-                head_dims = (double)(g->dim_k + g->dim_v) * q->ne[1] * tape->bucket;
-                if (seen < kv_len) head_dims *= (double)seen / kv_len;
-            } else
-                bytes = row * tape->bucket;
+                head_dims = (double)(g->dim_k + g->dim_v) * tape->values[op->in[1]].ne[1] * tape->bucket;
+                if (g->window && g->window < kv_len) head_dims *= (double)g->window / kv_len;
+            }
+            if (op->kind == RQ_OP_KV_ENCODE) { /* in the long run a page for every 64 tokens */
+                cost.bytes_read += bytes;
+                bytes = (double)rq_coded_layout_of(g).layer_bytes / RQ_PAGE_TOKENS * tape->bucket;
+            }
         }
         if (info->written >> i & 1)
             cost.bytes_written += bytes;

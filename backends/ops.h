@@ -32,15 +32,27 @@
  *     (2i, 2i+1) or (i, i + n_rot/2); elements from n_rot on pass through (Su et al. 2021, eq. 34; YaRN's
  *     magnitude: Peng et al. 2023, eq. 22). The angle is the f32 product of f32 numbers; cos and sin of it
  *     are taken exactly enough for the tolerance up to position 2^20. Reads STEP.
+ * ROTATE          x f32 [d, H, T], data f32 [n, 1 or Hd] |0, mean f32 [d, 1 or Hd] |0, lambda f32 likewise |0
+ *                                                                 f32 [d, H, T]. p.rotate
+ *     forward y = R (lambda * (x - mean)); inverse y = R^T x + mean (lambda is not used). R is block diagonal:
+ *     block after block of `data`, for each a matrix [size, size] of rows (y_i = sum_j m[i size + j] x_j), or,
+ *     for a Hadamard block, `size` signs s: y = H (s * x) / sqrt(size), butterflies in ascending order of
+ *     stride (DESIGN 1). Without blocks R = 1. Head h takes column h / (H / columns) of each table.
  * KV_WRITE        cache (written), k f32 [dk, H, T], v f32 [dv, H, T]   nothing
  *     writes row t of k and v, rounded to the group's exact type (nearest even), to slot token_slot[g][t] of
  *     its page, with the layout of rq_page_layout. Reads STEP.
- * ATTEND          cache, q f32 [dk, H, T]                         f32 [dv * H, T]. p.attend
+ * KV_ENCODE       cache (read and written)                        nothing
+ *     brings one layer of the pages of step.encodes[g] into coded form: what formats/kv_codec.h makes of each
+ *     row, in the layout of rq_coded_layout. The same bytes from every backend. Reads STEP.
+ * ATTEND          cache, q f32 [dk, H, T], mean f32 [dk, 1 or Hkv] |0    f32 [dv * H, T]. p.attend
  *     s_j = scale * k_j . q, softcapped if softcap > 0: s = softcap * tanh(s / softcap); softmax over the
  *     visible positions j <= p (window: j > p - window); y = sum_j p_j v_j. Query head h reads KV head
  *     h / (H / H_kv). Work lists of the step; splits of RQ_SPLIT_PAGES pages at absolute positions, each with
  *     (maximum, sum, weighted values), merged in ascending order (Dao 2023; Milakov & Gimelshein 2018 for the
- *     online softmax); a split in which a query sees nothing changes no bit of it. Reads STEP.
+ *     online softmax); a split in which a query sees nothing changes no bit of it. Each page is read in the
+ *     form of rq_kv_reads_exact(group, p, page); what coded pages hold is decoded by formats/kv_codec.h, K
+ *     times gain_k, V times gain_v. With softcap > 0 and `mean` the score is s_j + scale * mean . q before
+ *     the cap. Reads STEP.
  * ROUTE           logits f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route
  *     P = softmax(logits) over all E; the k largest, descending, ties to the lower index; weight =
  *     P / max(sum of the k, 2^-14) * scale. Ids are in [0, E) and distinct whatever the logits are.
@@ -73,7 +85,7 @@ typedef struct rq_op_info {
     uint8_t min_in, max_in; /* entries of in[] used, absent ones included */
     uint8_t min_out, max_out;
     uint8_t optional; /* bit i: in[i] may be 0 */
-    uint8_t written;  /* bit i: in[i] is written, and not read */
+    uint8_t written;  /* bit i: in[i] is written, and but for the cache of KV_ENCODE not read */
     uint8_t flags;
 } rq_op_info;
 
@@ -86,8 +98,10 @@ const rq_op_info *rq_op_get(rq_op_kind kind);
 #define RQ_NO_ARENA UINT64_MAX
 
 /* ACT: bytes [begin, end) of the arena (planned) or of value `index`'s memory (not planned).
- * CACHE, STATE: all of layer `layer` of group `index`. PERSIST: bytes of `index`. STEP, WEIGHT: never
- * written. */
+ * CACHE, STATE: all of layer `layer` of group `index`; layer RQ_SCRATCH_LAYER: the group's scratch pages, which
+ * all layers use in turn (buckets above 8). PERSIST: bytes of `index`. STEP, WEIGHT: never written. */
+#define RQ_SCRATCH_LAYER UINT32_MAX
+
 typedef struct rq_range {
     rq_space space;
     uint32_t index, layer;
@@ -95,7 +109,7 @@ typedef struct rq_range {
     bool write;
 } rq_range;
 
-enum { RQ_OP_MAX_RANGES = RQ_OP_MAX_IN + RQ_OP_MAX_OUT + 2 };
+enum { RQ_OP_MAX_RANGES = RQ_OP_MAX_IN + RQ_OP_MAX_OUT + 3 };
 
 /* Writes what the operation reads and writes to out[RQ_OP_MAX_RANGES], returns how many. arena_offset as in
  * rq_segment, or NULL for a tape that is not planned. */
@@ -143,8 +157,8 @@ static inline rq_group_layout rq_group_layout_of(uint32_t n_expert, uint32_t n_u
  * --------------------------------------------------------------------------------------------- */
 
 /* Largest accepted normalised mean square error, sum (y - ref)^2 / sum ref^2, against the reference in
- * double, for test data without structure (independent, zero mean). `type`: of the weight or cache, F32 when
- * there is none. An element may be off by at most 8 sqrt(tolerance) times the root mean square of ref: the
+ * double, for test data without structure (independent, zero mean). `type`: of the weight or cache (Q8_0 for
+ * attention that reads coded pages, whatever their form), F32 when there is none. An element may be off by at most 8 sqrt(tolerance) times the root mean square of ref: the
  * tail of a normal distribution over 2^40 elements. 0: bits must be equal. */
 double rq_op_tolerance(rq_op_kind kind, rq_type type);
 #define RQ_TOLERANCE_TAIL 8.0

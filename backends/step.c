@@ -12,9 +12,6 @@ static uint32_t at_most(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Tokens of the widest bucket whose attention may be split. */
-enum { SPLIT_BUCKET = 8 };
-
 void rq_step_caps_complete(rq_step_caps *caps)
 {
     uint32_t runs = at_most(caps->max_tokens, RQ_MAX_RUNS);
@@ -22,7 +19,7 @@ void rq_step_caps_complete(rq_step_caps *caps)
      */
     uint32_t tiles = at_most(caps->max_tokens / RQ_TILE_TOKENS + 2 * runs, caps->max_tokens);
     uint32_t splits = (caps->max_pages + RQ_SPLIT_PAGES - 1) / RQ_SPLIT_PAGES;
-    uint32_t split_tokens = at_most(caps->max_tokens, SPLIT_BUCKET);
+    uint32_t split_tokens = at_most(caps->max_tokens, RQ_NARROW_BUCKET);
     caps->max_partials = split_tokens * at_least(splits, 1);
     caps->max_work = at_least(tiles, caps->max_partials);
     /* All pages of one sequence (a reused prefix) and the pages a full step fills, in both forms. */
@@ -237,7 +234,7 @@ uint32_t rq_step_finish(rq_step *step)
             for (uint32_t done = 0; done < runs[r].count;) {
                 uint32_t p = runs[r].start + done;
                 uint32_t n = at_most(RQ_TILE_TOKENS - p % RQ_TILE_TOKENS, runs[r].count - done);
-                add_tile(step, g, r, runs[r].first + done, n, p, bucket <= SPLIT_BUCKET, &partials);
+                add_tile(step, g, r, runs[r].first + done, n, p, bucket <= RQ_NARROW_BUCKET, &partials);
                 done += n;
             }
     }

@@ -14,6 +14,7 @@
 
 enum {
     RQ_MAX_BUCKET = 2048, /* most tokens in a step */
+    RQ_NARROW_BUCKET = 8, /* widest bucket whose attention is split and whose pages are encoded behind it */
     RQ_HEAD_ROWS = 64,    /* most rows of one head run */
     RQ_TILE_TOKENS = 64,  /* most queries of one attention work item */
     RQ_MAX_RUNS = 256,

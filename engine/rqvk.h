@@ -87,14 +87,20 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
 /* ---- engine --------------------------------------------------------------------------------------------- */
 
 typedef struct rq_engine_params {
-    const char *backend;         /* "auto" (NULL) or "cpu" */
-    uint32_t n_ctx;              /* most tokens a session may hold; 0 = min(trained context, what fits) */
-    uint32_t n_sessions;         /* most sessions alive at once; 0 = 1 */
-    uint32_t n_batch;            /* most tokens in one step, a power of two <= 2048; 0 = 512 */
-    uint32_t n_threads;          /* 0 = processors this process may run on */
-    uint32_t n_queue;            /* most requests waiting for a session to run; 0 = 4 * n_sessions */
-    uint64_t cache_tokens;       /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
-    const char *type_k, *type_v; /* cache formats, "f16" (NULL) or "f32" */
+    const char *backend;   /* "auto" (NULL) or "cpu" */
+    uint32_t n_ctx;        /* most tokens a session may hold; 0 = min(trained context, what fits) */
+    uint32_t n_sessions;   /* most sessions alive at once; 0 = 1 */
+    uint32_t n_batch;      /* most tokens in one step, a power of two <= 2048; 0 = 512 */
+    uint32_t n_threads;    /* 0 = processors this process may run on */
+    uint32_t n_queue;      /* most requests waiting for a session to run; 0 = 4 * n_sessions */
+    uint64_t cache_tokens; /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
+    /* Cache formats: f16 (NULL), f32, bf16, q8_0, q4_0, a rotation and bits (wht3, planar4), or auto; see kv.h.
+     * Of coded formats the last kv_recent tokens (0 = 128) and the first kv_sinks, both in whole 64s, are read as
+     * they were written. kv_profile: a file; NULL: the model's path and ".kvprofile" if it is there; "none". */
+    const char *type_k, *type_v;
+    uint32_t kv_recent, kv_sinks;
+    const char *kv_profile;
+    const struct rq_kv_hooks *kv_hooks; /* for measurements (kv.h); NULL */
     /* Receives one line for each decision made at start (placement, sizes, features). May be NULL. */
     void (*log)(void *user, const char *line);
     void *log_user;
@@ -107,9 +113,15 @@ void rq_engine_free(rq_engine *engine);
 
 typedef struct rq_engine_info {
     const char *backend, *device; /* "cpu", "AMD EPYC, 2 threads, avx2" */
-    const char *type_k, *type_v;
+    const char *type_k, *type_v;  /* of the cache: "f16", "wht3" */
+    double bits_k, bits_v;        /* per element, scales included */
+    const char *kv_profile;       /* NULL: none is used */
+    uint32_t kv_recent, kv_sinks;
     uint32_t n_ctx, n_sessions, n_batch, n_threads;
-    uint64_t cache_tokens, cache_bytes, cache_bytes_per_token, scratch_bytes;
+    uint64_t cache_tokens, cache_bytes, scratch_bytes;
+    uint64_t cache_bytes_per_token;   /* for as long as a token is kept: coded, where there is a code */
+    uint64_t exact_bytes_per_token;   /* while a token is read as it was written */
+    uint64_t exact_bytes_per_session; /* of pages for such tokens, 0 where nothing is coded */
     bool failed; /* the device or the file is gone: every request is refused from now on */
     char failure[512];
 } rq_engine_info;

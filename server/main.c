@@ -204,7 +204,7 @@ int main(int argc, char **argv)
 {
     static const rq_program_text text = {
         .program = "rqvk-serve",
-        .usage = "-m MODEL [options]",
+        .usage = "[-m MODEL] [options]",
         .about =
             "Serves a model over HTTP with OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models.",
     };

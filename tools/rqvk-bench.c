@@ -330,7 +330,8 @@ int main(int argc, char **argv)
                                          .target = &filter,
                                          .help = "with --ops: only rows whose name contains this"});
     const rq_program_text text = {.program = "rqvk-bench",
-                                  .usage = "-m MODEL [-p N,...] [-n N,...] [-d N,...] [-np N,...] [options]",
+                                  .usage =
+                                      "[-m MODEL] [-p N,...] [-n N,...] [-d N,...] [-np N,...] [options]",
                                   .about = "Measures prompt and generation speed."};
     int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);
     if (code >= 0) return code;

@@ -173,7 +173,7 @@ int main(int argc, char **argv)
 {
     static const rq_program_text text = {
         .program = "rqvk-cli",
-        .usage = "-m MODEL [-p TEXT] [options]",
+        .usage = "[-m MODEL] [-p TEXT] [options]",
         .about = "Talks to a model in the terminal, or has it answer once.",
     };
     cli_config config = {.engine = rq_engine_args_default(),

@@ -108,7 +108,7 @@ int main(int argc, char **argv)
                                          .help = "little-endian float32 [tokens, vocabulary] goes here"});
     const rq_program_text text = {
         .program = "rqvk-logits",
-        .usage = "-m MODEL --tokens FILE --batch N -o OUT [options]",
+        .usage = "[-m MODEL] --tokens FILE --batch N -o OUT [options]",
         .about = "Writes the logits after every token, so that engines can be compared.",
         .footer = "A batch larger than one step takes (at most 2048 tokens) is evaluated in pieces."};
     int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);

@@ -9,6 +9,8 @@
 
 #include <stdbool.h>
 
+typedef struct rq_cpu_rotation rq_cpu_rotation; /* ops_rotate.c: tables of a rotation */
+
 typedef struct rq_cpu_device {
     rq_device base;
     rq_pool *pool; /* one worker when `reference` */
@@ -18,6 +20,7 @@ typedef struct rq_cpu_device {
     /* Scratch of the running program: programs of a device never run at the same time, so one serves all. */
     uint8_t *scratch;
     uint64_t scratch_bytes;
+    rq_cpu_rotation *rotations; /* of the compiled programs */
 } rq_cpu_device;
 
 /* Makes the scratch at least `bytes` large; contents are lost. Programs must read device->scratch when they

@@ -4,6 +4,7 @@
  * apart. A unit is one head and up to 64 tokens of the step: rows are made first, then written element by element
  * for all tokens that go to the same page, so that neighbouring tokens share the cache lines. */
 #include "backends/cpu/program.h"
+#include "backends/formats/half.h"
 
 #include <string.h>
 
@@ -54,15 +55,24 @@ static void query_head(const rq_cpu_worker *w, const write_args *a, uint32_t hea
                  (float *)(a->q_out.p + head * a->q_out.nb[1] + t * a->q_out.nb[2]));
 }
 
-/* Columns of the tokens of a part, from rows [n][d] of f16 or f32 to [d][64] at places slots[i] % 64. */
-static void scatter_f16(const uint16_t *rows, uint32_t n, uint32_t d, const uint32_t *slots, uint16_t *k)
+/* x in an exact type of 16 bits. */
+static void to_half(const rq_cpu_worker *w, rq_type type, const float *x, uint16_t *y, size_t n)
+{
+    if (type == RQ_TYPE_F16)
+        w->vec->to_f16(x, y, n);
+    else
+        for (size_t i = 0; i < n; i++) y[i] = rq_bhalf_from_f32(x[i]);
+}
+
+/* Columns of the tokens of a part, from rows [n][d] of 16 or 32 bits to [d][64] at places slots[i] % 64. */
+static void scatter_16(const uint16_t *rows, uint32_t n, uint32_t d, const uint32_t *slots, uint16_t *k)
 {
     for (uint32_t i = 0; i < d; i++)
         for (uint32_t t = 0; t < n; t++)
             k[(size_t)i * RQ_PAGE_TOKENS + slots[t] % RQ_PAGE_TOKENS] = rows[(size_t)t * d + i];
 }
 
-static void scatter_f32(const float *rows, uint32_t n, uint32_t d, const uint32_t *slots, float *k)
+static void scatter_32(const float *rows, uint32_t n, uint32_t d, const uint32_t *slots, float *k)
 {
     for (uint32_t i = 0; i < d; i++)
         for (uint32_t t = 0; t < n; t++)
@@ -74,29 +84,30 @@ static void write_part(const rq_cpu_worker *w, const write_args *a, uint32_t hea
 {
     uint32_t dk = a->k.ne[0], dv = a->v.ne[0], n = end - first;
     uint32_t page = slots[first] / RQ_PAGE_TOKENS;
-    if (page >= a->pool->n_pages) return;
-    uint8_t *block = rq_page_block(a->pool, page, a->layer, head);
+    uint8_t *block = rq_pool_exact_block(a->pool, page, a->layer, head);
+    if (!block) return;
     float *row = (float *)w->own;
     uint8_t *rows = w->own + (size_t)dk * sizeof(float);
-    bool half = a->pool->group->type_k == RQ_TYPE_F16;
+    rq_type type_k = a->pool->group->type_k, type_v = a->pool->group->type_v;
+    bool half = type_k != RQ_TYPE_F32;
     for (uint32_t t = first; t < end; t++) {
         const float *x = (const float *)(a->k.p + head * a->k.nb[1] + t * a->k.nb[2]);
         x = make_row(w, a, x, a->k_norm, dk, t, row);
         if (half)
-            w->vec->to_f16(x, (uint16_t *)(void *)rows + (size_t)(t - first) * dk, dk);
+            to_half(w, type_k, x, (uint16_t *)(void *)rows + (size_t)(t - first) * dk, dk);
         else
             memcpy((float *)(void *)rows + (size_t)(t - first) * dk, x, dk * sizeof *x);
     }
     if (half)
-        scatter_f16((const uint16_t *)(void *)rows, n, dk, slots + first, (uint16_t *)(void *)block);
+        scatter_16((const uint16_t *)(void *)rows, n, dk, slots + first, (uint16_t *)(void *)block);
     else
-        scatter_f32((const float *)(void *)rows, n, dk, slots + first, (float *)(void *)block);
+        scatter_32((const float *)(void *)rows, n, dk, slots + first, (float *)(void *)block);
     uint8_t *values = block + a->pool->layout.k_bytes;
     for (uint32_t t = first; t < end; t++) {
         const float *x = (const float *)(a->v.p + head * a->v.nb[1] + t * a->v.nb[2]);
         size_t at = (size_t)(slots[t] % RQ_PAGE_TOKENS) * dv;
-        if (a->pool->group->type_v == RQ_TYPE_F16)
-            w->vec->to_f16(x, (uint16_t *)(void *)values + at, dv);
+        if (type_v != RQ_TYPE_F32)
+            to_half(w, type_v, x, (uint16_t *)(void *)values + at, dv);
         else
             memcpy((float *)(void *)values + at, x, dv * sizeof *x);
     }

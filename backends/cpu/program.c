@@ -36,6 +36,8 @@ typedef struct rq_cpu_program {
     rq_extent extent; /* what `active` counts */
     uint64_t fixed_bytes, shared_bytes, own_bytes;
     uint32_t n_ops;
+    rq_cpu_rotation **rotations; /* held */
+    size_t n_rotations, cap_rotations;
     /* reference device: the segment itself */
     rq_segment segment;
     rq_bindings bindings;
@@ -70,7 +72,7 @@ const rq_bindings *rq_cpu_bindings(const rq_cpu_builder *b)
     return b->bindings;
 }
 
-const rq_cpu_device *rq_cpu_device_of(const rq_cpu_builder *b)
+rq_cpu_device *rq_cpu_device_of(const rq_cpu_builder *b)
 {
     return b->device;
 }
@@ -167,6 +169,19 @@ void *rq_cpu_args(rq_cpu_builder *b, size_t bytes)
     void *args = p->args->bytes + p->args->used;
     p->args->used += bytes;
     return args;
+}
+
+void rq_cpu_hold_rotation(rq_cpu_builder *b, rq_cpu_rotation *rotation)
+{
+    rq_cpu_program *p = b->program;
+    bool ok = rotation &&
+              rq_grow((void **)&p->rotations, &p->cap_rotations, p->n_rotations + 1, sizeof *p->rotations);
+    if (ok)
+        p->rotations[p->n_rotations++] = rotation;
+    else {
+        rq_cpu_rotation_release(b->device, rotation);
+        out_of_memory(b);
+    }
 }
 
 static void append(rq_cpu_builder *b, rq_cpu_fn fn, const void *args, bool barrier)
@@ -287,8 +302,14 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
     case RQ_OP_ROPE:
         rq_cpu_rope(b, op);
         return;
+    case RQ_OP_ROTATE:
+        rq_cpu_rotate(b, op);
+        return;
     case RQ_OP_KV_WRITE:
         rq_cpu_kv_write(b, op);
+        return;
+    case RQ_OP_KV_ENCODE:
+        rq_cpu_kv_encode(b, op);
         return;
     case RQ_OP_ATTEND:
         rq_cpu_attend(b, op);
@@ -408,6 +429,9 @@ void rq_cpu_destroy(rq_program *program)
         next = c->next;
         rq_free(c);
     }
+    for (size_t i = 0; i < p->n_rotations; i++)
+        rq_cpu_rotation_release((rq_cpu_device *)p->base.device, p->rotations[i]);
+    rq_free(p->rotations);
     rq_free(p->instrs);
     rq_free(p->counters);
     rq_free(p);

@@ -13,6 +13,7 @@
 
 #include "backends/cpu/device.h"
 #include "backends/cpu/matmul.h"
+#include "backends/cpu/vec/heads.h"
 #include "backends/ops.h"
 #include "backends/tape/fuse.h"
 
@@ -102,7 +103,7 @@ typedef struct rq_cpu_builder rq_cpu_builder;
 /* Of the operation being compiled. */
 const rq_tape *rq_cpu_tape(const rq_cpu_builder *b);
 const rq_bindings *rq_cpu_bindings(const rq_cpu_builder *b);
-const rq_cpu_device *rq_cpu_device_of(const rq_cpu_builder *b);
+rq_cpu_device *rq_cpu_device_of(const rq_cpu_builder *b);
 
 /* The value's memory; a reference of 0 gives p = NULL. */
 rq_tensor rq_cpu_tensor(rq_cpu_builder *b, rq_ref ref);
@@ -127,6 +128,9 @@ typedef struct rq_rope_table {
     float magnitude;
     uint64_t offset;
 } rq_rope_table;
+
+/* The program keeps the rotation until it is destroyed; NULL: memory ran out. */
+void rq_cpu_hold_rotation(rq_cpu_builder *b, rq_cpu_rotation *rotation);
 
 /* Remembers a failure; the first one counts. */
 void rq_cpu_fail(rq_cpu_builder *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -172,16 +176,18 @@ void rq_cpu_combine(rq_cpu_builder *b, const rq_op *op);
 /* ops_cache.c */
 void rq_cpu_kv_write(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_qk_norm_rope_write(rq_cpu_builder *b, const rq_op *op);
+/* ops_rotate.c */
+void rq_cpu_rotate(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_rotation_release(rq_cpu_device *device, rq_cpu_rotation *rotation); /* one program's share */
+/* ops_encode.c */
+void rq_cpu_kv_encode(rq_cpu_builder *b, const rq_op *op);
 /* attend.c */
 void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op);
 
-/* Address of the block of (layer, KV head) of the page that a table entry or token slot names. */
+/* Address of the block of (layer, KV head) of an exact page. */
 static inline uint8_t *rq_page_block(const rq_cache_pool *pool, uint32_t page, uint32_t layer, uint32_t head)
 {
-    const rq_page_layout *l = &pool->layout;
-    uint8_t *slab = pool->slabs[page >> l->slab_shift]->host;
-    return slab + (page & ((1u << l->slab_shift) - 1)) * l->page_bytes + layer * l->layer_bytes +
-           head * l->head_bytes;
+    return rq_pool_exact_block(pool, page, layer, head);
 }
 
 #endif

@@ -3,21 +3,55 @@
 
 #include "backends/base/mem.h"
 #include "backends/exec/internal.h"
+#include "backends/formats/kv_codec.h"
 
 #include <string.h>
 
-/* A copy of n items, in *out. */
+/* A copy of n items (of nothing: zeros), in *out. */
 static rq_status copy_of(const void *items, size_t n, size_t bytes, void **out, rq_error *err)
 {
     *out = rq_calloc(n ? n : 1, bytes);
     if (!*out) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the executor");
-    if (n) memcpy(*out, items, n * bytes);
+    if (n && items) memcpy(*out, items, n * bytes);
     return RQ_OK;
 }
 
 static bool is_power_of_two(uint32_t n)
 {
     return n && !(n & (n - 1));
+}
+
+static bool is_exact_type(rq_type type)
+{
+    return type == RQ_TYPE_F16 || type == RQ_TYPE_BF16 || type == RQ_TYPE_F32;
+}
+
+static rq_status check_group(const rq_executor_params *p, uint32_t index, rq_error *err)
+{
+    const rq_cache_group *g = &p->groups[index];
+    if (g->n_layers == 0 || g->n_heads == 0 || g->dim_k == 0 || g->dim_v == 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u is empty", index);
+    if (!is_exact_type(g->type_k) || !is_exact_type(g->type_v))
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "exact cache pages hold f16, bf16 or f32");
+    uint32_t coded = p->group_coded_pages ? p->group_coded_pages[index] : 0;
+    if (!rq_group_is_coded(g)) {
+        if (coded == 0) return RQ_OK;
+        return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u has coded pages but no coded form", index);
+    }
+    if ((uint32_t)g->form_k > RQ_KV_TRIP || (uint32_t)g->form_v > RQ_KV_TRIP)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u has a form that is none", index);
+    if (g->dim_k % 8 || g->dim_v % 8 || g->dim_k > RQ_KV_MAX_DIM || g->dim_v > RQ_KV_MAX_DIM)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "heads of %u and %u elements cannot be compressed; multiples of 8 up to %d can",
+                       g->dim_k, g->dim_v, RQ_KV_MAX_DIM);
+    if ((g->form_k == RQ_KV_TRIP || g->form_v == RQ_KV_TRIP) && !g->trip)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u takes a round trip that nobody makes", index);
+    if (g->window)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "caches of layers with a window are not compressed");
+    if (g->recent_pages == 0 || coded == 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u needs coded pages and at least one recent page",
+                       index);
+    return RQ_OK;
 }
 
 static rq_status check_params(const rq_executor_params *p, rq_error *err)
@@ -33,15 +67,11 @@ static rq_status check_params(const rq_executor_params *p, rq_error *err)
     if (p->caps.n_seqs == 0 || p->n_embd == 0 || p->n_vocab == 0)
         return rq_fail(err, RQ_ERR_ARGUMENT, "an executor needs sequences, a width and a vocabulary");
     for (uint32_t g = 0; g < p->caps.n_groups; g++) {
-        const rq_cache_group *c = &p->groups[g];
         if (p->group_device[g] >= p->n_devices)
             return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u was placed on device %u of %u", g,
                            p->group_device[g], p->n_devices);
-        if (c->n_layers == 0 || c->n_heads == 0 || c->dim_k == 0 || c->dim_v == 0)
-            return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u is empty", g);
-        if ((c->type_k != RQ_TYPE_F16 && c->type_k != RQ_TYPE_F32) ||
-            (c->type_v != RQ_TYPE_F16 && c->type_v != RQ_TYPE_F32))
-            return rq_fail(err, RQ_ERR_UNSUPPORTED, "exact cache pages hold f16 or f32");
+        rq_status status = check_group(p, g, err);
+        if (status != RQ_OK) return status;
     }
     return RQ_OK;
 }
@@ -54,13 +84,22 @@ static rq_status copy_params(rq_executor *ex, const rq_executor_params *p, rq_er
     rq_status s = copy_of(p->devices, p->n_devices, sizeof *ex->devices, (void **)&ex->devices, err);
     if (s == RQ_OK) s = copy_of(p->weights, p->n_weights, sizeof *ex->weights, (void **)&ex->weights, err);
     if (s == RQ_OK) s = copy_of(p->groups, n_groups, sizeof *ex->groups, (void **)&ex->groups, err);
-    if (s == RQ_OK) s = copy_of(p->group_pages, n_groups, sizeof(uint32_t), (void **)&ex->group_pages, err);
-    if (s == RQ_OK) s = copy_of(p->group_device, n_groups, sizeof(uint32_t), (void **)&ex->group_device, err);
+    const struct {
+        const uint32_t *from;
+        uint32_t **to;
+    } numbers[] = {{p->group_pages, &ex->group_pages},
+                   {p->group_device, &ex->group_device},
+                   {p->group_coded_pages, &ex->group_coded_pages},
+                   {p->group_scratch_pages, &ex->group_scratch_pages}};
+    for (int i = 0; i < 4 && s == RQ_OK; i++) /* without a list: zeros */
+        s = copy_of(numbers[i].from, n_groups, sizeof(uint32_t), (void **)numbers[i].to, err);
     ex->params.devices = ex->devices;
     ex->params.weights = ex->weights;
     ex->params.groups = ex->groups;
     ex->params.group_pages = ex->group_pages;
     ex->params.group_device = ex->group_device;
+    ex->params.group_coded_pages = ex->group_coded_pages;
+    ex->params.group_scratch_pages = ex->group_scratch_pages;
     return s;
 }
 
@@ -71,11 +110,15 @@ static rq_status make_programs(rq_executor *ex, rq_error *err)
         status = rq_exec_program_plan(ex, &ex->trunk[ex->n_trunk++], RQ_TAPE_TRUNK, t, err);
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS && status == RQ_OK; i++)
         status = rq_exec_program_plan(ex, &ex->head[i], RQ_TAPE_HEAD, 1u << i, err);
+    bool coded = false;
+    for (uint32_t g = 0; g < ex->params.caps.n_groups; g++) coded |= rq_group_is_coded(&ex->groups[g]);
+    if (status == RQ_OK && coded) status = rq_exec_program_plan(ex, &ex->encode, RQ_TAPE_ENCODE, 1, err);
     if (status == RQ_OK) status = rq_exec_memory_make(ex, err);
     for (uint32_t i = 0; i < ex->n_trunk && status == RQ_OK; i++)
         status = rq_exec_program_compile(ex, &ex->trunk[i], 0, err);
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS * RQ_STEPS && status == RQ_OK; i++)
         status = rq_exec_program_compile(ex, &ex->head[i / RQ_STEPS], i % RQ_STEPS, err);
+    if (status == RQ_OK && coded) status = rq_exec_program_compile(ex, &ex->encode, 0, err);
     return status;
 }
 
@@ -114,12 +157,15 @@ void rq_executor_free(rq_executor *ex)
                 ex->devices[d]->backend->wait(ex->devices[d], NULL);
     for (uint32_t i = 0; i < RQ_TRUNK_BUCKETS; i++) rq_exec_program_free(ex, &ex->trunk[i]);
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS; i++) rq_exec_program_free(ex, &ex->head[i]);
+    rq_exec_program_free(ex, &ex->encode);
     rq_exec_memory_free(ex);
     rq_free(ex->devices);
     rq_free(ex->weights);
     rq_free(ex->groups);
     rq_free(ex->group_pages);
     rq_free(ex->group_device);
+    rq_free(ex->group_coded_pages);
+    rq_free(ex->group_scratch_pages);
     rq_free(ex);
 }
 

@@ -18,7 +18,10 @@ typedef struct rq_weight {
     uint64_t bytes;
 } rq_weight;
 
-typedef enum rq_tape_kind { RQ_TAPE_TRUNK, RQ_TAPE_HEAD } rq_tape_kind;
+/* RQ_TAPE_ENCODE is the executor's own: KV_ENCODE of every layer of the groups with a coded form, run behind
+ * the trunk of a step of at most RQ_NARROW_BUCKET tokens that names pages to encode. In wider trunks the family
+ * places the operation itself, in every layer between KV_WRITE and ATTEND; in narrow ones it has no place. */
+typedef enum rq_tape_kind { RQ_TAPE_TRUNK, RQ_TAPE_HEAD, RQ_TAPE_ENCODE } rq_tape_kind;
 
 typedef struct rq_executor_params {
     rq_device *const *devices; /* borrowed; the first one runs what nobody placed */
@@ -26,11 +29,14 @@ typedef struct rq_executor_params {
     const rq_weight *weights; /* copied */
     uint32_t n_weights;
     const rq_cache_group *groups; /* copied */
-    const uint32_t *group_pages;  /* pages of each group's pool */
+    const uint32_t *group_pages;  /* exact pages of each group's pool */
     const uint32_t *group_device; /* device index of each group's pool */
-    rq_step_caps caps;            /* completed by rq_step_caps_complete */
+    /* Coded pages, for the groups with a coded form, and scratch pages (cache.h); NULL: none anywhere. */
+    const uint32_t *group_coded_pages, *group_scratch_pages;
+    rq_step_caps caps; /* completed by rq_step_caps_complete */
     uint32_t n_embd, n_vocab;
-    /* Appends the forward pass of `kind` for tape->bucket tokens (trunk) or rows (head). */
+    uint32_t capture_floats; /* of PERSIST capture, for each token of a step; 0: there is none */
+    /* Appends the forward pass of `kind` (trunk or head) for tape->bucket tokens or rows. */
     void (*build)(void *user, rq_tape_kind kind, rq_tape *tape);
     /* Device index of an operation of model layer `layer` (UINT32_MAX: embedding, final norm, head). */
     uint32_t (*place)(void *user, uint32_t layer);
@@ -43,7 +49,8 @@ void rq_executor_free(rq_executor *ex);
 
 /* An empty step to fill (there are two; waits for the older one if both are in flight). */
 rq_step *rq_executor_begin(rq_executor *ex, rq_error *err);
-/* Finishes the step, applies its table edits and starts it: trunk, and head if the step has rows. */
+/* Finishes the step, applies its table edits and starts it: trunk, head if the step has rows, and the encoding
+ * tape if it has to. A step without tokens only edits tables and encodes. */
 rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err);
 /* Waits for the step and makes its logits readable: f32 [n_rows][n_vocab], valid until the next submit. */
 rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits, rq_error *err);
@@ -52,13 +59,19 @@ rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits,
 rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
                            const float **logits, rq_error *err);
 
+/* What the step that ran last left in PERSIST capture, and that step; both valid until the next submit. The step
+ * was waited for. RQ_ERR_UNSUPPORTED where the processor cannot read the device's memory. *run counts steps. */
+rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_step **step, uint64_t *run,
+                               rq_error *err);
+
 typedef struct rq_executor_info {
     uint64_t weight_bytes, cache_bytes, arena_bytes, persist_bytes, step_bytes;
+    uint64_t coded_bytes, scratch_bytes;                    /* of cache_bytes */
     uint32_t n_segments, n_copies, n_ops_trunk, n_ops_head; /* of the bucket-1 programs, after fusion */
 } rq_executor_info;
 void rq_executor_describe(const rq_executor *ex, rq_executor_info *out);
 
-/* Copies the content of one page to another of the same group (copy-on-write of a partial page). */
+/* Copies the content of one exact page to another of the same group (copy-on-write of a partial page). */
 rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err);
 
 /* Runs the bucket's trunk (and head) once on `step` and gives per-operation times; for rqvk-bench. */

@@ -33,10 +33,11 @@ struct rq_executor {
     rq_device **devices;
     rq_weight *weights;
     rq_cache_group *groups;
-    uint32_t *group_pages, *group_device;
+    uint32_t *group_pages, *group_device, *group_coded_pages, *group_scratch_pages;
     uint32_t persist_device;
 
     rq_exec_program trunk[RQ_TRUNK_BUCKETS], head[RQ_HEAD_BUCKETS];
+    rq_exec_program encode; /* no operations: no group has a coded form */
     uint32_t n_trunk;
 
     rq_binding *weight_bindings;          /* [device][weight]; memory NULL: not used there */
@@ -47,9 +48,9 @@ struct rq_executor {
 
     rq_step_slot slots[RQ_STEPS];
     uint64_t n_started;
-    rq_step_slot *last;              /* whose rows PERSIST hidden holds */
-    uint32_t *tables[RQ_MAX_GROUPS]; /* host copies of the page tables */
-    void *staging;                   /* for copies between memories the processor cannot touch; may be NULL */
+    rq_step_slot *last;                             /* whose rows PERSIST hidden holds */
+    uint32_t *tables[RQ_MAX_GROUPS][RQ_PAGE_FORMS]; /* host copies of the page tables; NULL: no such pages */
+    void *staging; /* for copies between memories the processor cannot touch; may be NULL */
     uint64_t staging_bytes;
     uint64_t *op_ns; /* room for the times of the longest piece */
     rq_executor_info info;

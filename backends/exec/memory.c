@@ -60,36 +60,70 @@ static rq_status adopt_weights(rq_executor *ex, rq_error *err)
     for (uint32_t i = 0; i < ex->n_trunk && status == RQ_OK; i++) status = adopt_of(ex, &ex->trunk[i], err);
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS && status == RQ_OK; i++)
         status = adopt_of(ex, &ex->head[i], err);
-    return status;
+    return status; /* the encoding tape reads none */
 }
 
 /* ---- cache --------------------------------------------------------------------------------------------- */
 
+/* Slabs of n pages. *n_slabs counts those to be given back. */
+static rq_status make_slabs(rq_executor *ex, uint32_t g, uint32_t n, uint64_t page_bytes, uint32_t shift,
+                            const char *label, rq_memory **slabs, uint32_t *n_slabs, rq_error *err)
+{
+    uint32_t per_slab = 1u << shift;
+    if (((uint64_t)n + per_slab - 1) / per_slab > RQ_MAX_SLABS)
+        return rq_fail(err, RQ_ERR_CAPACITY, "a cache of %u pages of %llu bytes is too large", n,
+                       (unsigned long long)page_bytes);
+    while (n) {
+        uint32_t pages = n < per_slab ? n : per_slab;
+        rq_status status = take(ex, ex->group_device[g], pages * page_bytes, label, &slabs[*n_slabs],
+                                &ex->info.cache_bytes, err);
+        if (slabs[*n_slabs]) ++*n_slabs;
+        if (status != RQ_OK) return status;
+        n -= pages;
+    }
+    return RQ_OK;
+}
+
+/* A table without pages, here and on the device. */
+static rq_status make_table(rq_executor *ex, uint32_t g, rq_page_form form, rq_memory **out, rq_error *err)
+{
+    uint64_t entries = (uint64_t)ex->params.caps.n_seqs * ex->params.caps.max_pages;
+    uint32_t *table = ex->tables[g][form] = rq_calloc(entries, sizeof *table);
+    if (!table) return no_memory(err, "a page table");
+    for (uint64_t i = 0; i < entries; i++) table[i] = RQ_NO_PAGE;
+    uint64_t bytes = entries * sizeof *table;
+    rq_status status = take(ex, ex->group_device[g], bytes, "page table", out, &ex->info.cache_bytes, err);
+    return status == RQ_OK ? (*out)->device->backend->upload(*out, 0, table, bytes, err) : status;
+}
+
 static rq_status make_pool(rq_executor *ex, uint32_t g, rq_error *err)
 {
-    const rq_step_caps *caps = &ex->params.caps;
     rq_cache_pool *pool = &ex->pools[g];
     pool->group = &ex->groups[g];
     pool->layout = rq_page_layout_of(pool->group);
-    uint32_t per_slab = 1u << pool->layout.slab_shift, left = ex->group_pages[g];
-    uint64_t slabs = ((uint64_t)left + per_slab - 1) / per_slab;
-    if (slabs > sizeof pool->slabs / sizeof *pool->slabs)
-        return rq_fail(err, RQ_ERR_CAPACITY, "a cache of %u pages of %llu bytes is too large", left,
-                       (unsigned long long)pool->layout.page_bytes);
-    pool->n_pages = left;
-    while (left) {
-        uint32_t pages = left < per_slab ? left : per_slab;
-        rq_status status = take(ex, ex->group_device[g], pages * pool->layout.page_bytes, "key/value cache",
-                                &pool->slabs[pool->n_slabs], &ex->info.cache_bytes, err);
-        if (pool->slabs[pool->n_slabs]) pool->n_slabs++;
-        if (status != RQ_OK) return status;
-        left -= pages;
+    pool->n_pages = ex->group_pages[g];
+    rq_status status = make_slabs(ex, g, pool->n_pages, pool->layout.page_bytes, pool->layout.slab_shift,
+                                  "key/value cache", pool->slabs, &pool->n_slabs, err);
+    if (status == RQ_OK) status = make_table(ex, g, RQ_PAGE_EXACT, &pool->table, err);
+    uint64_t before = ex->info.cache_bytes, scratch = ex->group_scratch_pages[g] * pool->layout.layer_bytes;
+    if (status == RQ_OK && scratch) {
+        if (ex->group_scratch_pages[g] >= RQ_NO_PAGE / RQ_PAGE_TOKENS - pool->n_pages)
+            return rq_fail(err, RQ_ERR_CAPACITY, "a cache of %u pages and %u for a step is too large",
+                           pool->n_pages, ex->group_scratch_pages[g]);
+        status = take(ex, ex->group_device[g], scratch, "key/value scratch", &pool->scratch,
+                      &ex->info.cache_bytes, err);
+        if (pool->scratch) pool->n_scratch = ex->group_scratch_pages[g];
+        ex->info.scratch_bytes += ex->info.cache_bytes - before;
     }
-    uint64_t entries = (uint64_t)caps->n_seqs * caps->max_pages;
-    ex->tables[g] = rq_calloc(entries, sizeof(uint32_t));
-    if (!ex->tables[g]) return no_memory(err, "a page table");
-    return take(ex, ex->group_device[g], entries * sizeof(uint32_t), "page table", &pool->table,
-                &ex->info.cache_bytes, err);
+    if (status != RQ_OK || !rq_group_is_coded(pool->group)) return status;
+    before = ex->info.cache_bytes;
+    pool->coded_layout = rq_coded_layout_of(pool->group);
+    pool->n_coded = ex->group_coded_pages[g];
+    status = make_slabs(ex, g, pool->n_coded, pool->coded_layout.page_bytes, pool->coded_layout.slab_shift,
+                        "coded key/value cache", pool->coded_slabs, &pool->n_coded_slabs, err);
+    if (status == RQ_OK) status = make_table(ex, g, RQ_PAGE_CODED, &pool->coded_table, err);
+    ex->info.coded_bytes += ex->info.cache_bytes - before;
+    return status;
 }
 
 /* ---- activations and the rest -------------------------------------------------------------------------- */
@@ -121,6 +155,9 @@ static rq_status make_persist(rq_executor *ex, rq_error *err)
     if (status == RQ_OK)
         status = take(ex, ex->persist_device, 4ull * sampled, "sampled ids", &ex->persist[RQ_PERSIST_SAMPLED],
                       sum, err);
+    if (status == RQ_OK && p->capture_floats)
+        status = take(ex, ex->persist_device, 4ull * p->capture_floats * p->caps.max_tokens, "captured rows",
+                      &ex->persist[RQ_PERSIST_CAPTURE], sum, err);
     for (uint32_t s = 0; s < RQ_STEPS && status == RQ_OK; s++) {
         rq_step_slot *slot = &ex->slots[s];
         status = take(ex, ex->persist_device, logits, "logits", &slot->logits, sum, err);
@@ -131,8 +168,14 @@ static rq_status make_persist(rq_executor *ex, rq_error *err)
     return status;
 }
 
+static uint32_t program_count(const rq_executor *ex)
+{
+    return ex->n_trunk + RQ_HEAD_BUCKETS + 1;
+}
+
 static const rq_exec_program *program_at(const rq_executor *ex, uint32_t i)
 {
+    if (i == ex->n_trunk + RQ_HEAD_BUCKETS) return &ex->encode;
     return i < ex->n_trunk ? &ex->trunk[i] : &ex->head[i - ex->n_trunk];
 }
 
@@ -147,7 +190,7 @@ static rq_status make_steps(rq_executor *ex, rq_error *err)
         ex->info.step_bytes += bytes;
     }
     uint32_t longest = 1;
-    for (uint32_t i = 0; i < ex->n_trunk + RQ_HEAD_BUCKETS; i++) {
+    for (uint32_t i = 0; i < program_count(ex); i++) {
         const rq_split *split = &program_at(ex, i)->split;
         for (uint32_t k = 0; k < split->n_pieces; k++)
             if (split->pieces[k].count > longest) longest = split->pieces[k].count;
@@ -160,7 +203,7 @@ static rq_status make_steps(rq_executor *ex, rq_error *err)
 static rq_status make_staging(rq_executor *ex, rq_error *err)
 {
     uint64_t bytes = 0;
-    for (uint32_t i = 0; i < ex->n_trunk + RQ_HEAD_BUCKETS; i++) {
+    for (uint32_t i = 0; i < program_count(ex); i++) {
         const rq_exec_program *p = program_at(ex, i);
         for (uint32_t c = 0; c < p->split.n_copies; c++) {
             const rq_border_copy *copy = &p->split.copies[c];
@@ -224,9 +267,13 @@ void rq_exec_memory_free(rq_executor *ex)
             give_back(ex->weight_bindings[i].memory);
     rq_free(ex->weight_bindings);
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) {
-        for (uint32_t s = 0; s < ex->pools[g].n_slabs; s++) give_back(ex->pools[g].slabs[s]);
-        give_back(ex->pools[g].table);
-        rq_free(ex->tables[g]);
+        rq_cache_pool *pool = &ex->pools[g];
+        for (uint32_t s = 0; s < pool->n_slabs; s++) give_back(pool->slabs[s]);
+        for (uint32_t s = 0; s < pool->n_coded_slabs; s++) give_back(pool->coded_slabs[s]);
+        give_back(pool->table);
+        give_back(pool->scratch);
+        give_back(pool->coded_table);
+        for (uint32_t form = 0; form < RQ_PAGE_FORMS; form++) rq_free(ex->tables[g][form]);
     }
     for (uint32_t d = 0; ex->arenas && d < ex->params.n_devices; d++) give_back(ex->arenas[d]);
     rq_free(ex->arenas);

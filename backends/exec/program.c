@@ -54,6 +54,12 @@ static rq_status check_persist(const rq_executor *ex, const rq_value *v, rq_erro
                                              [RQ_PERSIST_LOGITS] = ex->params.n_vocab,
                                              [RQ_PERSIST_SAMPLED] = 1};
     rq_type type = v->index == RQ_PERSIST_SAMPLED ? RQ_TYPE_I32 : RQ_TYPE_F32;
+    if (v->index == RQ_PERSIST_CAPTURE) { /* views of any shape */
+        uint64_t bytes = 4ull * ex->params.capture_floats * ex->params.caps.max_tokens,
+                 span = rq_value_span(v);
+        if (v->type == RQ_TYPE_F32 && v->offset <= bytes && span <= bytes - v->offset) return RQ_OK;
+        return rq_fail(err, RQ_ERR_INTERNAL, "the forward pass leaves more behind than there is room for");
+    }
     if (v->index >= RQ_PERSIST_COUNT || v->type != type || v->offset != 0 ||
         (v->index != RQ_PERSIST_SAMPLED && v->ne[0] != rows[v->index]))
         return rq_fail(err, RQ_ERR_INTERNAL,
@@ -94,13 +100,53 @@ static rq_status check_op(const rq_executor *ex, const rq_tape *t, const rq_op *
         return check_cache(ex, &v[op->in[0]], &v[op->in[1]], &v[op->in[2]], NULL, err);
     if (op->kind == RQ_OP_QK_NORM_ROPE_WRITE)
         return check_cache(ex, &v[op->in[6]], &v[op->in[1]], &v[op->in[2]], &v[op->in[0]], err);
+    if (op->kind == RQ_OP_KV_ENCODE) {
+        status = check_cache(ex, &v[op->in[0]], NULL, NULL, NULL, err);
+        if (status == RQ_OK && !rq_group_is_coded(&ex->groups[v[op->in[0]].index]))
+            return rq_fail(err, RQ_ERR_INTERNAL, "cache group %u has no form to encode its pages in",
+                           v[op->in[0]].index);
+        return status;
+    }
     if (op->kind == RQ_OP_ATTEND) {
         status = check_cache(ex, &v[op->in[0]], NULL, NULL, &v[op->in[1]], err);
         if (status != RQ_OK) return status;
+        if (op->in[2] && ex->groups[v[op->in[0]].index].n_heads % v[op->in[2]].ne[1])
+            return rq_fail(err, RQ_ERR_INTERNAL, "cache group %u has %u heads, and %u means",
+                           v[op->in[0]].index, ex->groups[v[op->in[0]].index].n_heads, v[op->in[2]].ne[1]);
         if (v[op->out[0]].ne[0] != v[op->in[1]].ne[1] * ex->groups[v[op->in[0]].index].dim_v)
             return rq_fail(err, RQ_ERR_INTERNAL,
                            "attention over cache group %u returns another width than its values",
                            v[op->in[0]].index);
+    }
+    return RQ_OK;
+}
+
+static bool is_encoded_before(const rq_tape *t, uint32_t at, const rq_value *cache)
+{
+    while (at-- > 0) {
+        const rq_value *v = &t->values[t->ops[at].in[0]];
+        if (t->ops[at].kind == RQ_OP_KV_ENCODE && v->index == cache->index && v->layer == cache->layer)
+            return true;
+    }
+    return false;
+}
+
+/* Wide trunks encode every layer before they attend over it, narrow ones leave it to the encoding tape: or else
+ * pages would be read that nobody made. */
+static rq_status check_encodes(const rq_executor *ex, const rq_tape *t, rq_error *err)
+{
+    for (uint32_t i = 0; i < t->n_ops; i++) {
+        const rq_op *op = &t->ops[i];
+        const rq_value *cache = &t->values[op->in[0]];
+        if (op->kind == RQ_OP_KV_ENCODE && t->bucket <= RQ_NARROW_BUCKET)
+            return rq_fail(err, RQ_ERR_INTERNAL, "a forward pass of %u tokens encodes pages itself",
+                           t->bucket);
+        if (op->kind == RQ_OP_ATTEND && t->bucket > RQ_NARROW_BUCKET &&
+            rq_group_is_coded(&ex->groups[cache->index]) && !is_encoded_before(t, i, cache))
+            return rq_fail(err, RQ_ERR_INTERNAL,
+                           "the forward pass of %u tokens attends over layer %u of cache group %u without "
+                           "encoding its full pages",
+                           t->bucket, cache->layer, cache->index);
     }
     return RQ_OK;
 }
@@ -123,6 +169,13 @@ static rq_status check_supported(const rq_executor *ex, const rq_exec_program *p
 
 /* ---- planning and compiling ---------------------------------------------------------------------------- */
 
+static void encode_all(const rq_executor *ex, rq_tape *t)
+{
+    for (uint32_t g = 0; g < ex->params.caps.n_groups; g++)
+        for (uint32_t l = 0; l < ex->groups[g].n_layers && rq_group_is_coded(&ex->groups[g]); l++)
+            rq_op_kv_encode(t, rq_tape_cache(t, g, l));
+}
+
 rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind kind, uint32_t bucket,
                                rq_error *err)
 {
@@ -130,7 +183,11 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
     p->tape.persist_rows[RQ_PERSIST_HIDDEN] = ex->params.caps.max_tokens;
     p->tape.persist_rows[RQ_PERSIST_LOGITS] = RQ_HEAD_ROWS;
     p->tape.persist_rows[RQ_PERSIST_SAMPLED] = ex->params.caps.n_seqs;
-    ex->params.build(ex->params.user, kind, &p->tape);
+    p->tape.persist_rows[RQ_PERSIST_CAPTURE] = ex->params.capture_floats ? ex->params.caps.max_tokens : 0;
+    if (kind == RQ_TAPE_ENCODE)
+        encode_all(ex, &p->tape);
+    else
+        ex->params.build(ex->params.user, kind, &p->tape);
     rq_status status = rq_tape_check(&p->tape, err);
     if (status != RQ_OK) return status;
     if (p->tape.n_ops == 0) return rq_fail(err, RQ_ERR_INTERNAL, "the forward pass is empty");
@@ -138,6 +195,8 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
         status = check_op(ex, &p->tape, &p->tape.ops[i], err);
         if (status != RQ_OK) return status;
     }
+    if (kind == RQ_TAPE_TRUNK) status = check_encodes(ex, &p->tape, err);
+    if (status != RQ_OK) return status;
     if (!ex->params.no_fusion) {
         status = rq_tape_fuse(&p->tape, supports_fused, ex, err);
         if (status != RQ_OK) return status;

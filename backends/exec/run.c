@@ -64,19 +64,44 @@ static rq_status apply_edits(rq_executor *ex, const rq_step *step, rq_error *err
         if (status != RQ_OK) return status;
     }
     for (uint32_t i = 0; i < h->n_edits; i++) {
-        if (edits[i].page >= ex->pools[edits[i].group].n_pages && edits[i].page != RQ_NO_PAGE)
-            return rq_fail(err, RQ_ERR_INTERNAL, "page %u of cache group %u does not exist", edits[i].page,
-                           edits[i].group);
-        ex->tables[edits[i].group][(uint64_t)edits[i].seq * caps->max_pages + edits[i].index] = edits[i].page;
+        const rq_edit *e = &edits[i];
+        const rq_cache_pool *pool = &ex->pools[e->group];
+        uint32_t n_pages = e->form == RQ_PAGE_CODED ? pool->n_coded : pool->n_pages + pool->n_scratch;
+        if (!ex->tables[e->group][e->form] || (e->page >= n_pages && e->page != RQ_NO_PAGE))
+            return rq_fail(err, RQ_ERR_INTERNAL, "%s page %u of cache group %u does not exist",
+                           e->form == RQ_PAGE_CODED ? "coded" : "exact", e->page, e->group);
     }
     for (uint32_t i = 0, n; i < h->n_edits; i += n) { /* neighbours go together */
         const rq_edit *e = &edits[i];
-        for (n = 1; i + n < h->n_edits; n++)
-            if (e[n].group != e->group || e[n].seq != e->seq || e[n].index != e->index + n) break;
+        const rq_cache_pool *pool = &ex->pools[e->group];
         uint64_t at = (uint64_t)e->seq * caps->max_pages + e->index;
+        uint32_t *table = ex->tables[e->group][e->form] + at;
+        for (n = 0; i + n < h->n_edits; n++) {
+            if (e[n].group != e->group || e[n].form != e->form || e[n].seq != e->seq ||
+                e[n].index != e->index + n)
+                break;
+            table[n] = e[n].page;
+        }
         rq_status status =
-            upload(ex->pools[e->group].table, 4 * at, ex->tables[e->group] + at, 4ull * n, err);
+            upload(e->form == RQ_PAGE_CODED ? pool->coded_table : pool->table, 4 * at, table, 4ull * n, err);
         if (status != RQ_OK) return status;
+    }
+    return RQ_OK;
+}
+
+/* The pages a step wants to encode must be there; *any: there are some. */
+static rq_status check_encodes(const rq_executor *ex, const rq_step *step, bool *any, rq_error *err)
+{
+    *any = false;
+    for (uint32_t g = 0; g < ex->params.caps.n_groups; g++) {
+        const rq_cache_pool *pool = &ex->pools[g];
+        const rq_encode *e = rq_step_at(step->words, step->header->encodes[g]);
+        for (uint32_t i = 0; i < step->header->n_encodes[g]; i++)
+            if (e[i].exact >= pool->n_pages + pool->n_scratch || e[i].coded >= pool->n_coded)
+                return rq_fail(err, RQ_ERR_INTERNAL,
+                               "page %u of cache group %u cannot be encoded as %u: there are %u and %u",
+                               e[i].exact, g, e[i].coded, pool->n_pages + pool->n_scratch, pool->n_coded);
+        *any |= step->header->n_encodes[g] > 0;
     }
     return RQ_OK;
 }
@@ -149,16 +174,21 @@ rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
     if (!slot || slot->state != RQ_STEP_FILLING)
         return rq_fail(err, RQ_ERR_ARGUMENT, "a step must be begun before it is submitted");
     uint32_t index = (uint32_t)(slot - ex->slots);
-    rq_step_finish(step);
-    rq_status status = apply_edits(ex, step, err);
+    bool encodes;
+    uint32_t bucket = rq_step_finish(step);
+    rq_status status = check_encodes(ex, step, &encodes, err);
+    if (status == RQ_OK) status = apply_edits(ex, step, err);
     if (status != RQ_OK) return status;
     slot->started = ++ex->n_started;
     slot->state = RQ_STEP_FLYING;
-    if (step->header->n_tokens == 0) return RQ_OK;
-    ex->last = slot;
-    status = run_program(ex, trunk_of(ex, step), 0, step->words, err);
-    if (status == RQ_OK && step->header->n_rows)
-        status = run_program(ex, head_of(ex, step), index, step->words, err);
+    if (step->header->n_tokens) {
+        ex->last = slot;
+        status = run_program(ex, trunk_of(ex, step), 0, step->words, err);
+        if (status == RQ_OK && step->header->n_rows)
+            status = run_program(ex, head_of(ex, step), index, step->words, err);
+    }
+    if (status == RQ_OK && encodes && bucket <= RQ_NARROW_BUCKET)
+        status = run_program(ex, &ex->encode, 0, step->words, err);
     return status;
 }
 
@@ -185,6 +215,20 @@ rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits,
         return rq_fail(err, RQ_ERR_ARGUMENT, "the step was not submitted");
     rq_status status = slot->state == RQ_STEP_FLYING ? wait_all(ex, err) : RQ_OK;
     return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
+}
+
+rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_step **step, uint64_t *run,
+                               rq_error *err)
+{
+    const rq_memory *memory = ex->persist[RQ_PERSIST_CAPTURE];
+    if (!ex->last || !memory || ex->last->state != RQ_STEP_DONE)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no step that left anything behind");
+    if (!memory->host)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "this device keeps its intermediate results to itself");
+    *rows = memory->host;
+    *step = &ex->last->step;
+    *run = ex->last->started;
+    return RQ_OK;
 }
 
 rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
@@ -251,8 +295,10 @@ rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times,
     *n = 0;
     if (!slot || slot->state != RQ_STEP_FILLING || step->header->n_tokens == 0)
         return rq_fail(err, RQ_ERR_ARGUMENT, "a step must be begun and have tokens to be timed");
-    rq_step_finish(step);
-    rq_status status = wait_all(ex, err);
+    bool encodes;
+    uint32_t bucket = rq_step_finish(step);
+    rq_status status = check_encodes(ex, step, &encodes, err);
+    if (status == RQ_OK) status = wait_all(ex, err);
     if (status == RQ_OK) status = apply_edits(ex, step, err);
     if (status != RQ_OK) return status;
     slot->started = ++ex->n_started;
@@ -262,5 +308,7 @@ rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times,
     if (status == RQ_OK && step->header->n_rows)
         status = profile_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, times, max,
                                  n, err);
+    if (status == RQ_OK && encodes && bucket <= RQ_NARROW_BUCKET)
+        status = profile_program(ex, &ex->encode, 0, step->words, times, max, n, err);
     return status == RQ_OK ? wait_all(ex, err) : status;
 }

@@ -9,6 +9,7 @@
 
 #include "backends/base/status.h"
 #include "backends/cache.h"
+#include "backends/formats/rotation.h"
 #include "backends/formats/types.h"
 
 #include <stdbool.h>
@@ -29,6 +30,7 @@ typedef enum rq_persist {
     RQ_PERSIST_HIDDEN,  /* f32 [n_embd, max_tokens]: trunk rows after the final norm */
     RQ_PERSIST_LOGITS,  /* f32 [n_vocab, RQ_HEAD_ROWS] */
     RQ_PERSIST_SAMPLED, /* i32 [n_seqs]: last arg-max per slot */
+    RQ_PERSIST_CAPTURE, /* f32 [capture_floats, max_tokens]: what measurements read after a step; may be absent */
     RQ_PERSIST_COUNT
 } rq_persist;
 
@@ -59,7 +61,9 @@ typedef enum rq_op_kind {
     RQ_OP_SCALE,
     RQ_OP_GLU,
     RQ_OP_ROPE,
+    RQ_OP_ROTATE,
     RQ_OP_KV_WRITE,
+    RQ_OP_KV_ENCODE,
     RQ_OP_ATTEND,
     RQ_OP_ROUTE,
     RQ_OP_GROUP,
@@ -98,6 +102,11 @@ typedef struct rq_op {
             rq_pairing pairing;
             float magnitude;
         } rope;
+        struct {
+            uint8_t n_blocks;
+            bool inverse;
+            rq_rotation_block blocks[RQ_ROTATION_BLOCKS];
+        } rotate;
         struct {
             float scale, softcap;
         } attend;
@@ -165,9 +174,17 @@ rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act); /* act(gate) *
 /* x [d, heads, T]; inv_freq f32 weight [n_rot/2], radians per position, scaling and YaRN folded in; magnitude
  * multiplies cos and sin. Positions come from the step. */
 rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pairing pairing, float magnitude);
+/* x [d, H, T]; data f32 weight [n_floats, 1 or Hd], 0 where there are no blocks; mean, lambda f32 weights
+ * [d, 1 or Hd] or 0. The blocks (of a rq_rotation) cover d in ascending order. */
+rq_ref rq_op_rotate(rq_tape *t, rq_ref x, rq_ref data, rq_ref mean, rq_ref lambda,
+                    const rq_rotation_block *blocks, uint32_t n_blocks, bool inverse);
 void rq_op_kv_write(rq_tape *t, rq_ref cache, rq_ref k, rq_ref v); /* k [dk, heads, T], v [dv, heads, T] */
-rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float scale, float softcap);
+void rq_op_kv_encode(rq_tape *t, rq_ref cache);                    /* the step's pages of one layer */
 /* q [dk, H, T] -> [dv * H, T] */
+rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float scale, float softcap);
+/* As above over keys that were stored less their mean; mean f32 weight [dk, H_kv], used where softcap > 0. */
+rq_ref rq_op_attend_mean(rq_tape *t, rq_ref cache, rq_ref q, rq_ref mean, uint32_t dim_v, float scale,
+                         float softcap);
 void rq_op_route(rq_tape *t, rq_ref logits, uint32_t n_used, float scale, rq_ref *ids, rq_ref *weights);
 /* [E, T] -> i32 [k, T], f32 [k, T] */
 rq_ref rq_op_group(rq_tape *t, rq_ref ids, uint32_t n_expert); /* -> i32 work block, layout in ops.h */

@@ -252,6 +252,71 @@ rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pair
     return op->out[0];
 }
 
+/* Floats of the data of one head's rotation; 0 when the blocks do not cover d in ascending order. */
+static uint64_t rotation_floats(const rq_rotation_block *blocks, uint32_t n_blocks, uint32_t d)
+{
+    uint64_t floats = 0;
+    uint32_t end = 0;
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        const rq_rotation_block *b = &blocks[i];
+        bool power = b->size && !(b->size & (b->size - 1));
+        if (b->count == 0 || b->size == 0 || b->offset != end || (b->hadamard && !power)) return 0;
+        end += (uint32_t)b->count * b->size;
+        floats += (uint64_t)b->count * b->size * (b->hadamard ? 1 : b->size);
+        if (end > d) return 0;
+    }
+    return end == d ? floats : 0;
+}
+
+/* One column for all heads, or one for each of a number of heads that divides theirs. */
+static bool is_per_head(const rq_value *v, uint64_t n, uint32_t heads)
+{
+    return v->space == RQ_SPACE_WEIGHT && v->ne[0] == n && v->ne[1] && heads % v->ne[1] == 0 &&
+           v->ne[2] == 1 && v->ne[3] == 1;
+}
+
+rq_ref rq_op_rotate(rq_tape *t, rq_ref x, rq_ref data, rq_ref mean, rq_ref lambda,
+                    const rq_rotation_block *blocks, uint32_t n_blocks, bool inverse)
+{
+    const rq_op_kind kind = RQ_OP_ROTATE;
+    const rq_value *v = f32_operand(t, kind, x, "x");
+    if (!v) return 0;
+    uint64_t floats = rotation_floats(blocks, n_blocks, v->ne[0]);
+    if (!is_heads(t, v) || n_blocks > RQ_ROTATION_BLOCKS || (n_blocks && floats == 0))
+        return rq_tape_fail(t, RQ_ERR_FORMAT, "rotate: %u blocks do not cover the heads of x %s", n_blocks,
+                            shape_of(v).text);
+    if (!data != (n_blocks == 0))
+        return rq_tape_fail(t, RQ_ERR_ARGUMENT, "rotate: blocks and their data go together");
+    const struct {
+        rq_ref ref;
+        const char *role;
+        uint64_t n;
+    } tables[] = {{data, "data", floats}, {mean, "mean", v->ne[0]}, {lambda, "lambda", v->ne[0]}};
+    for (int i = 0; i < 3; i++) {
+        if (!tables[i].ref) continue;
+        const rq_value *w = f32_operand(t, kind, tables[i].ref, tables[i].role);
+        if (!w) return 0;
+        if (!is_per_head(w, tables[i].n, v->ne[1])) return mismatch(t, kind, w, v);
+    }
+    rq_op *op = append_like(t, kind, x, x, data, 4);
+    if (!op) return 0;
+    op->in[2] = mean;
+    op->in[3] = lambda;
+    op->p.rotate.n_blocks = (uint8_t)n_blocks;
+    op->p.rotate.inverse = inverse;
+    for (uint32_t i = 0; i < n_blocks; i++) op->p.rotate.blocks[i] = blocks[i];
+    return op->out[0];
+}
+
+void rq_op_kv_encode(rq_tape *t, rq_ref cache)
+{
+    if (!space_operand(t, RQ_OP_KV_ENCODE, cache, RQ_SPACE_CACHE, "cache")) return;
+    rq_op *op = append(t, RQ_OP_KV_ENCODE);
+    if (!op) return;
+    op->n_in = 1;
+    op->in[0] = cache;
+}
+
 void rq_op_kv_write(rq_tape *t, rq_ref cache, rq_ref k, rq_ref v)
 {
     if (!space_operand(t, RQ_OP_KV_WRITE, cache, RQ_SPACE_CACHE, "cache")) return;
@@ -272,6 +337,12 @@ void rq_op_kv_write(rq_tape *t, rq_ref cache, rq_ref k, rq_ref v)
 
 rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float scale, float softcap)
 {
+    return rq_op_attend_mean(t, cache, q, 0, dim_v, scale, softcap);
+}
+
+rq_ref rq_op_attend_mean(rq_tape *t, rq_ref cache, rq_ref q, rq_ref mean, uint32_t dim_v, float scale,
+                         float softcap)
+{
     if (!space_operand(t, RQ_OP_ATTEND, cache, RQ_SPACE_CACHE, "cache")) return 0;
     const rq_value *v = f32_operand(t, RQ_OP_ATTEND, q, "q");
     if (!v) return 0;
@@ -282,14 +353,20 @@ rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float sc
     if (!isfinite(scale) || !isfinite(softcap) || softcap < 0)
         return rq_tape_fail(t, RQ_ERR_FORMAT, "attend: scale %g or softcap %g makes no sense", (double)scale,
                             (double)softcap);
+    if (mean) {
+        const rq_value *m = f32_operand(t, RQ_OP_ATTEND, mean, "mean");
+        if (!m) return 0;
+        if (!is_per_head(m, v->ne[0], v->ne[1])) return mismatch(t, RQ_OP_ATTEND, m, v);
+    }
     uint64_t width = (uint64_t)dim_v * v->ne[1];
     if (width > UINT32_MAX) return rq_tape_fail(t, RQ_ERR_FORMAT, "attend: too many heads");
     rq_ref y = rq_tape_act(t, RQ_TYPE_F32, (uint32_t)width, t->bucket, 1, 1);
     rq_op *op = append(t, RQ_OP_ATTEND);
     if (!op) return 0;
-    op->n_in = 2;
+    op->n_in = 3;
     op->in[0] = cache;
     op->in[1] = q;
+    op->in[2] = mean;
     op->n_out = 1;
     op->p.attend.scale = scale;
     op->p.attend.softcap = softcap;

@@ -14,6 +14,7 @@
 #include "backends/base/status.h"
 #include "backends/cache.h"
 #include "backends/step.h"
+#include "engine/cache/size.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -30,12 +31,6 @@ typedef struct rq_page_copy {
 rq_status rq_cache_create(const uint32_t *group_pages, uint32_t n_groups, uint32_t n_seqs, uint32_t max_pages,
                           rq_cache **out, rq_error *err);
 void rq_cache_free(rq_cache *cache);
-
-/* Pages that hold n tokens. */
-static inline uint32_t rq_cache_pages_for(uint64_t n_tokens)
-{
-    return (uint32_t)((n_tokens + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS);
-}
 
 /* Sets pages aside so that the sequence can grow to n_tokens. False, with nothing changed, when a pool has too
  * few that are neither held nor set aside for others. Replaces the sequence's earlier reservation. */

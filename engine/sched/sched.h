@@ -25,8 +25,13 @@ enum { RQ_NARROW_TOKENS = 8, RQ_MAX_SESSIONS = RQ_MAX_RUNS };
 typedef struct rq_sched_params {
     rq_executor *executor;   /* borrowed; used by the scheduler's thread only */
     const rq_tokenizer *tok; /* borrowed */
-    const uint32_t *group_pages;
+    /* The cache groups, their exact pools and, where a group has a coded form, their coded pools and scratch
+     * pages, as rq_cache_pool_sizes gives them; the arrays are copied. `groups` NULL: no group has a coded
+     * form, and the last two are not read. */
+    const rq_cache_group *groups;
+    const uint32_t *group_pages, *group_coded_pages, *group_scratch_pages;
     uint32_t n_groups;
+    uint64_t cache_seed; /* a hash of what else the pages depend on (the profile); 0: nothing */
     uint32_t n_vocab, n_ctx, n_sessions, n_batch, n_queue; /* as rq_engine_params, resolved */
     uint32_t n_piece; /* most tokens of a request's prompt in a step, <= n_batch: how long others may wait */
     /* Asked after every step: anything but RQ_OK fails the engine with that sentence. May be NULL. */

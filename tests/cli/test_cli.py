@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import time
@@ -53,8 +54,26 @@ def test_errors(tmp_path):
                        (["-p", "x", "--backend", "abacus"], 1), (["-p", "x", "-ctk", "q9"], 1)]:
         r = run(*args)
         assert r.returncode == code and r.stderr.count(b"\n") == 1, (args, r.returncode, r.stderr)
-    r = subprocess.run([CLI, "-p", "x"], capture_output=True, timeout=20, env=ENV, stdin=subprocess.DEVNULL)
-    assert r.returncode == 1 and b"-m" in r.stderr
+
+
+def test_builtin_errors(tmp_path):
+    """What stands in for -m: the built-in model's file is looked for beside the program, wherever that lies."""
+    moved = tmp_path / "bin" / "rqvk-cli"
+    moved.parent.mkdir()
+    shutil.copy(CLI, moved)
+    for program, args, code, words in [
+            (moved, [], 1, [b"-m", b"share/rqvk/builtin-qwen3.gguf"]),
+            (CLI, ["--builtin", "hybrid"], 1, [b"hybrid", b"qwen35"]),
+            (CLI, ["--builtin", "large"], 1, [b"large", b"qwen3"]),
+            (CLI, ["--builtin", "qwen3", "-m", MODEL], 1, [b"-m", b"--builtin"])]:
+        r = subprocess.run([program, "-p", "x", *args], capture_output=True, timeout=20, env=ENV)
+        assert r.returncode == code and r.stderr.count(b"\n") == 1, (args, r.stderr)
+        assert all(w in r.stderr for w in words), (args, r.stderr)
+    share = tmp_path / "share" / "rqvk"
+    share.mkdir(parents=True)
+    shutil.copy(MODEL, share / "builtin-qwen3.gguf")
+    r = subprocess.run([moved, "-p", "hello", "-n", "9", "--temp", "0"], capture_output=True, timeout=60, env=ENV)
+    assert r.returncode == 0 and r.stdout == run("-p", "hello", "-n", "9", "--temp", "0").stdout
 
 
 def test_help():

@@ -86,12 +86,13 @@ int rq_args_run(const rq_program_text *text, const rq_options *options, int argc
 /* ---- options most programs share --------------------------------------------------------------------- */
 
 typedef struct rq_engine_args {
-    const char *model;
+    const char *model;       /* NULL: the built-in one */
+    const char *builtin;     /* which built-in one; NULL: not said */
     rq_engine_params params; /* n_sessions and log are left to the program */
     bool list_devices;
 } rq_engine_args;
 rq_engine_args rq_engine_args_default(void);
-/* -m -c -t -b --backend -ctk -ctv --cache-tokens --list-devices */
+/* -m --builtin -c -t -b --backend -ctk -ctv --cache-tokens --list-devices */
 void rq_options_engine(rq_options *options, rq_engine_args *args);
 
 typedef struct rq_sampling_args {
@@ -113,10 +114,10 @@ int rq_complain(const char *program, const rq_error *err);
 /* Prints the devices, one per line: what --list-devices does. Returns 0, the exit code. */
 int rq_print_devices(void);
 
-/* Whether -m names something: RQ_ERR_ARGUMENT with the sentence for a forgotten -m. */
+/* Whether there is a model to load: -m names one, or the built-in one asked for can be run and read. */
 rq_status rq_engine_args_check(const rq_engine_args *args, rq_error *err);
 
-/* Checks that -m was given, loads the model and, when `engine` is not NULL, creates the engine. On failure
+/* Loads the model (-m, else the built-in one) and, when `engine` is not NULL, creates the engine. On failure
  * both outputs are untouched. */
 rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_engine **engine,
                               rq_error *err);

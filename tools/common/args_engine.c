@@ -1,5 +1,6 @@
 /* args_engine.c - the options that every program with a model shares. */
 #include "tools/common/args.h"
+#include "tools/common/builtin.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,14 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                         .kind = RQ_OPT_STRING,
                                         .target = &args->model,
                                         .value = "FILE",
+                                        .shown = "the built-in model",
                                         .help = "the GGUF file, or the first of a split set"});
+    rq_options_add(options, (rq_option){.names = "--builtin",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &args->builtin,
+                                        .value = "NAME",
+                                        .shown = "qwen3",
+                                        .help = "the built-in model to use without -m: qwen3"});
     rq_options_add(options, (rq_option){.names = "-c,--ctx-size",
                                         .kind = RQ_OPT_U32,
                                         .target = &p->n_ctx,
@@ -155,17 +163,33 @@ int rq_print_devices(void)
     return 0;
 }
 
+/* The file to load: that of -m, or the built-in one's, whose path goes into `path`. */
+static rq_status find_model(const rq_engine_args *args, char path[RQ_BUILTIN_PATH_BYTES], const char **file,
+                            rq_error *err)
+{
+    bool named = args->model && *args->model;
+    if (named && args->builtin && *args->builtin) {
+        return rq_fail(err, RQ_ERR_ARGUMENT, "-m %s and --builtin %s name two models: leave one out",
+                       args->model, args->builtin);
+    }
+    *file = named ? args->model : path;
+    return named ? RQ_OK : rq_builtin_path(args->builtin, path, err);
+}
+
 rq_status rq_engine_args_check(const rq_engine_args *args, rq_error *err)
 {
-    if (args->model && *args->model) return RQ_OK;
-    return rq_fail(err, RQ_ERR_ARGUMENT, "no model given: name a GGUF file with -m FILE (see --help)");
+    char path[RQ_BUILTIN_PATH_BYTES];
+    const char *file = NULL;
+    return find_model(args, path, &file, err);
 }
 
 rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_engine **engine, rq_error *err)
 {
+    char path[RQ_BUILTIN_PATH_BYTES];
+    const char *file = NULL;
     rq_model *m = NULL;
-    rq_status status = rq_engine_args_check(args, err);
-    if (status == RQ_OK) status = rq_model_load(args->model, &m, err);
+    rq_status status = find_model(args, path, &file, err);
+    if (status == RQ_OK) status = rq_model_load(file, &m, err);
     if (status != RQ_OK) return status;
     if (engine) {
         status = rq_engine_create(m, &args->params, engine, err);

@@ -46,7 +46,9 @@ uint32_t rq_ref_position(const rq_ref_run *r, uint32_t t);
 /* Row (i1, i2) of a weight of any type as floats, into `row` (ne[0] of them). */
 void rq_ref_decode(const rq_ref_view *w, uint64_t i1, uint64_t i2, float *row);
 
+rq_status rq_ref_rotate(const rq_ref_run *r);
 rq_status rq_ref_kv_write(const rq_ref_run *r);
+rq_status rq_ref_kv_encode(const rq_ref_run *r);
 rq_status rq_ref_attend(const rq_ref_run *r);
 rq_status rq_ref_route(const rq_ref_run *r);
 rq_status rq_ref_group(const rq_ref_run *r);

@@ -286,8 +286,12 @@ rq_status rq_reference_run(const rq_tape *tape, const rq_op *op, const rq_refere
         return pointwise(&r);
     case RQ_OP_ROPE:
         return rope(&r);
+    case RQ_OP_ROTATE:
+        return rq_ref_rotate(&r);
     case RQ_OP_KV_WRITE:
         return rq_ref_kv_write(&r);
+    case RQ_OP_KV_ENCODE:
+        return rq_ref_kv_encode(&r);
     case RQ_OP_ATTEND:
         return rq_ref_attend(&r);
     case RQ_OP_ROUTE:

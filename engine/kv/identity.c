@@ -1,0 +1,90 @@
+/* identity.c - what a profile or a table of measurements is bound to. */
+#include "backends/base/mem.h"
+#include "engine/kv.h"
+#include "engine/models/model.h"
+
+#include <math.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+enum { SAMPLE_BYTES = 256 };
+
+/* Two files with the same hash compute the same keys and values: what the forward pass is made of, and both ends
+ * of every tensor. Reading all of a large file would take longer than loading it. */
+static uint64_t hash_model(const rq_model *m)
+{
+    const rq_hparams *hp = &m->hp;
+    uint64_t h = XXH3_64bits_withSeed(m->arch, strlen(m->arch), 1);
+    const uint32_t numbers[] = {hp->n_layers, hp->n_embd,   hp->n_vocab,       hp->dim_k,
+                                hp->dim_v,    hp->n_expert, hp->n_expert_used, hp->n_ff_expert};
+    const float reals[] = {hp->eps, hp->expert_scale};
+    h = XXH3_64bits_withSeed(numbers, sizeof numbers, h);
+    h = XXH3_64bits_withSeed(reals, sizeof reals, h);
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        const uint32_t heads[] = {m->layers[i].n_head, m->layers[i].n_head_kv, m->layers[i].n_ff};
+        h = XXH3_64bits_withSeed(heads, sizeof heads, h);
+    }
+    for (uint64_t i = 0; i < rq_gguf_n_tensors(m->gguf); i++) {
+        const rq_gguf_tensor *t = rq_gguf_tensor_at(m->gguf, i);
+        const uint64_t shape[] = {t->ne[0], t->ne[1], t->ne[2], t->ne[3], (uint64_t)t->type};
+        h = XXH3_64bits_withSeed(t->name, strlen(t->name), h);
+        h = XXH3_64bits_withSeed(shape, sizeof shape, h);
+        size_t n = t->nbytes < SAMPLE_BYTES ? (size_t)t->nbytes : SAMPLE_BYTES;
+        h = XXH3_64bits_withSeed(t->data, n, h);
+        h = XXH3_64bits_withSeed(t->data + (t->nbytes - n), n, h);
+    }
+    return h;
+}
+
+static uint64_t hash_rope(const rq_model *m)
+{
+    const rq_hparams *hp = &m->hp;
+    const uint32_t numbers[] = {hp->n_rot, (uint32_t)m->family->pairing};
+    uint64_t h = XXH3_64bits_withSeed(numbers, sizeof numbers, 2);
+    h = XXH3_64bits_withSeed(&hp->rope_magnitude, sizeof hp->rope_magnitude, h);
+    return XXH3_64bits_withSeed(m->inv_freq_data, hp->n_rot / 2 * sizeof *m->inv_freq_data, h);
+}
+
+void rq_kv_identify(const rq_model *model, rq_kv_identity *out)
+{
+    *out = (rq_kv_identity){.model = hash_model(model), .rope = hash_rope(model)};
+}
+
+rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq_error *err)
+{
+    if (layer >= m->hp.n_layers)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "the model has the layers 0 to %u, not %u", m->hp.n_layers - 1,
+                       layer);
+    const rq_layer *l = &m->layers[layer];
+    *out = (rq_kv_layer){.n_heads = l->n_head,
+                         .n_heads_kv = l->n_head_kv,
+                         .dim_k = m->hp.dim_k,
+                         .dim_v = m->hp.dim_v,
+                         .window = m->groups[l->group].window,
+                         .scale = 1.0f / sqrtf((float)m->hp.dim_k),
+                         .softcap = 0.0f};
+    return RQ_OK;
+}
+
+/* The model's path with something behind it. */
+static char *beside(const rq_model *m, const char *suffix)
+{
+    size_t n = strlen(m->path), k = strlen(suffix);
+    char *path = rq_malloc(n + k + 1);
+    if (path == NULL) return NULL;
+    memcpy(path, m->path, n);
+    memcpy(path + n, suffix, k + 1);
+    return path;
+}
+
+char *rq_kv_profile_path(const rq_model *model)
+{
+    return beside(model, ".kvprofile");
+}
+
+char *rq_kv_table_path(const rq_model *model)
+{
+    return beside(model, ".kvtable");
+}

@@ -1,0 +1,16 @@
+/* profile.h - what the files of engine/kv share about profiles; their public face is engine/kv.h. */
+#ifndef RQ_KV_PROFILE_H
+#define RQ_KV_PROFILE_H
+
+#include "engine/kv.h"
+
+enum { RQ_KV_PARTS = RQ_KV_SO8_V + 1 };
+
+/* Floats of a part of a layer; 0 when the heads cannot have it. */
+size_t rq_kv_part_floats(const rq_kv_layer_profile *layer, rq_kv_part part);
+float **rq_kv_part_slot(rq_kv_layer_profile *layer, rq_kv_part part);
+
+/* A profile of layers without shapes. */
+rq_status rq_kv_profile_make(uint32_t n_layers, rq_kv_profile **out, rq_error *err);
+
+#endif

@@ -1,0 +1,202 @@
+#include "tools/kv/table.h"
+
+#include "backends/base/mem.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+void kv_table_start(kv_table *t, const kv_column *columns, size_t n_columns)
+{
+    *t = (kv_table){.columns = columns, .n_columns = n_columns};
+}
+
+void kv_table_free(kv_table *t)
+{
+    for (size_t i = 0; i < t->n_cells; i++) rq_free(t->cells[i].text);
+    rq_free(t->cells);
+    t->cells = NULL;
+    t->n_cells = t->cap = 0;
+}
+
+static void append(kv_table *t, kv_cell cell)
+{
+    if (t->failed || !rq_grow((void **)&t->cells, &t->cap, t->n_cells + 1, sizeof *t->cells)) {
+        t->failed = true;
+        rq_free(cell.text);
+        return;
+    }
+    t->cells[t->n_cells++] = cell;
+}
+
+void kv_table_text(kv_table *t, const char *text)
+{
+    char *copy = rq_strdup(text);
+    if (copy)
+        append(t, (kv_cell){.text = copy});
+    else
+        t->failed = true;
+}
+
+void kv_table_number(kv_table *t, double number)
+{
+    append(t, (kv_cell){.number = number});
+}
+
+rq_status kv_table_format_of(const char *name, kv_table_format *format, rq_error *err)
+{
+    static const char *const names[] = {"md", "csv", "json"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *format = (kv_table_format)i;
+            return RQ_OK;
+        }
+    return rq_fail(err, RQ_ERR_ARGUMENT, "tables are written as md, csv or json, not %s", name);
+}
+
+/* Length of the UTF-8 character at p, 0 when it is none. */
+static size_t utf8_length(const unsigned char *p)
+{
+    size_t n = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : (p[0] & 0xf0) == 0xe0 ? 3 : 0;
+    if ((p[0] & 0xf8) == 0xf0 && p[0] < 0xf5) n = 4;
+    for (size_t i = 1; i < n; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    if (n == 3 && ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] >= 0xa0))) return 0;
+    if (n == 4 && ((p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] >= 0x90))) return 0;
+    return n;
+}
+
+void kv_json_string(FILE *out, const char *text)
+{
+    const unsigned char *p = (const unsigned char *)text;
+    fputc('"', out);
+    while (*p) {
+        size_t n = utf8_length(p);
+        if (n == 0) {
+            fputs("\\ufffd", out);
+            p++;
+        } else if (*p == '"' || *p == '\\' || *p < 0x20) {
+            fprintf(out, "\\u%04x", *p++);
+        } else {
+            fwrite(p, 1, n, out);
+            p += n;
+        }
+    }
+    fputc('"', out);
+}
+
+static void csv_text(FILE *out, const char *text)
+{
+    if (!strpbrk(text, ",\"\r\n")) {
+        fputs(text, out);
+        return;
+    }
+    fputc('"', out);
+    for (const char *p = text; *p; p++) {
+        if (*p == '"') fputc('"', out);
+        fputc(*p, out);
+    }
+    fputc('"', out);
+}
+
+static void write_csv(const kv_table *t, FILE *out)
+{
+    for (size_t i = 0; i < t->n_columns; i++) {
+        fputs(i ? "," : "", out);
+        csv_text(out, t->columns[i].name);
+    }
+    for (size_t i = 0; i < t->n_cells; i++) {
+        fputs(i % t->n_columns ? "," : "\n", out);
+        if (t->cells[i].text)
+            csv_text(out, t->cells[i].text);
+        else if (isfinite(t->cells[i].number))
+            fprintf(out, "%.9g", t->cells[i].number);
+    }
+    fputc('\n', out);
+}
+
+static void write_json(const kv_table *t, const char *tool, const kv_note *notes, size_t n_notes, FILE *out)
+{
+    fputs("{\"tool\": ", out);
+    kv_json_string(out, tool);
+    fputs(", \"version\": ", out);
+    kv_json_string(out, RQVK_VERSION);
+    for (size_t i = 0; i < n_notes; i++) {
+        fputs(",\n ", out);
+        kv_json_string(out, notes[i].name);
+        fputs(": ", out);
+        kv_json_string(out, notes[i].value);
+    }
+    fputs(",\n \"rows\": [", out);
+    for (size_t i = 0; i < t->n_cells; i++) {
+        size_t column = i % t->n_columns;
+        fputs(column ? ", " : i ? "},\n  {" : "\n  {", out);
+        kv_json_string(out, t->columns[column].name);
+        fputs(": ", out);
+        if (t->cells[i].text)
+            kv_json_string(out, t->cells[i].text);
+        else if (isfinite(t->cells[i].number))
+            fprintf(out, "%.9g", t->cells[i].number);
+        else
+            fputs("null", out);
+    }
+    fputs(t->n_cells ? "}]}\n" : "]}\n", out);
+}
+
+/* A cell as Markdown shows it; a bar inside a cell would end it. */
+static int format_md(const kv_table *t, size_t i, char *text, size_t bytes)
+{
+    const kv_cell *cell = &t->cells[i];
+    if (!cell->text && !isfinite(cell->number)) {
+        text[0] = 0;
+        return 0;
+    }
+    int n = cell->text
+                ? snprintf(text, bytes, "%s", cell->text)
+                : snprintf(text, bytes, "%.*f", (int)t->columns[i % t->n_columns].decimals, cell->number);
+    for (char *p = text; *p; p++)
+        if (*p == '|' || *p == '\n') *p = '/';
+    return n < (int)bytes ? n : (int)bytes - 1;
+}
+
+static int width_md(const kv_table *t, size_t column)
+{
+    int width = (int)strlen(t->columns[column].name);
+    char text[128];
+    for (size_t i = column; i < t->n_cells; i += t->n_columns) {
+        int n = format_md(t, i, text, sizeof text);
+        if (n > width) width = n;
+    }
+    return width;
+}
+
+static void write_md(const kv_table *t, FILE *out)
+{
+    char text[128];
+    for (size_t i = 0; i < t->n_columns; i++) fprintf(out, "| %-*s ", width_md(t, i), t->columns[i].name);
+    fputs("|\n", out);
+    for (size_t i = 0; i < t->n_columns; i++) {
+        bool is_text = t->n_cells > i && t->cells[i].text;
+        fputc('|', out);
+        for (int w = width_md(t, i) + (is_text ? 2 : 1); w > 0; w--) fputc('-', out);
+        if (!is_text) fputc(':', out);
+    }
+    fputs("|\n", out);
+    for (size_t i = 0; i < t->n_cells; i++) {
+        format_md(t, i, text, sizeof text);
+        fprintf(out, t->cells[i].text ? "| %-*s " : "| %*s ", width_md(t, i % t->n_columns), text);
+        if (i % t->n_columns == t->n_columns - 1) fputs("|\n", out);
+    }
+}
+
+rq_status kv_table_write(const kv_table *t, kv_table_format format, const char *tool, const kv_note *notes,
+                         size_t n_notes, FILE *out, rq_error *err)
+{
+    if (t->failed) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the table of results");
+    if (t->n_columns == 0 || t->n_cells % t->n_columns)
+        return rq_fail(err, RQ_ERR_INTERNAL, "the table of results has an incomplete row");
+    if (format == KV_TABLE_MD) write_md(t, out);
+    if (format == KV_TABLE_CSV) write_csv(t, out);
+    if (format == KV_TABLE_JSON) write_json(t, tool, notes, n_notes, out);
+    return ferror(out) ? rq_fail(err, RQ_ERR_IO, "cannot write the table of results") : RQ_OK;
+}
