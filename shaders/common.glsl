@@ -22,7 +22,7 @@ layout(push_constant, scalar) uniform Push
 
 // ---- the step (backends/step.h): offsets in words from its start ------------------------------------------
 const uint STEP_N_TOKENS = 1, STEP_N_ROWS = 3, STEP_TOKEN_ID = 6, STEP_TOKEN_POS = 7, STEP_TOKEN_RUN = 8,
-           STEP_TOKEN_SLOT = 9, STEP_RUNS = 17, STEP_WORK = 18, STEP_N_WORK = 26, STEP_ROWS = 50;
+           STEP_TOKEN_SLOT = 9, STEP_RUNS = 17, STEP_WORK = 18, STEP_N_WORK = 26, STEP_ENCODES = 34, STEP_N_ENCODES = 42, STEP_ROWS = 50;
 const uint RUN_WORDS = 8, WORK_WORDS = 8, ROW_WORDS = 2;
 
 // ---- numbers ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ void main()
     uint i = gl_GlobalInvocationID.x, h = gl_WorkGroupID.y, t = gl_WorkGroupID.z;
     if (t >= step.d[STEP_N_TOKENS] || int(step.d[step.d[STEP_TOKEN_RUN] + t]) < 0) return;
     uint slot = step.d[step.d[STEP_TOKEN_SLOT + push.u[0]] + t], page = slot / 64u, at = slot % 64u;
-    if (page >= pool_word(pool, G_PAGES)) return;
+    if (!page_exists(pool, page)) return;
     uint dv = pool_word(pool, G_DV);
     uint64_t block = page_block(pool, page, push.u[1], h);
     if (i < pool_word(pool, G_DK))
