@@ -85,14 +85,8 @@ static void options_limits(rq_options *options, rq_server_config *c)
          .max = 256,
          .env = "LLAMA_ARG_N_PARALLEL",
          .help = "answers written at the same time; they share each step"},
-        {.names = "-n,--predict,--n-predict",
-         .kind = RQ_OPT_I32,
-         .target = &c->n_predict,
-         .min = -1,
-         .max = 1 << 24,
-         .env = "LLAMA_ARG_N_PREDICT",
-         .shown = "-1, until the context is full",
-         .help = "most tokens of an answer when the request does not say"},
+        rq_option_predict(&c->n_predict, "-1, until the context is full",
+                          "most tokens of an answer when the request does not say"),
         {.names = "--ctx-per-request",
          .kind = RQ_OPT_U32,
          .target = &c->ctx_per_request,
@@ -236,8 +230,8 @@ rq_status rq_server_settle(rq_server *server, rq_error *err)
             "everybody may use the server",
             c->host);
     }
-    if (c->n_predict == 0)
-        return rq_fail(err, RQ_ERR_ARGUMENT, "--predict must be at least 1, or -1 for no limit");
+    rq_status status = rq_predict_check(c->n_predict, err);
+    if (status != RQ_OK) return status;
     if (c->ctx_per_request && c->ctx_per_request < 2) {
         return rq_fail(err, RQ_ERR_ARGUMENT, "--ctx-per-request must be at least 2");
     }

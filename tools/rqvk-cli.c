@@ -33,14 +33,8 @@ static void add_options(rq_options *options, cli_config *c)
          .kind = RQ_OPT_STRING,
          .target = &c->system,
          .help = "the system message"},
-        {.names = "-n,--predict,--n-predict",
-         .kind = RQ_OPT_I32,
-         .target = &c->n_predict,
-         .min = -1,
-         .max = 1 << 24,
-         .env = "LLAMA_ARG_N_PREDICT",
-         .shown = "-1, until the model ends or the context is full",
-         .help = "most tokens of an answer"},
+        rq_option_predict(&c->n_predict, "-1, until the model ends or the context is full",
+                          "most tokens of an answer"),
         {.names = "--chat",
          .kind = RQ_OPT_FLAG,
          .target = &c->chat,
@@ -194,8 +188,7 @@ int main(int argc, char **argv)
     bool given = false;
     rq_buf prompt = {.max = 64 << 20};
     rq_terminal *terminal = NULL;
-    if (config.n_predict == 0) {
-        rq_fail(&err, RQ_ERR_ARGUMENT, "--predict must be at least 1, or -1 for no limit");
+    if (rq_predict_check(config.n_predict, &err) != RQ_OK) {
         code = rq_complain(text.program, &err) + 1;
     } else if (rq_engine_args_check(&config.engine, &err) != RQ_OK || !(terminal = rq_terminal_open(&err)) ||
                find_prompt(&config, terminal, &prompt, &given, &err) != RQ_OK) {

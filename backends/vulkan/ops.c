@@ -139,20 +139,62 @@ static void kv_write(vk_builder *b, const rq_op *op)
                 k.ne[1], vk_tape(b)->bucket, false);
 }
 
+/* The caches cards keep: f16, q8_0 and the codec rows, and f32 and bf16 where they are asked for. */
+static bool good_forms(vk_builder *b, const rq_cache_group *g)
+{
+    if (g->form_k != RQ_KV_Q4_0 && g->form_v != RQ_KV_Q4_0 && g->form_k != RQ_KV_TRIP &&
+        g->form_v != RQ_KV_TRIP)
+        return true;
+    vk_op_fail(b, "caches of q4_0, and codecs under measurement, are for the processor alone");
+    return false;
+}
+
+static void kv_encode(vk_builder *b, const rq_op *op)
+{
+    const rq_value *cache = &vk_tape(b)->values[op->in[0]];
+    const rq_cache_group *g = vk_bindings(b)->pools[cache->index].group;
+    if (!good_forms(b, g)) return;
+    vk_push push = {.a = {vk_step_address(b), vk_pool_address(b, cache->index), tables_of(b)},
+                    .u = {cache->index, cache->layer}};
+    vk_dispatch(b, VK_KV_ENCODE, no_constants, &push, vk_bindings(b)->caps->max_encodes, g->n_heads, 2,
+                false);
+}
+
+static void rotate(vk_builder *b, const rq_op *op)
+{
+    vk_view x = vk_value(b, op->in[0]), data = vk_value(b, op->in[1]), mean = vk_value(b, op->in[2]),
+            lambda = vk_value(b, op->in[3]), y = vk_value(b, op->out[0]);
+    uint32_t n_blocks = op->p.rotate.n_blocks, heads = x.ne[1];
+    vk_push push = {.a = {x.address, data.address, mean.address, lambda.address, y.address},
+                    .u = {x.ne[0], heads, x.stride[1], x.stride[2],
+                          (data.address ? data.ne[1] : 1) | (mean.address ? mean.ne[1] : 1) << 10 |
+                              (lambda.address ? lambda.ne[1] : 1) << 20,
+                          n_blocks | (uint32_t)op->p.rotate.inverse << 8, data.stride[1]}};
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        const rq_rotation_block *block = &op->p.rotate.blocks[i];
+        push.u[7 + 2 * i] = block->offset | (uint32_t)block->count << 16;
+        push.u[8 + 2 * i] = block->size | (uint32_t)block->hadamard << 16;
+    }
+    vk_dispatch(b, VK_ROTATE, no_constants, &push, heads, x.ne[2], 1, false);
+}
+
 static void attend(vk_builder *b, const rq_op *op)
 {
     const rq_value *cache = &vk_tape(b)->values[op->in[0]];
     const rq_cache_group *g = vk_bindings(b)->pools[cache->index].group;
     const rq_step_caps *caps = vk_bindings(b)->caps;
-    vk_view q = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
+    if (!good_forms(b, g)) return;
+    vk_view q = vk_value(b, op->in[1]), mean = {0}, y = vk_value(b, op->out[0]);
+    if (op->n_in > 2) mean = vk_value(b, op->in[2]);
     uint32_t bucket = vk_tape(b)->bucket, heads = q.ne[1], floats = (g->dim_v + 2 + 15) / 16 * 16;
     bool splits = bucket <= 8;
     uint64_t partials = 0;
     if (splits) partials = vk_scratch(b, 4ull * caps->max_partials * heads * floats);
-    vk_push push = {
-        .a = {vk_step_address(b), vk_pool_address(b, cache->index), q.address, y.address, partials},
-        .u = {cache->index, cache->layer, heads, heads / g->n_heads, q.stride[1], q.stride[2],
-              float_bits(op->p.attend.scale), float_bits(op->p.attend.softcap), floats}};
+    vk_push push = {.a = {vk_step_address(b), vk_pool_address(b, cache->index), q.address, y.address,
+                          partials, mean.address},
+                    .u = {cache->index, cache->layer, heads, heads / g->n_heads, q.stride[1], q.stride[2],
+                          float_bits(op->p.attend.scale), float_bits(op->p.attend.softcap), floats,
+                          (uint32_t)tables_of(b), (uint32_t)(tables_of(b) >> 32), mean.ne[1] > 1}};
     uint32_t queries = bucket < RQ_TILE_TOKENS ? bucket : RQ_TILE_TOKENS;
     uint32_t split_pages = divide_up(caps->max_pages, RQ_SPLIT_PAGES);
     uint32_t tiles = bucket / RQ_TILE_TOKENS + 2 * (bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS);
@@ -238,8 +280,14 @@ void vk_compile_op(vk_builder *b, const rq_op *op)
     case RQ_OP_ROPE:
         rope(b, op);
         return;
+    case RQ_OP_ROTATE:
+        rotate(b, op);
+        return;
     case RQ_OP_KV_WRITE:
         kv_write(b, op);
+        return;
+    case RQ_OP_KV_ENCODE:
+        kv_encode(b, op);
         return;
     case RQ_OP_ATTEND:
         attend(b, op);
@@ -298,7 +346,9 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
     case RQ_OP_SCALE:
     case RQ_OP_GLU:
     case RQ_OP_ROPE:
+    case RQ_OP_ROTATE:
     case RQ_OP_KV_WRITE:
+    case RQ_OP_KV_ENCODE:
     case RQ_OP_GROUP:
     case RQ_OP_COMBINE:
     case RQ_OP_COPY:

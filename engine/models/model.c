@@ -13,13 +13,21 @@ const rq_family *rq_family_find(rq_gguf_str arch)
     return NULL;
 }
 
+void rq_pass_build(void *user, rq_tape_kind kind, rq_tape *tape)
+{
+    const rq_pass *pass = user;
+    const rq_family *family = pass->model->family;
+    if (kind == RQ_TAPE_TRUNK)
+        family->build_trunk(pass, tape);
+    else
+        family->build_head(pass, tape);
+}
+
 void rq_model_build(void *user, rq_tape_kind kind, rq_tape *tape)
 {
     const rq_model *m = user;
-    if (kind == RQ_TAPE_TRUNK)
-        m->family->build_trunk(m, tape);
-    else
-        m->family->build_head(m, tape);
+    rq_pass pass = {.model = m, .weights = m->weights};
+    rq_pass_build(&pass, kind, tape);
 }
 
 static rq_status choose_family(rq_model *m, rq_error *err)

@@ -98,6 +98,33 @@ struct rq_model {
     char arch[64];
 };
 
+/* ---- the forward pass ---------------------------------------------------------------------------------- */
+
+/* What the keys or values of a layer go through before they are kept: y = R(lambda * (x - mean)). Indices into
+ * rq_pass.weights, RQ_NO_WEIGHT: none. */
+typedef struct rq_pass_side {
+    const rq_rotation_block *blocks;
+    uint32_t n_blocks;
+    uint32_t data;           /* of R, f32 [n_floats, 1 or KV heads] */
+    uint32_t mean, lambda;   /* f32 [head size, KV heads] */
+    uint32_t lambda_inverse; /* keys: 1 / lambda, for queries */
+} rq_pass_side;
+
+typedef struct rq_pass_layer {
+    rq_pass_side k, v;
+    bool encode;               /* its cache group has a coded form */
+    bool capture;              /* q, k and v also go to PERSIST capture, one block of rows each: */
+    uint64_t q_at, k_at, v_at; /* where they start, in floats per row of the step */
+} rq_pass_layer;
+
+/* A model's forward pass with what an engine adds to it. */
+typedef struct rq_pass {
+    const rq_model *model;
+    const rq_weight *weights;    /* the model's first */
+    const rq_pass_layer *layers; /* [n_layers]; NULL: nothing is added */
+    uint32_t capture_floats;     /* of PERSIST capture, per row of the step */
+} rq_pass;
+
 /* A family of models: what its files look like and how its forward pass goes. */
 struct rq_family {
     const char *arch;
@@ -105,15 +132,16 @@ struct rq_family {
     bool qk_norm;        /* needs attn_q_norm and attn_k_norm */
     bool full_rotary;    /* n_rot must equal the head size */
     bool dense, experts; /* kinds of feed-forward block it may have */
-    void (*build_trunk)(const rq_model *model, rq_tape *tape);
-    void (*build_head)(const rq_model *model, rq_tape *tape);
+    void (*build_trunk)(const rq_pass *pass, rq_tape *tape);
+    void (*build_head)(const rq_pass *pass, rq_tape *tape);
 };
 
 /* NULL-terminated; NULL for an architecture nobody here knows. */
 const rq_family *const *rq_families(void);
 const rq_family *rq_family_find(rq_gguf_str arch);
 
-/* The executor's build callback; user is the model. */
+/* The executor's build callbacks: user is the rq_pass, or the model when nothing is added. */
+void rq_pass_build(void *user, rq_tape_kind kind, rq_tape *tape);
 void rq_model_build(void *user, rq_tape_kind kind, rq_tape *tape);
 
 /* Parts of loading (hparams.c, tensors.c, rope.c), in this order. */

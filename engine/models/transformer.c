@@ -34,8 +34,68 @@ static rq_ref heads(rq_tape *t, rq_ref x, uint32_t dim, uint32_t n)
     return rq_tape_view(t, x, 0, dim, n, dim, t->bucket, (uint64_t)dim * n);
 }
 
-static rq_ref attention(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref a)
+/* ---- the cache ----------------------------------------------------------------------------------------- */
+
+/* A table of the engine's; 0 where there is none. */
+static rq_ref table(const rq_pass *p, rq_tape *t, uint32_t index)
 {
+    if (index == RQ_NO_WEIGHT) return 0;
+    const rq_weight *w = &p->weights[index];
+    return rq_tape_weight(t, index, w->type, w->ne, w->name);
+}
+
+static bool is_plain(const rq_pass_side *s)
+{
+    return s->n_blocks == 0 && s->mean == RQ_NO_WEIGHT && s->lambda == RQ_NO_WEIGHT;
+}
+
+/* R(lambda * (x - mean)), with the side's mean, and this table as lambda */
+static rq_ref forward(const rq_pass *p, rq_tape *t, const rq_pass_side *s, rq_ref x, uint32_t mean,
+                      uint32_t lambda)
+{
+    return rq_op_rotate(t, x, table(p, t, s->data), table(p, t, mean), table(p, t, lambda), s->blocks,
+                        s->n_blocks, false);
+}
+
+/* Copies rows [n, T] to where the engine reads them after the step. */
+static void capture(const rq_pass *p, rq_tape *t, rq_ref x, uint32_t n, uint64_t at)
+{
+    uint32_t rows = t->persist_rows[RQ_PERSIST_CAPTURE];
+    rq_ref all = rq_tape_persist(t, RQ_PERSIST_CAPTURE, RQ_TYPE_F32, p->capture_floats, rows);
+    rq_op_copy(t, rq_tape_view(t, x, 0, n, t->bucket, n, 1, 0),
+               rq_tape_view(t, all, at * rows, n, rows, n, 1, 0));
+}
+
+/* Attention over what the cache keeps: q and k after the rotary embedding, all [dim, heads, T]. */
+static rq_ref cached_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v)
+{
+    const rq_hparams *hp = &p->model->hp;
+    const rq_pass_layer *own = p->layers ? &p->layers[t->layer] : NULL;
+    rq_ref cache = rq_tape_cache(t, l->group, l->group_layer);
+    float scale = 1.0f / sqrtf((float)hp->dim_k);
+    if (own && own->capture) {
+        capture(p, t, q, hp->dim_k * l->n_head, own->q_at);
+        capture(p, t, k, hp->dim_k * l->n_head_kv, own->k_at);
+        capture(p, t, v, hp->dim_v * l->n_head_kv, own->v_at);
+    }
+    if (own && !is_plain(&own->k)) {
+        q = forward(p, t, &own->k, q, RQ_NO_WEIGHT, own->k.lambda_inverse);
+        k = forward(p, t, &own->k, k, own->k.mean, own->k.lambda);
+    }
+    if (own && !is_plain(&own->v)) v = forward(p, t, &own->v, v, own->v.mean, RQ_NO_WEIGHT);
+    rq_op_kv_write(t, cache, k, v);
+    if (own && own->encode && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
+    rq_ref o = rq_op_attend(t, cache, q, hp->dim_v, scale, 0.0f);
+    if (!own || is_plain(&own->v)) return o;
+    o = rq_op_rotate(t, heads(t, o, hp->dim_v, l->n_head), table(p, t, own->v.data), table(p, t, own->v.mean),
+                     0, own->v.blocks, own->v.n_blocks, true);
+    uint32_t n = hp->dim_v * l->n_head;
+    return rq_tape_view(t, o, 0, n, t->bucket, n, 1, 0);
+}
+
+static rq_ref attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a)
+{
+    const rq_model *m = p->model;
     const rq_hparams *hp = &m->hp;
     rq_ref q = linear(m, t, l->t[RQ_ROLE_ATTN_Q], l->t[RQ_ROLE_ATTN_Q_BIAS], a);
     rq_ref k = linear(m, t, l->t[RQ_ROLE_ATTN_K], l->t[RQ_ROLE_ATTN_K_BIAS], a);
@@ -51,10 +111,10 @@ static rq_ref attention(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref
     rq_ref freq = rq_tape_weight(t, m->inv_freq, f->type, f->ne, f->name);
     q = rq_op_rope(t, q, freq, hp->n_rot, m->family->pairing, hp->rope_magnitude);
     k = rq_op_rope(t, k, freq, hp->n_rot, m->family->pairing, hp->rope_magnitude);
-    rq_ref cache = rq_tape_cache(t, l->group, l->group_layer);
-    rq_op_kv_write(t, cache, k, v);
-    return rq_op_attend(t, cache, q, hp->dim_v, 1.0f / sqrtf((float)hp->dim_k), 0.0f);
+    return cached_attention(p, t, l, q, k, v);
 }
+
+/* ---- the rest of a block ------------------------------------------------------------------------------- */
 
 static rq_ref dense_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
 {
@@ -90,8 +150,9 @@ static rq_ref persist(rq_tape *t, rq_persist which, rq_type type, uint32_t ne0)
     return rq_tape_persist(t, which, type, ne0, t->persist_rows[which]);
 }
 
-static void build_trunk(const rq_model *m, rq_tape *t)
+static void build_trunk(const rq_pass *p, rq_tape *t)
 {
+    const rq_model *m = p->model;
     const rq_hparams *hp = &m->hp;
     t->layer = UINT32_MAX;
     rq_ref x = rq_op_embed(t, weight(m, t, m->global[RQ_ROLE_TOKEN_EMBD]));
@@ -99,7 +160,7 @@ static void build_trunk(const rq_model *m, rq_tape *t)
         const rq_layer *l = &m->layers[i];
         t->layer = i;
         rq_ref a = rq_op_rms_norm(t, x, vector(m, t, l->t[RQ_ROLE_ATTN_NORM]), hp->eps);
-        rq_ref o = attention(m, t, l, a);
+        rq_ref o = attention(p, t, l, a);
         x = rq_op_add(t, linear(m, t, l->t[RQ_ROLE_ATTN_OUTPUT], l->t[RQ_ROLE_ATTN_OUTPUT_BIAS], o), x);
         rq_ref h = rq_op_rms_norm(t, x, vector(m, t, l->t[RQ_ROLE_FFN_NORM]), hp->eps);
         x = rq_op_add(t, hp->n_expert ? expert_ffn(m, t, l, h) : dense_ffn(m, t, l, h), x);
@@ -109,8 +170,9 @@ static void build_trunk(const rq_model *m, rq_tape *t)
     rq_op_copy(t, x, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));
 }
 
-static void build_head(const rq_model *m, rq_tape *t)
+static void build_head(const rq_pass *p, rq_tape *t)
 {
+    const rq_model *m = p->model;
     const rq_hparams *hp = &m->hp;
     t->layer = UINT32_MAX;
     rq_ref x = rq_op_select_rows(t, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));

@@ -269,8 +269,8 @@ static void test_bad_parameters(void **state)
     refused(model, (rq_engine_params){.n_batch = 500}, RQ_ERR_ARGUMENT, "power of two");
     refused(model, (rq_engine_params){.n_batch = 4096}, RQ_ERR_ARGUMENT, "2048");
     refused(model, (rq_engine_params){.backend = "abacus"}, RQ_ERR_ARGUMENT, "abacus");
-    refused(model, (rq_engine_params){.type_k = "q9_9"}, RQ_ERR_UNSUPPORTED, "q9_9");
-    refused(model, (rq_engine_params){.type_v = "c3"}, RQ_ERR_UNSUPPORTED, "V cache");
+    refused(model, (rq_engine_params){.type_k = "q9_9"}, RQ_ERR_ARGUMENT, "q9_9");
+    refused(model, (rq_engine_params){.type_v = "c3"}, RQ_ERR_ARGUMENT, "c3");
     refused(model, (rq_engine_params){.n_sessions = 257}, RQ_ERR_ARGUMENT, "257");
     refused(model, (rq_engine_params){.n_ctx = 1}, RQ_ERR_ARGUMENT, "context");
     refused(model, (rq_engine_params){.n_ctx = UINT32_MAX}, RQ_ERR_ARGUMENT, "context");

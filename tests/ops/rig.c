@@ -2,6 +2,8 @@
 
 #include "backends/base/mem.h"
 #include "backends/cpu/reference/reference.h"
+#include "backends/formats/half.h"
+#include "backends/formats/kv_codec.h"
 #include "backends/tape/fuse.h"
 
 #include <math.h>
@@ -50,13 +52,18 @@ void case_data_init(case_data *data)
         data->draws[i] = normal(&seed);
         data->half_draws[i] = rq_f32_to_f16(data->draws[i]);
     }
+    data->page = rq_calloc((size_t)RQ_KV_MAX_DIM * RQ_PAGE_TOKENS, sizeof *data->page);
+    assert_non_null(data->page);
+    for (uint32_t i = 0; i < RQ_KV_MAX_DIM * RQ_PAGE_TOKENS; i++) data->page[i] = draw(data, &seed);
 }
 
 void case_data_free(case_data *data)
 {
     case_data_clear(data);
     rq_free(data->store);
+    rq_free(data->page);
     data->store = NULL;
+    data->page = NULL;
 }
 
 void case_data_clear(case_data *data)
@@ -131,7 +138,7 @@ static void twin_free(twin *m)
 /* ---- one run ------------------------------------------------------------------------------------------- */
 
 /* Two sequences have pages; the others are slots for sampled ids, which two rows share. */
-enum { N_SEQS = 64, EXTRA_RUN_START = 60, EXTRA_RUN_PAGES = 3 };
+enum { N_SEQS = 64, EXTRA_RUN_START = 60, MOST_TOKENS = 256 };
 
 typedef struct run {
     rq_device *device;
@@ -142,7 +149,7 @@ typedef struct run {
     void *weights[CASE_MAX_WEIGHTS];
     rq_memory *adopted[CASE_MAX_WEIGHTS];
     rq_binding bindings[CASE_MAX_WEIGHTS];
-    twin arena, persist[RQ_PERSIST_COUNT], slab, table;
+    twin arena, persist[RQ_PERSIST_COUNT], slab, table, scratch, coded, coded_table;
     rq_cache_group group;
     rq_cache_pool device_pool, host_pool;
     rq_step_caps caps;
@@ -293,6 +300,19 @@ static void fill_matrix(run *r, const rq_value *w, char *dst, uint64_t n)
                info->block_bytes);
 }
 
+/* A rotation in each column. */
+static void fill_rotations(const op_case *c, float *to, uint32_t n_floats, uint32_t columns)
+{
+    for (uint32_t i = 0; i < columns; i++) {
+        rq_rotation rotation;
+        rq_error err = {0};
+        if (rq_rotation_make(c->rotation, c->dim, 7 + i, &rotation, &err) != RQ_OK) fail_msg("%s", err.text);
+        assert_int_equal(rotation.n_floats, n_floats);
+        memcpy(to + (size_t)i * n_floats, rotation.data, n_floats * sizeof *to);
+        rq_rotation_free(&rotation);
+    }
+}
+
 static void make_weights(run *r)
 {
     const rq_op_kind kind = r->c->kind;
@@ -305,7 +325,10 @@ static void make_weights(run *r)
         if (!*kept) {
             *kept = rq_calloc_aligned(64, bytes + 64);
             assert_non_null(*kept);
-            fill_matrix(r, w, *kept, n);
+            if (kind == RQ_OP_ROTATE && w->index == 0)
+                fill_rotations(r->c, *kept, w->ne[0], w->ne[1]);
+            else
+                fill_matrix(r, w, *kept, n);
             if (turns && w->ne[1] == 1 && w->ne[0] == r->c->n_rot / 2)
                 for (uint64_t i = 0; i < n; i++) /* radians per position */
                     ((float *)*kept)[i] = (float)pow(10000.0, -(double)i / (double)n);
@@ -314,51 +337,156 @@ static void make_weights(run *r)
     }
 }
 
-static void make_cache(run *r)
+/* ---- cache ---------------------------------------------------------------------------------------------- */
+
+static uint32_t second_start(const op_case *c)
+{
+    return c->start ? c->start : EXTRA_RUN_START;
+}
+
+/* A round trip whose result depends on side, token and element. */
+static void trip(void *user, bool is_v, float *rows, uint32_t n, uint32_t d)
+{
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t i = 0; i < d; i++)
+            rows[(size_t)t * d + i] = rows[(size_t)t * d + i] * 0.5f + (float)(3 * t + i + is_v) * 0x1p-10f;
+}
+
+/* n elements of an exact block. */
+static void fill_exact(const case_data *d, rq_type type, void *to, uint64_t n, uint64_t seed)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t at = (uint32_t)(next(&seed) >> 52);
+        if (type == RQ_TYPE_F32)
+            ((float *)to)[i] = d->draws[at];
+        else
+            ((uint16_t *)to)[i] = type == RQ_TYPE_F16 ? d->half_draws[at] : rq_bhalf_from_f32(d->draws[at]);
+    }
+}
+
+/* One side of a coded block: normal numbers in its form. `which` of a few contents. */
+static void fill_coded_side(const case_data *d, const rq_cache_group *g, bool is_v, uint32_t which,
+                            uint8_t *words, uint8_t *scales)
+{
+    rq_kv_form form = is_v ? g->form_v : g->form_k;
+    uint32_t dim = is_v ? g->dim_v : g->dim_k;
+    if (form == RQ_KV_SAME || form == RQ_KV_TRIP)
+        fill_exact(d, is_v ? g->type_v : g->type_k, words, (uint64_t)dim * RQ_PAGE_TOKENS, 77 + which);
+    else
+        rq_kv_encode_block(NULL, form, is_v, dim, d->page + (size_t)(which + is_v) * 64,
+                           (uint32_t *)(void *)words, scales);
+}
+
+/* Every block of the coded pool gets one of three contents. */
+static void fill_coded(run *r)
+{
+    enum { CONTENTS = 3 };
+    const rq_coded_layout *l = &r->host_pool.coded_layout;
+    uint8_t *first = r->coded.host.host;
+    uint64_t n_blocks = r->coded.host.bytes / l->head_bytes;
+    for (uint64_t i = 0; i < n_blocks; i++) {
+        uint8_t *block = first + i * l->head_bytes;
+        if (i >= CONTENTS) {
+            memcpy(block, first + i * 7 % CONTENTS * l->head_bytes, l->head_bytes);
+            continue;
+        }
+        fill_coded_side(r->data, &r->group, false, (uint32_t)i, block, block + l->k_bytes + l->v_bytes);
+        fill_coded_side(r->data, &r->group, true, (uint32_t)i, block + l->k_bytes,
+                        block + l->k_bytes + l->v_bytes + l->k_scale_bytes);
+    }
+}
+
+/* Table entries of one sequence whose tokens of the step are [start, start + n): an exact page where one is read or
+ * written, a coded page where one is read, nothing elsewhere. Ids are given out backwards from *exact, *scratch and
+ * *coded, which count what is left. */
+static void give_pages(run *r, uint32_t seq, uint32_t start, uint32_t n, uint32_t *exact, uint32_t *scratch,
+                       uint32_t *coded)
+{
+    const rq_cache_group *g = &r->group;
+    uint32_t last = start + n - 1, n_pages = last / RQ_PAGE_TOKENS + 1;
+    uint32_t *table = (uint32_t *)r->table.host.host + seq * r->caps.max_pages;
+    uint32_t *codes = (uint32_t *)r->coded_table.host.host + seq * r->caps.max_pages;
+    for (uint32_t i = 0; i < n_pages; i++) {
+        bool is_exact = rq_kv_reads_exact(g, start, i), is_coded = !rq_kv_reads_exact(g, last, i);
+        if (is_coded) codes[i] = --*coded;
+        if (is_exact && is_coded && r->c->scratch)
+            table[i] = r->host_pool.n_pages + --*scratch;
+        else if (is_exact)
+            table[i] = --*exact;
+    }
+}
+
+static void make_cache(run *r, uint32_t n_tokens)
 {
     const op_case *c = r->c;
+    uint32_t start = second_start(c), rest = n_tokens > 1 ? n_tokens - 1 : 1;
+    /* ids do not depend on the number of tokens, so that the first one sees the same pages every time */
+    uint32_t far = c->position / RQ_PAGE_TOKENS + 1, near = (start + MOST_TOKENS) / RQ_PAGE_TOKENS + 1;
+    assert_true(rest <= MOST_TOKENS);
     r->caps = (rq_step_caps){.max_tokens = r->tape.bucket,
                              .n_groups = c->kv_heads ? 1 : 0,
                              .n_seqs = N_SEQS,
-                             .max_pages = (c->position + 200) / RQ_PAGE_TOKENS + 1};
+                             .max_pages = (far > near ? far : near) + 3};
     rq_step_caps_complete(&r->caps);
-    if (c->kv_heads) {
-        r->group = (rq_cache_group){.n_layers = 2,
-                                    .n_heads = c->kv_heads,
-                                    .dim_k = c->dim,
-                                    .dim_v = c->m ? c->m : c->dim,
-                                    .window = c->window,
-                                    .type_k = c->type,
-                                    .type_v = c->type};
-        rq_page_layout layout = rq_page_layout_of(&r->group);
-        /* pages of the first run, then of the second; given out backwards, the rest of the table has none */
-        uint32_t far = c->position / RQ_PAGE_TOKENS + 1, near = EXTRA_RUN_PAGES;
-        uint32_t n_pages = far + near;
-        uint64_t bytes = layout.page_bytes * n_pages, seed = 99;
-        twin_make(&r->slab, r->device, bytes);
-        for (uint64_t i = 0; i < bytes / (c->type == RQ_TYPE_F32 ? 4 : 2); i++) {
-            uint32_t at = (uint32_t)(next(&seed) >> 52);
-            if (c->type == RQ_TYPE_F32)
-                ((float *)r->slab.host.host)[i] = r->data->draws[at];
-            else
-                ((uint16_t *)r->slab.host.host)[i] = r->data->half_draws[at];
-        }
-        twin_make(&r->table, r->device, 4ull * N_SEQS * r->caps.max_pages);
-        uint32_t *table = r->table.host.host;
-        memset(table, 0xff, r->table.host.bytes); /* RQ_NO_PAGE */
-        for (uint32_t i = 0; i < far; i++) table[i] = n_pages - 1 - i;
-        for (uint32_t i = 0; i < near; i++) table[r->caps.max_pages + i] = near - 1 - i;
-        twin_start(&r->slab);
-        twin_start(&r->table);
-        r->host_pool =
-            (rq_cache_pool){.group = &r->group, .layout = layout, .n_slabs = 1, .n_pages = n_pages};
-        r->host_pool.layout.slab_shift = 20; /* all pages in one slab */
-        r->device_pool = r->host_pool;
-        r->host_pool.slabs[0] = &r->slab.host;
-        r->host_pool.table = &r->table.host;
-        r->device_pool.slabs[0] = r->slab.device;
-        r->device_pool.table = r->table.device;
+    if (c->kv_heads == 0) return;
+    r->group = (rq_cache_group){.n_layers = 2,
+                                .n_heads = c->kv_heads,
+                                .dim_k = c->dim,
+                                .dim_v = c->m ? c->m : c->dim,
+                                .window = c->window,
+                                .type_k = c->type,
+                                .type_v = c->type,
+                                .form_k = c->form_k,
+                                .form_v = c->form_v,
+                                .sink_pages = c->sinks,
+                                .recent_pages = c->recent,
+                                .trip = trip};
+    rq_page_layout layout = rq_page_layout_of(&r->group);
+    uint32_t n_pages = far + near;
+    r->host_pool = (rq_cache_pool){.group = &r->group, .layout = layout, .n_slabs = 1, .n_pages = n_pages};
+    r->host_pool.layout.slab_shift = 20; /* all pages in one slab */
+    twin_make(&r->slab, r->device, layout.page_bytes * n_pages);
+    fill_exact(r->data, c->type, r->slab.host.host, r->slab.host.bytes / (c->type == RQ_TYPE_F32 ? 4 : 2),
+               99);
+    uint64_t table_bytes = 4ull * N_SEQS * r->caps.max_pages;
+    twin_make(&r->table, r->device, table_bytes);
+    memset(r->table.host.host, 0xff, table_bytes); /* RQ_NO_PAGE */
+    uint32_t scratch = c->scratch ? n_pages : 0, coded = n_pages;
+    if (scratch) {
+        twin_make(&r->scratch, r->device, layout.layer_bytes * scratch);
+        fill_exact(r->data, c->type, r->scratch.host.host,
+                   r->scratch.host.bytes / (c->type == RQ_TYPE_F32 ? 4 : 2), 98);
+        r->host_pool.n_scratch = scratch;
     }
+    twin_make(&r->coded_table, r->device, table_bytes);
+    memset(r->coded_table.host.host, 0xff, table_bytes);
+    if (case_is_coded(c)) {
+        r->host_pool.coded_layout = rq_coded_layout_of(&r->group);
+        r->host_pool.coded_layout.slab_shift = 20;
+        r->host_pool.n_coded = coded;
+        r->host_pool.n_coded_slabs = 1;
+        twin_make(&r->coded, r->device, r->host_pool.coded_layout.page_bytes * coded);
+        fill_coded(r);
+    }
+    give_pages(r, 0, c->position, 1, &n_pages, &scratch, &coded);
+    give_pages(r, 1, start, rest, &n_pages, &scratch, &coded);
+    twin *all[] = {&r->slab, &r->table, &r->scratch, &r->coded, &r->coded_table};
+    for (int i = 0; i < 5; i++)
+        if (all[i]->device) twin_start(all[i]);
+    r->device_pool = r->host_pool;
+    r->host_pool.slabs[0] = &r->slab.host;
+    r->host_pool.table = &r->table.host;
+    r->device_pool.slabs[0] = r->slab.device;
+    r->device_pool.table = r->table.device;
+    if (r->scratch.device) {
+        r->host_pool.scratch = &r->scratch.host;
+        r->device_pool.scratch = r->scratch.device;
+    }
+    if (!r->coded.device) return;
+    r->host_pool.coded_slabs[0] = &r->coded.host;
+    r->host_pool.coded_table = &r->coded_table.host;
+    r->device_pool.coded_slabs[0] = r->coded.device;
+    r->device_pool.coded_table = r->coded_table.device;
 }
 
 static void make_persist(run *r)
@@ -381,6 +509,8 @@ static void make_persist(run *r)
     }
 }
 
+enum { ENCODES = 3 };
+
 /* The first token is a run of its own; the rest is one run of another sequence, across the end of a page. */
 static void make_step(run *r, uint32_t n_tokens)
 {
@@ -396,7 +526,9 @@ static void make_step(run *r, uint32_t n_tokens)
     if (c->kind == RQ_OP_EMBED && n_tokens > 2) ids[2] = (int32_t)c->m; /* outside */
     assert_int_equal(rq_step_add_run(&r->step, 0, ids, 1, c->position, first), 0);
     if (n_tokens > 1)
-        assert_int_equal(rq_step_add_run(&r->step, 1, ids + 1, n_tokens - 1, EXTRA_RUN_START, second), 1);
+        assert_int_equal(rq_step_add_run(&r->step, 1, ids + 1, n_tokens - 1, second_start(c), second), 1);
+    for (uint32_t i = 0; c->kind == RQ_OP_KV_ENCODE && i < ENCODES; i++) /* exact pages, and one of scratch */
+        assert_true(rq_step_add_encode(&r->step, 0, i ? i - 1 : r->host_pool.n_pages, 2 * i));
     for (uint32_t i = 0; c->rows && i < n_tokens; i++)
         assert_true(rq_step_add_row(&r->step, n_tokens - 1 - i, N_SEQS - 1 - i / 2));
     assert_int_equal(rq_step_finish(&r->step), r->tape.bucket);
@@ -494,14 +626,20 @@ static void compare_value(const run *r, const rq_op *op, rq_ref ref, const uint8
             }
 }
 
-/* What the reference left alone must be untouched; what it wrote is compared. */
-static void compare_cache(const run *r, op_error *e)
+static double half_value(rq_type type, uint16_t h)
 {
-    uint8_t *got = twin_result(&r->slab);
+    return type == RQ_TYPE_F16 ? rq_half_to_f32(h) : rq_bhalf_to_f32(h);
+}
+
+/* What the reference left alone must be untouched; what it wrote is compared. */
+static void compare_cache(const run *r, const twin *m, op_error *e)
+{
+    if (!m->device) return;
+    uint8_t *got = twin_result(m);
     uint64_t size = r->group.type_k == RQ_TYPE_F32 ? 4 : 2;
-    for (uint64_t at = 0; at < r->slab.host.bytes; at += size) {
-        const uint8_t *ref = (const uint8_t *)r->slab.host.host + at;
-        if (memcmp(ref, r->slab.before + at, size) == 0) {
+    for (uint64_t at = 0; at < m->host.bytes; at += size) {
+        const uint8_t *ref = (const uint8_t *)m->host.host + at;
+        if (memcmp(ref, m->before + at, size) == 0) {
             /* a token may be given the bits that were there: then the reference cannot tell */
             if (memcmp(got + at, ref, size) != 0) {
                 e->bits = false;
@@ -516,11 +654,26 @@ static void compare_cache(const run *r, op_error *e)
         memcpy(f, got + at, size);
         memcpy(f + 1, ref, size);
         if (size == 2)
-            add(e, rq_f16_to_f32(h[0]), rq_f16_to_f32(h[1]));
+            add(e, half_value(r->group.type_k, h[0]), half_value(r->group.type_k, h[1]));
         else
             add(e, f[0], f[1]);
     }
     rq_free(got);
+}
+
+/* All bytes, and exact pages as they were. */
+static void compare_coded(const run *r, op_error *e)
+{
+    uint8_t *got = twin_result(&r->coded);
+    for (uint64_t at = 0; at < r->coded.host.bytes; at++)
+        add(e, got[at], ((const uint8_t *)r->coded.host.host)[at]);
+    rq_free(got);
+    const twin *exact[] = {&r->slab, &r->scratch};
+    for (int i = 0; i < 2; i++) {
+        got = twin_result(exact[i]);
+        assert_memory_equal(got, exact[i]->before, exact[i]->host.bytes);
+        rq_free(got);
+    }
 }
 
 static void compare_persist(const run *r, uint32_t which, op_error *e)
@@ -542,6 +695,9 @@ static void run_free(run *r)
     twin_free(&r->arena);
     twin_free(&r->slab);
     twin_free(&r->table);
+    twin_free(&r->scratch);
+    twin_free(&r->coded);
+    twin_free(&r->coded_table);
     for (uint32_t i = 0; i < RQ_PERSIST_COUNT; i++) twin_free(&r->persist[i]);
     rq_free(r->step.words);
     rq_free(r->offsets);
@@ -556,7 +712,7 @@ op_error case_run(rq_device *device, const op_case *c, uint32_t bucket, uint32_t
     build(&r.tape, c, bucket);
     make_arena(&r);
     make_weights(&r);
-    make_cache(&r);
+    make_cache(&r, n_tokens);
     make_persist(&r);
     make_step(&r, n_tokens);
     run_both(&r);
@@ -571,9 +727,12 @@ op_error case_run(rq_device *device, const op_case *c, uint32_t bucket, uint32_t
         for (uint32_t a = 0; a < op->n_in; a++) {
             if (!(rq_op_get(op->kind)->written >> a & 1)) continue;
             const rq_value *v = &r.tape.values[op->in[a]];
-            if (v->space == RQ_SPACE_CACHE)
-                compare_cache(&r, &e);
-            else
+            if (op->kind == RQ_OP_KV_ENCODE)
+                compare_coded(&r, &e);
+            else if (v->space == RQ_SPACE_CACHE) {
+                compare_cache(&r, &r.slab, &e);
+                compare_cache(&r, &r.scratch, &e);
+            } else
                 compare_persist(&r, v->index, &e);
         }
     }

@@ -22,9 +22,19 @@ typedef struct op_case {
     rq_pairing pairing;
     rq_act act;
     float softcap;
-    bool flag; /* the builder says what */
-    bool rows; /* its extent is rows of the head, not tokens */
+    rq_kv_form form_k, form_v; /* of coded pages; both SAME: there are none */
+    uint32_t sinks, recent;    /* pages, where there are coded ones */
+    uint32_t start;            /* position of the second run, 0: near the end of its first page */
+    rq_rotation_kind rotation; /* of weight 0 where the case is about one */
+    bool inverse, scratch;     /* of the rotation; wide steps: pages read in both forms are scratch pages */
+    bool flag;                 /* the builder says what */
+    bool rows;                 /* its extent is rows of the head, not tokens */
 } op_case;
+
+static inline bool case_is_coded(const op_case *c)
+{
+    return c->form_k != RQ_KV_SAME || c->form_v != RQ_KV_SAME;
+}
 
 /* Sums of a comparison. */
 typedef struct op_error {
@@ -47,6 +57,7 @@ typedef struct case_data {
     char *store; /* CASE_STORED_BLOCKS blocks of store_type */
     rq_type store_type;
     void *weights[CASE_MAX_WEIGHTS];
+    float *page; /* draws enough for a page of the largest head, by element, then token */
 } case_data;
 void case_data_init(case_data *data);
 void case_data_clear(case_data *data); /* before the next case */

@@ -1,20 +1,12 @@
-/* The table: every operation x types x shapes x backends and implementations, against the reference.
+/* The table: every operation x types x shapes x backends and implementations, against the reference. Rotations and
+ * coded pages are in test_cache_table.c.
  *
  *   test_ops_table [-v] [IMPLEMENTATION]
  *
  * Prints, per implementation and operation, the worst error as a share of its tolerance. */
-#include "backends/base/mem.h"
-#include "backends/vulkan/vulkan.h"
-#include "tests/ops/rig.h"
+#include "tests/ops/walk.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 /* ---- builders ------------------------------------------------------------------------------------------ */
 
@@ -172,85 +164,6 @@ static void build_qk(rq_tape *t, const op_case *c)
     rq_ref cache = rq_tape_cache(t, 0, 1);
     rq_op_kv_write(t, cache, k, v);
     rq_op_attend(t, cache, q, dim_v(c), 1 / sqrtf((float)c->dim), 0);
-}
-
-/* ---- walking ------------------------------------------------------------------------------------------- */
-
-typedef struct walker {
-    rq_device *device;
-    const char *implementation;
-    bool verbose;
-    uint32_t n_cases, n_failed;
-    double worst[RQ_OP_COUNT]; /* share of the tolerance */
-    bool unfused[RQ_OP_COUNT];
-    op_error sums[RQ_OP_COUNT][RQ_TYPE_LIMIT];
-    case_data data;
-} walker;
-
-static void fault(walker *w, const op_case *c, uint32_t bucket, uint32_t n, const char *what, double value)
-{
-    const rq_type_info *type = rq_type_get((uint32_t)c->type);
-    printf("%s %s %s (%s) n %u m %u heads %u/%u dim %u, %u tokens in bucket %u: %s %g\n", w->implementation,
-           rq_op_get(c->kind)->name, type->name, c->what ? c->what : "", c->n, c->m, c->heads, c->kv_heads,
-           c->dim, n, bucket, what, value);
-    w->n_failed++;
-}
-
-static void judge(walker *w, const op_case *c, uint32_t bucket, uint32_t n, const op_error *e)
-{
-    double tolerance = rq_op_tolerance(c->kind, c->type);
-    op_error *sum = &w->sums[c->kind][c->type];
-    sum->error += e->error;
-    sum->reference += e->reference;
-    sum->n += e->n;
-    if (tolerance == 0) {
-        if (!e->bits) fault(w, c, bucket, n, "other bits, by up to", e->largest);
-        return;
-    }
-    if (e->n < 256 || e->reference == 0)
-        return; /* too few for a mean; they count in the sum over all cases */
-    double share = e->error / e->reference / tolerance, rms = sqrt(e->reference / (double)e->n);
-    double tail = e->largest / (RQ_TOLERANCE_TAIL * sqrt(tolerance) * rms);
-    if (share > w->worst[c->kind]) w->worst[c->kind] = share;
-    if (!(share <= 1)) fault(w, c, bucket, n, "error over tolerance", share);
-    if (!(tail <= 1)) fault(w, c, bucket, n, "one element off, over tolerance", tail);
-}
-
-enum { ROW_BYTES = 1 << 16 };
-
-/* One case in several buckets, full and padded. The first token's bits must be those it has alone. */
-static void walk(walker *w, const op_case *c, uint32_t largest)
-{
-    static const uint32_t sizes[] = {1, 3, 8, 50, 2, 4, 16, 64};
-    /* The second half of the buckets once per operation and kind of kernel: floats, and one block type. */
-    bool all = c->type == RQ_TYPE_F32 || c->type == RQ_TYPE_F16 || c->type == RQ_TYPE_Q4_K;
-    static uint8_t alone[ROW_BYTES], beside[ROW_BYTES];
-    memset(alone, 0, sizeof alone);
-    for (uint32_t i = 0; i < (all ? 8 : 4); i++) {
-        uint32_t n = sizes[i], bucket = 1;
-        if (n > largest) continue;
-        while (bucket < n) bucket *= 2;
-        rq_error why = {0};
-        const char *by = case_served_by(w->device, c, bucket, &why);
-        if (!by && c->kind >= RQ_OP_FUSED_FIRST) { /* such a backend runs the primitives */
-            w->unfused[c->kind] = true;
-            break;
-        }
-        if (!by) {
-            fault(w, c, bucket, n, why.text, 0);
-            break;
-        }
-        bool honest = strcmp(w->implementation, "reference") == 0 ||
-                      (strcmp(by, "reference") != 0 && strcmp(by, "widened") != 0);
-        if (!honest) fault(w, c, bucket, n, "served by the reference or by widening", 0);
-        memset(beside, 0, sizeof beside);
-        op_error e = case_run(w->device, c, bucket, n, &w->data, n == 1 ? alone : beside, ROW_BYTES);
-        judge(w, c, bucket, n, &e);
-        if (n > 1 && bucket <= 8 && !c->rows && memcmp(alone, beside, ROW_BYTES) != 0)
-            fault(w, c, bucket, n, "the first token has other bits than alone", 0);
-        w->n_cases++;
-    }
-    case_data_clear(&w->data);
 }
 
 /* ---- the catalogue ------------------------------------------------------------------------------------- */
@@ -426,85 +339,20 @@ static void every_routing(walker *w)
         }
 }
 
-static void report(walker *w)
+static void every_row(walker *w)
 {
-    for (uint32_t k = 1; k < RQ_OP_COUNT; k++) {
-        bool any = false;
-        double worst = w->worst[k];
-        if (w->unfused[k]) {
-            printf("  %-10s %-18s as its primitives\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
-            continue;
-        }
-        for (uint32_t t = 0; t < RQ_TYPE_LIMIT; t++) {
-            const op_error *e = &w->sums[k][t];
-            double tolerance = rq_op_tolerance((rq_op_kind)k, (rq_type)t);
-            any |= e->n > 0;
-            if (!e->n || e->reference == 0 || tolerance == 0) continue;
-            double share = e->error / e->reference / tolerance;
-            if (w->verbose)
-                printf("  %-10s %-18s %-8s %.4f of the tolerance over %llu elements\n", w->implementation,
-                       rq_op_get((rq_op_kind)k)->name, rq_type_get(t)->name, share, (unsigned long long)e->n);
-            if (share > worst) worst = share;
-            if (!(share <= 1)) {
-                printf("%s %s %s: mean error %g of the tolerance\n", w->implementation,
-                       rq_op_get((rq_op_kind)k)->name, rq_type_get(t)->name, share);
-                w->n_failed++;
-            }
-        }
-        if (rq_op_tolerance((rq_op_kind)k, RQ_TYPE_F32) == 0)
-            printf("  %-10s %-18s same bits\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
-        else
-            printf("  %-10s %-18s %.4f\n", w->implementation, rq_op_get((rq_op_kind)k)->name, worst);
-        if (!any && k != RQ_OP_ARGMAX && k != RQ_OP_GROUP) {
-            printf("%s %s: no case\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
-            w->n_failed++;
-        }
-    }
+    every_pointwise(w);
+    every_routing(w);
+    every_attention(w);
+    every_product(w);
 }
 
-static const char *only;
-static bool verbose;
-
-static void the_table(void **state)
+static bool is_mine(rq_op_kind kind)
 {
-    /* Implementations by name; a device opens those it has. NULL: the backend's own choice. */
-    static const char *const names[] = {"scalar", "avx2", "avx512", "neon", "vulkan"};
-    uint32_t n_opened = 0;
-    for (const rq_backend *const *b = rq_backends(); *b; b++)
-        for (uint32_t i = 0; i < sizeof names / sizeof *names; i++) {
-            if (only && strcmp(only, names[i]) != 0) continue;
-            rq_device_options options = {.n_threads = 2, .implementation = names[i]};
-            walker w = {.implementation = names[i], .verbose = verbose};
-            case_data_init(&w.data);
-            rq_error err = {0};
-            if ((*b)->open(&options, &w.device, &err) != RQ_OK) {
-                printf("%s %s is not on this machine: %s\n", (*b)->name, names[i], err.text);
-                continue;
-            }
-            n_opened++;
-            every_pointwise(&w);
-            every_routing(&w);
-            every_attention(&w);
-            every_product(&w);
-            printf("%s %s: %u cases, worst error as a share of the tolerance:\n", (*b)->name, names[i],
-                   w.n_cases);
-            report(&w);
-            if (*b == &rq_backend_vulkan) assert_int_equal(rq_vulkan_messages(w.device), 0);
-            (*b)->close(w.device);
-            case_data_free(&w.data);
-            assert_int_equal(w.n_failed, 0);
-        }
-    assert_true(n_opened > 0);
+    return kind != RQ_OP_ROTATE && kind != RQ_OP_KV_ENCODE;
 }
 
 int main(int argc, char **argv)
 {
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "-v") == 0)
-            verbose = true;
-        else
-            only = argv[i];
-    }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(the_table)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return walk_table(argc, argv, every_row, is_mine);
 }

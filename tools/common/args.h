@@ -92,8 +92,13 @@ typedef struct rq_engine_args {
     bool list_devices;
 } rq_engine_args;
 rq_engine_args rq_engine_args_default(void);
-/* -m --builtin -c -t -b --backend -ctk -ctv --cache-tokens --list-devices */
+/* -m --builtin -c -t -b --backend -ctk -ctv --kv-recent --kv-sinks --kv-profile --cache-tokens
+ * --list-devices */
 void rq_options_engine(rq_options *options, rq_engine_args *args);
+
+/* -n: most tokens of an answer, at least 1, or -1; and whether that is what was given. */
+rq_option rq_option_predict(int32_t *target, const char *shown, const char *help);
+rq_status rq_predict_check(int32_t n_predict, rq_error *err);
 
 typedef struct rq_sampling_args {
     rq_sampling sampling; /* .seed is filled by rq_sampling_args_finish */

@@ -9,7 +9,8 @@
 
 rq_engine_args rq_engine_args_default(void)
 {
-    return (rq_engine_args){.params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .n_batch = 512}};
+    return (rq_engine_args){
+        .params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .kv_recent = 128, .n_batch = 512}};
 }
 
 void rq_options_engine(rq_options *options, rq_engine_args *args)
@@ -52,16 +53,40 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                         .target = &p->backend,
                                         .value = "NAME",
                                         .help = "what computes: auto or cpu"});
-    rq_options_add(options, (rq_option){.names = "-ctk,--cache-type-k",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &p->type_k,
-                                        .value = "TYPE",
-                                        .help = "format of the cached keys: f16 or f32"});
+    rq_options_add(options,
+                   (rq_option){.names = "-ctk,--cache-type-k",
+                               .kind = RQ_OPT_STRING,
+                               .target = &p->type_k,
+                               .value = "FORMAT",
+                               .help = "format of the cached keys: f16, f32, bf16; q8_0, q4_0; planar, "
+                                       "rotor, iso, so8, wht, haar or none followed by 2, 3 or 4 bits "
+                                       "(wht3); or auto: what rqvk-kv replay found for this model"});
     rq_options_add(options, (rq_option){.names = "-ctv,--cache-type-v",
                                         .kind = RQ_OPT_STRING,
                                         .target = &p->type_v,
-                                        .value = "TYPE",
-                                        .help = "format of the cached values: f16 or f32"});
+                                        .value = "FORMAT",
+                                        .help = "format of the cached values, one of the same"});
+    rq_options_add(options,
+                   (rq_option){.names = "--kv-recent",
+                               .kind = RQ_OPT_U32,
+                               .target = &p->kv_recent,
+                               .min = 1,
+                               .max = 1 << 24,
+                               .help = "compressed formats: so many last tokens are read uncompressed, in "
+                                       "whole 64s"});
+    rq_options_add(options, (rq_option){.names = "--kv-sinks",
+                                        .kind = RQ_OPT_U32,
+                                        .target = &p->kv_sinks,
+                                        .max = 1 << 24,
+                                        .help = "and so many first ones, in whole 64s"});
+    rq_options_add(options,
+                   (rq_option){.names = "--kv-profile",
+                               .kind = RQ_OPT_STRING,
+                               .target = &p->kv_profile,
+                               .value = "FILE",
+                               .shown = "MODEL.kvprofile if there is one",
+                               .help = "profile of the model's keys and values (rqvk-kv calibrate writes "
+                                       "one); none: go without"});
     rq_options_add(options, (rq_option){.names = "--cache-tokens",
                                         .kind = RQ_OPT_U64,
                                         .target = &p->cache_tokens,
@@ -71,6 +96,24 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                         .kind = RQ_OPT_FLAG,
                                         .target = &args->list_devices,
                                         .help = "list what this build can compute on and leave"});
+}
+
+rq_option rq_option_predict(int32_t *target, const char *shown, const char *help)
+{
+    return (rq_option){.names = "-n,--predict,--n-predict",
+                       .kind = RQ_OPT_I32,
+                       .target = target,
+                       .min = -1,
+                       .max = 1 << 24,
+                       .env = "LLAMA_ARG_N_PREDICT",
+                       .shown = shown,
+                       .help = help};
+}
+
+rq_status rq_predict_check(int32_t n_predict, rq_error *err)
+{
+    if (n_predict != 0) return RQ_OK;
+    return rq_fail(err, RQ_ERR_ARGUMENT, "--predict must be at least 1, or -1 for no limit");
 }
 
 rq_sampling_args rq_sampling_args_default(void)

@@ -1,0 +1,171 @@
+/* choose.c - from what the user asked for to the formats of keys and values and the cache groups. */
+#include "backends/base/mem.h"
+#include "engine/kv/plan.h"
+#include "engine/say.h"
+
+#include <string.h>
+#include <strings.h>
+#include <unistd.h>
+
+enum { DEFAULT_RECENT = 128, MAX_EXACT_TOKENS = 1 << 24 };
+
+static bool is_auto(const char *name)
+{
+    return name != NULL && strcasecmp(name, "auto") == 0;
+}
+
+/* ---- formats ------------------------------------------------------------------------------------------- */
+
+/* What the table of measurements says to `auto`: *type_k and *type_v are replaced. The row lives in *table. */
+static rq_status resolve_auto(const rq_model *m, const rq_engine_params *p, rq_kv_table *table,
+                              const char **type_k, const char **type_v, rq_error *err)
+{
+    if (!is_auto(*type_k) && !is_auto(*type_v)) return RQ_OK;
+    char *path = rq_kv_table_path(m);
+    if (path == NULL)
+        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the name of a table of cache formats");
+    const rq_kv_table_row *row = NULL;
+    rq_status status = RQ_OK;
+    if (access(path, F_OK) != 0) {
+        rq_say(p,
+               "cache format auto: there is no table of measurements %.300s (rqvk-kv replay writes it): f16",
+               path);
+    } else {
+        status = rq_kv_table_read(path, table, err);
+        rq_kv_identity own;
+        rq_kv_identify(m, &own);
+        if (status == RQ_OK && table->model != own.model)
+            status = rq_fail(err, RQ_ERR_ARGUMENT,
+                             "%.300s was measured with another model: measure again, or name a cache format",
+                             path);
+        if (status == RQ_OK) {
+            row = rq_kv_table_choose(table, *type_k, *type_v);
+            if (row != NULL)
+                rq_say(p, "cache format auto: %.300s has %s/%s with %.3f bits, error %.3g of at most %.3g",
+                       path, row->type_k, row->type_v, row->bits, row->error, table->bound);
+            else
+                rq_say(p, "cache format auto: %.300s has nothing with an error of at most %.3g: f16", path,
+                       table->bound);
+        }
+    }
+    rq_free(path);
+    if (is_auto(*type_k)) *type_k = row != NULL ? row->type_k : "f16";
+    if (is_auto(*type_v)) *type_v = row != NULL ? row->type_v : "f16";
+    return status;
+}
+
+static rq_status choose_side(rq_kv_side *side, const char *name, uint32_t dim, bool is_v,
+                             const rq_engine_params *p, rq_error *err)
+{
+    const char *which = is_v ? "values" : "keys";
+    if (name != NULL && strcasecmp(name, "trip") == 0) {
+        if (p->kv_hooks == NULL || p->kv_hooks->trip == NULL)
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "the cache format trip is for programs that bring a codec along");
+        side->format = (rq_kv_format){.exact = RQ_TYPE_F16, .form = RQ_KV_TRIP};
+        memcpy(side->name, "trip", 5);
+        side->bits = rq_kv_exact_bits(RQ_TYPE_F16);
+        return RQ_OK;
+    }
+    rq_status status = rq_kv_format_parse(name != NULL ? name : "f16", &side->format, err);
+    if (status != RQ_OK) return status;
+    rq_error why = {0};
+    if (rq_kv_format_allows(&side->format, dim, &why) != RQ_OK) {
+        rq_say(p, "cache: %s are kept as f16, not %s: %s", which, name != NULL ? name : "f16", why.text);
+        side->format = (rq_kv_format){.exact = RQ_TYPE_F16, .form = RQ_KV_SAME};
+    }
+    rq_kv_format_name(&side->format, side->name);
+    side->bits = side->format.form == RQ_KV_SAME ? rq_kv_exact_bits(side->format.exact)
+                                                 : rq_kv_coded_bits(&side->format, dim, is_v);
+    return RQ_OK;
+}
+
+static rq_status choose_formats(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
+{
+    const char *type_k = p->type_k, *type_v = p->type_v;
+    rq_kv_table table = {0};
+    rq_status status = resolve_auto(m, p, &table, &type_k, &type_v, err);
+    if (status == RQ_OK) status = choose_side(&plan->k, type_k, m->hp.dim_k, false, p, err);
+    if (status == RQ_OK) status = choose_side(&plan->v, type_v, m->hp.dim_v, true, p, err);
+    rq_kv_table_free(&table);
+    return status;
+}
+
+/* ---- groups -------------------------------------------------------------------------------------------- */
+
+static rq_status choose_pages(rq_kv_plan *plan, const rq_engine_params *p, rq_error *err)
+{
+    uint32_t recent = p->kv_recent != 0 ? p->kv_recent : DEFAULT_RECENT;
+    if (recent > MAX_EXACT_TOKENS || p->kv_sinks > MAX_EXACT_TOKENS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "at most %d tokens can be kept uncompressed, not %u",
+                       MAX_EXACT_TOKENS, recent > p->kv_sinks ? recent : p->kv_sinks);
+    plan->recent_pages = (recent + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS;
+    plan->sink_pages = (p->kv_sinks + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS;
+    return RQ_OK;
+}
+
+static rq_status choose_groups(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
+{
+    bool coded = plan->k.format.form != RQ_KV_SAME || plan->v.format.form != RQ_KV_SAME;
+    if (coded) {
+        rq_status status = choose_pages(plan, p, err);
+        if (status != RQ_OK) return status;
+    }
+    for (uint32_t g = 0; g < m->n_groups; g++) {
+        rq_cache_group *group = &plan->groups[g];
+        *group = m->groups[g];
+        group->type_k = plan->k.format.exact;
+        group->type_v = plan->v.format.exact;
+        if (!coded) continue;
+        if (group->window != 0) { /* a window ends before compression would pay */
+            rq_say(p, "cache: layers that see the last %u tokens only keep them as they are", group->window);
+            continue;
+        }
+        group->form_k = plan->k.format.form;
+        group->form_v = plan->v.format.form;
+        group->recent_pages = plan->recent_pages;
+        group->sink_pages = plan->sink_pages;
+        if (p->kv_hooks != NULL) {
+            group->trip = p->kv_hooks->trip;
+            group->trip_user = p->kv_hooks->trip_user;
+        }
+    }
+    return RQ_OK;
+}
+
+/* ---- profile ------------------------------------------------------------------------------------------- */
+
+static rq_status find_profile(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
+{
+    const char *name = p->kv_profile;
+    if (name != NULL && strcmp(name, "none") == 0) return RQ_OK;
+    if (!rq_kv_side_takes_profile(&plan->k) && !rq_kv_side_takes_profile(&plan->v)) {
+        if (name != NULL)
+            rq_say(p, "cache profile: %.300s is not used, because neither keys nor values are compressed",
+                   name);
+        return RQ_OK;
+    }
+    plan->profile_named = name != NULL;
+    char *path = name != NULL ? rq_strdup(name) : rq_kv_profile_path(m);
+    if (path == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the name of a cache profile");
+    if (name == NULL && access(path, F_OK) != 0) {
+        rq_free(path);
+        return RQ_OK;
+    }
+    plan->profile_path = path;
+    rq_status status = rq_kv_profile_read(path, &plan->profile, err);
+    if (status != RQ_OK) return status;
+    rq_error why = {0};
+    status = rq_kv_profile_fits(plan->profile, m, 0, &why);
+    if (status == RQ_OK) return RQ_OK;
+    return rq_fail(err, status, "%.200s: %s%s", path, why.text,
+                   name != NULL ? "" : " (--kv-profile none goes without it)");
+}
+
+rq_status rq_kv_plan_choose(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
+{
+    rq_status status = choose_formats(plan, m, p, err);
+    if (status == RQ_OK) status = choose_groups(plan, m, p, err);
+    if (status == RQ_OK) status = find_profile(plan, m, p, err);
+    return status;
+}

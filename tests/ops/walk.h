@@ -1,0 +1,30 @@
+/* walk.h - rows of the table of operations: each is run in several buckets by an implementation, and judged against
+ * the reference by the tolerance of its kind. */
+#ifndef TEST_OPS_WALK_H
+#define TEST_OPS_WALK_H
+
+#include "tests/ops/rig.h"
+
+typedef struct walker {
+    rq_device *device;
+    const char *implementation;
+    bool verbose;
+    uint32_t n_cases, n_failed;
+    double worst[RQ_OP_COUNT]; /* share of the tolerance */
+    bool unfused[RQ_OP_COUNT]; /* run as their primitives */
+    op_error sums[RQ_OP_COUNT][RQ_TYPE_LIMIT];
+    case_data data;
+} walker;
+
+/* One case in several buckets up to `largest` tokens, full and padded. The first token's bits must be those it has
+ * alone in every narrow bucket. */
+void walk(walker *w, const op_case *c, uint32_t largest);
+/* One case in one bucket with n tokens. */
+void walk_once(walker *w, const op_case *c, uint32_t n);
+
+/* A test program: opens every implementation of every backend in this build (-v: says more; a name: that one
+ * only), walks `rows` with it, prints the worst error of each kind as a share of its tolerance, and fails where a
+ * row did or a kind that is `mine` has none. Returns what main shall. */
+int walk_table(int argc, char **argv, void (*rows)(walker *w), bool (*mine)(rq_op_kind kind));
+
+#endif
