@@ -43,9 +43,18 @@ static void judge(walker *w, const op_case *c, uint32_t bucket, uint32_t n, cons
 
 enum { ROW_BYTES = 1 << 16 };
 
+/* Caches for comparison live on the processor alone; cards refuse them when a tape is compiled. */
+static bool refused(const walker *w, const op_case *c)
+{
+    return w->device->backend == &rq_backend_vulkan &&
+           (c->form_k == RQ_KV_Q4_0 || c->form_v == RQ_KV_Q4_0 || c->form_k == RQ_KV_TRIP ||
+            c->form_v == RQ_KV_TRIP);
+}
+
 /* Runs the case with n tokens; false when the device refuses it. */
 static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
 {
+    if (refused(w, c)) return false;
     uint32_t bucket = 1;
     while (bucket < n) bucket *= 2;
     rq_error why = {0};
