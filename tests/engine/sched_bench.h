@@ -4,6 +4,7 @@
 #define SCHED_BENCH_H
 
 #include "backends/base/mem.h"
+#include "engine/cache/size.h"
 #include "engine/sampler/sampler.h"
 #include "engine/sched/sched.h"
 #include "tests/engine/fake_executor.h"
@@ -31,8 +32,13 @@ typedef struct bench {
     atomic_bool lost;
 } bench;
 
+/* The two cache groups: no coded form, both with one, or only the second (with a sink page). */
+typedef enum kv_kind { KV_PLAIN, KV_CODED, KV_MIXED } kv_kind;
+
 typedef struct setup {
     uint32_t n_ctx, n_sessions, n_batch, n_queue, cache_tokens, step_us, n_piece;
+    kv_kind kv;
+    uint32_t max_edits; /* 0: as many as any step needs */
 } setup;
 
 enum { MAX_TOKENS = 700 };
