@@ -18,8 +18,8 @@ typedef struct list {
 typedef struct settings {
     rq_engine_args engine;
     list lengths, depths;
-    const char *text, *formats, *csv, *json, *svg, *profile;
-    uint32_t trials, lanes, kv_recent, kv_sinks;
+    const char *text, *formats, *csv, *json, *svg;
+    uint32_t trials, lanes;
     uint64_t seed;
 } settings;
 
@@ -46,13 +46,11 @@ static void add_options(rq_options *options, settings *s)
 {
     rq_options_engine(options, &s->engine);
     size_t kept = 0;
-    for (size_t i = 0; i < options->n;
-         i++) { /* the formats are a list here, the context follows from the lengths */
+    /* The formats are a list here, the context follows from the lengths. */
+    for (size_t i = 0; i < options->n; i++) {
         const rq_engine_params *p = &s->engine.params;
         const void *target = options->items[i].target;
-        if (target == &p->type_k || target == &p->type_v || target == &p->cache_tokens ||
-            target == &p->kv_recent || target == &p->kv_sinks || target == &p->kv_profile ||
-            target == &p->n_ctx)
+        if (target == &p->type_k || target == &p->type_v || target == &p->cache_tokens || target == &p->n_ctx)
             continue;
         options->items[kept++] = options->items[i];
     }
@@ -91,23 +89,6 @@ static void add_options(rq_options *options, settings *s)
          .max = 1 << 24,
          .help = "trials in all, rounded up to the same number for each length and depth"},
         {.names = "-s,--seed", .kind = RQ_OPT_U64, .target = &s->seed, .help = "same seed, same trials"},
-        {.names = "--kv-recent",
-         .kind = RQ_OPT_U32,
-         .target = &s->kv_recent,
-         .max = 1 << 24,
-         .shown = "128",
-         .help = "newest tokens that are read as they were written, in whole 64s"},
-        {.names = "--kv-sinks",
-         .kind = RQ_OPT_U32,
-         .target = &s->kv_sinks,
-         .max = 1 << 24,
-         .help = "first tokens that are always read as they were written"},
-        {.names = "--kv-profile",
-         .kind = RQ_OPT_STRING,
-         .target = &s->profile,
-         .value = "FILE",
-         .shown = "the model's path and .kvprofile",
-         .help = "the profile of formats with :cal"},
         {.names = "--lanes",
          .kind = RQ_OPT_U32,
          .target = &s->lanes,
@@ -204,9 +185,6 @@ static rq_status run(settings *set, const rq_model *model, rq_error *err)
                          .n_threads = set->engine.params.n_threads};
     memcpy(job.depths, set->depths.values, sizeof job.depths);
     job.params.n_ctx = 0;
-    job.params.kv_recent = set->kv_recent;
-    job.params.kv_sinks = set->kv_sinks;
-    job.params.kv_profile = set->profile;
     job.n_lanes = rq_lanes_for(info.file_bytes, job.n_threads, set->lanes);
     rq_status s = rq_entries_parse(set->formats, &entries, err);
     if (!s) s = rq_entries_check_foreign(&entries, err);

@@ -114,7 +114,8 @@ void rq_needle_print_table(const rq_needle_report *r, FILE *out)
     print_cells(r, out);
     for (size_t i = 0; i < job->entries->n; i++)
         if (results->columns[i].refused[0])
-            fprintf(out, "\n%s: not measured: %s", job->entries->items[i].label, results->columns[i].refused);
+            fprintf(out, "\n%s: not measured: %s\n", job->entries->items[i].label,
+                    results->columns[i].refused);
     fputs("\nIntervals: 95 %. coded: share of the keys read that were read from coded pages while the answer "
           "was "
           "written.\n",

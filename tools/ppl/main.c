@@ -14,8 +14,8 @@
 
 typedef struct settings {
     rq_engine_args engine;
-    const char *text, *formats, *csv, *json, *svg, *profile;
-    uint32_t stride, windows, lanes, kv_recent, kv_sinks;
+    const char *text, *formats, *csv, *json, *svg;
+    uint32_t stride, windows, lanes;
     bool all, opponent;
 } settings;
 
@@ -25,12 +25,11 @@ static void add_options(rq_options *options, settings *s)
 {
     rq_options_engine(options, &s->engine);
     size_t kept = 0;
-    for (size_t i = 0; i < options->n;
-         i++) { /* the formats are a list here, and the cache is as large as a window */
+    /* The formats are a list here, and the cache is as large as a window. */
+    for (size_t i = 0; i < options->n; i++) {
         const void *target = options->items[i].target;
         if (target == &s->engine.params.type_k || target == &s->engine.params.type_v ||
-            target == &s->engine.params.cache_tokens || target == &s->engine.params.kv_recent ||
-            target == &s->engine.params.kv_sinks || target == &s->engine.params.kv_profile)
+            target == &s->engine.params.cache_tokens)
             continue;
         options->items[kept] = options->items[i];
         if (target == &s->engine.params.n_ctx) {
@@ -74,23 +73,6 @@ static void add_options(rq_options *options, settings *s)
          .max = 1 << 24,
          .shown = "the whole text",
          .help = "most windows"},
-        {.names = "--kv-recent",
-         .kind = RQ_OPT_U32,
-         .target = &s->kv_recent,
-         .max = 1 << 24,
-         .shown = "128",
-         .help = "newest tokens that are read as they were written, in whole 64s"},
-        {.names = "--kv-sinks",
-         .kind = RQ_OPT_U32,
-         .target = &s->kv_sinks,
-         .max = 1 << 24,
-         .help = "first tokens that are always read as they were written"},
-        {.names = "--kv-profile",
-         .kind = RQ_OPT_STRING,
-         .target = &s->profile,
-         .value = "FILE",
-         .shown = "the model's path and .kvprofile",
-         .help = "the profile of formats with :cal"},
         {.names = "--lanes",
          .kind = RQ_OPT_U32,
          .target = &s->lanes,
@@ -135,6 +117,15 @@ static rq_status add_foreign(rq_entries *entries, rq_error *err)
     for (size_t i = 0; kv_foreign_name(i) && !s; i++)
         if (rq_published_has(kv_foreign_name(i))) s = rq_entries_parse(kv_foreign_name(i), entries, err);
     return s;
+}
+
+/* It is what the others are compared with, and measured in any case. */
+static void leave_out_f16(rq_entries *entries)
+{
+    size_t at = rq_entries_find(entries, "f16");
+    if (at == entries->n) return;
+    entries->n--;
+    memmove(&entries->items[at], &entries->items[at + 1], (entries->n - at) * sizeof *entries->items);
 }
 
 static rq_status write_csv(void *user, FILE *out, rq_error *err)
@@ -184,6 +175,7 @@ static rq_status run(settings *set, const rq_model *model, rq_tokens *ids, rq_er
 {
     rq_entries entries = {0};
     rq_status s = rq_entries_parse(set->formats, &entries, err);
+    if (!s) leave_out_f16(&entries);
     if (!s && set->opponent) s = add_foreign(&entries, err);
     if (!s) s = rq_entries_check_foreign(&entries, err);
     /* Does a sequence of this model begin with a token of its own? */
@@ -195,9 +187,6 @@ static rq_status run(settings *set, const rq_model *model, rq_tokens *ids, rq_er
                       .bos = bos.n ? bos.ids[0] : 0,
                       .entries = &entries,
                       .n_threads = set->engine.params.n_threads};
-    job.params.kv_recent = set->kv_recent;
-    job.params.kv_sinks = set->kv_sinks;
-    job.params.kv_profile = set->profile;
     rq_model_info info;
     rq_model_describe(model, &info);
     job.n_lanes = rq_lanes_for(info.file_bytes, job.n_threads, set->lanes);

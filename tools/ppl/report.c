@@ -39,7 +39,7 @@ static void print_refusals(const rq_ppl_report *r, FILE *out)
     bool advised = false;
     for (size_t i = 0; i < results->n_columns; i++) {
         const rq_ppl_column *c = &results->columns[i];
-        if (c->refused[0]) fprintf(out, "\n%s: not measured: %s", c->entry.label, c->refused);
+        if (c->refused[0]) fprintf(out, "\n%s: not measured: %s\n", c->entry.label, c->refused);
         if (c->refused[0] || !r->columns[i].kl_refused || advised) continue;
         advised = true;
         uint32_t n_ctx, recent;
@@ -47,11 +47,15 @@ static void print_refusals(const rq_ppl_report *r, FILE *out)
         fprintf(out,
                 "\nNo comparison with f16: only %.1f %% of the keys read were coded, and %.0f %% are needed",
                 100 * r->columns[i].coded_share, 100 * RQ_LEAST_CODED_SHARE);
-        if (n_ctx && recent)
+        bool trained = n_ctx && n_ctx <= r->model.n_ctx_train;
+        if (trained && recent)
             fprintf(out, ": take --ctx-size %u, or --kv-recent %u", n_ctx, recent);
+        else if (recent)
+            fprintf(out, ": take --kv-recent %u", recent);
         else if (n_ctx)
-            fprintf(out, ": take --ctx-size %u", n_ctx);
-        fputc('.', out);
+            fprintf(out, ": take --ctx-size %u%s", n_ctx,
+                    trained ? "" : ", although the model was trained for less");
+        fputs(".\n", out);
     }
 }
 
