@@ -205,10 +205,12 @@ uint64_t rq_cache_length(const rq_cache *c, uint32_t seq)
 
 uint64_t rq_cache_tokens_used(const rq_cache *c)
 {
-    uint64_t used = 0;
+    uint64_t used = 0, ends = 0; /* partial pages, which are not coded yet */
+    for (uint32_t i = 0; i < c->n_seqs; i++) ends += c->seqs[i].n_tokens % RQ_PAGE_TOKENS != 0;
     for (uint32_t g = 0; g < c->n_groups; g++) {
         const rq_pool *p = &c->pools[g][rq_main_form(c, g)];
         uint64_t tokens = (uint64_t)(p->n_pages - p->n_free - p->n_idle) * RQ_PAGE_TOKENS;
+        if (rq_group_is_coded(&c->groups[g])) tokens += ends * RQ_PAGE_TOKENS;
         if (tokens > used) used = tokens;
     }
     return used;
