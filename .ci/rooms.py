@@ -18,6 +18,7 @@ EXCEPTIONS = {
     "tools/inspect/": ("engine/gguf/", "backends/formats/"),
     "tools/synth/": ("engine/gguf/", "backends/formats/"),
     "tools/kv/": ("engine/kv.h", "backends/formats/", "backends/cache.h"),
+    "tools/ppl/": ("engine/kv.h", "backends/cache.h"),
     "tools/rqvk-tokenize.c": ("engine/gguf/", "engine/tokenizer/"),
 }
 BANNED = re.compile(r"\b(sprintf|strcpy|strcat|strtok|gets|atoi|atol|atof|alloca|abort|exit|assert)\s*\(")

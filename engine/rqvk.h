@@ -175,6 +175,7 @@ typedef struct rq_request {
     size_t n_stop;
     int32_t n_logprobs; /* -1: none; 0..RQ_MAX_LOGPROBS: the chosen token's and so many best alternatives */
     bool ignore_eos;    /* never choose an end-of-generation token */
+    bool fresh;         /* evaluate the whole prompt: reuse nothing the cache holds of it */
 } rq_request;
 rq_request rq_request_default(void);
 

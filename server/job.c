@@ -184,12 +184,9 @@ static bool submit(rq_job *job, rq_choice *choice, rq_api_error *error)
     uint32_t room = job->server->ctx_limit - (uint32_t)prompt->tokens.n;
     if (request.max_tokens == 0 || request.max_tokens > room) request.max_tokens = room;
     rq_error err = {0};
-    rq_status status = RQ_OK;
-    if (!job->request.cache_prompt) status = rq_session_truncate(choice->slot->session, 0, &err);
-    if (status == RQ_OK) {
-        status = rq_submit(choice->slot->session, prompt->tokens.ids, prompt->tokens.n, prompt->boundaries,
-                           prompt->n_boundaries, &request, &err);
-    }
+    request.fresh = !job->request.cache_prompt;
+    rq_status status = rq_submit(choice->slot->session, prompt->tokens.ids, prompt->tokens.n,
+                                 prompt->boundaries, prompt->n_boundaries, &request, &err);
     if (status != RQ_OK) {
         rq_pool_give(&job->server->pool, choice->slot);
         choice->slot = NULL;
@@ -247,6 +244,8 @@ static void note_progress(rq_choice *choice, const rq_event *event)
     choice->finish = event->finish;
     choice->prompt_ms = event->prompt_ms;
     choice->generate_ms = event->generate_ms;
+    if (event->finish != RQ_FINISH_NONE)
+        snprintf(choice->reuse_note, sizeof choice->reuse_note, "%s", event->reuse_note);
     if (event->token >= 0) hold(&choice->slot->held, &event->token, 1);
 }
 

@@ -20,6 +20,7 @@ typedef struct rq_choice {
     rq_finish finish;
     uint32_t n_prompt, n_reused, n_generated;
     double prompt_ms, generate_ms;
+    char reuse_note[120]; /* why not more was reused; "" if all was */
 } rq_choice;
 
 typedef struct rq_prepared {

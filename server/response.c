@@ -199,14 +199,29 @@ static void write_head(rq_buf *out, const rq_job *job, const char *object)
                   job->server->engine_info.backend);
 }
 
+/* Tokens of a prompt that none of its choices evaluated. Choices share the work; each evaluates the last token, which
+ * counts once. */
+static uint64_t cached_tokens(const rq_job *job, size_t prompt)
+{
+    uint64_t n = job->prompts[prompt].tokens.n, evaluated = 0, repeated = 0;
+    for (size_t i = 0; i < job->request.n; i++) {
+        const rq_choice *c = &job->choices[prompt * job->request.n + i];
+        evaluated += c->n_prompt - c->n_reused;
+        repeated += evaluated > 0 && c->n_prompt > 0 && i > 0;
+    }
+    if (evaluated == 0) return 0; /* nothing has started */
+    evaluated -= repeated;
+    return evaluated < n ? n - evaluated : 0;
+}
+
 static void write_usage(rq_buf *out, const rq_job *job)
 {
     uint64_t prompt = 0, cached = 0, completion = 0;
-    for (size_t i = 0; i < job->n_prompts; i++) prompt += job->prompts[i].tokens.n;
-    for (size_t i = 0; i < job->n_choices; i++) {
-        completion += job->choices[i].n_generated;
-        if (i % job->request.n == 0) cached += job->choices[i].n_reused; /* as prompt: once per prompt */
+    for (size_t i = 0; i < job->n_prompts; i++) {
+        prompt += job->prompts[i].tokens.n;
+        cached += cached_tokens(job, i);
     }
+    for (size_t i = 0; i < job->n_choices; i++) completion += job->choices[i].n_generated;
     uint64_t total = prompt + completion;
     rq_buf_printf(out,
                   "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
@@ -235,11 +250,14 @@ static void write_timings(rq_buf *out, const rq_job *job)
         out,
         "\"timings\":{\"cache_n\":%llu,\"prompt_n\":%llu,\"prompt_ms\":%.3f,\"prompt_per_token_ms\":%.3f,"
         "\"prompt_per_second\":%.3f,\"predicted_n\":%llu,\"predicted_ms\":%.3f,"
-        "\"predicted_per_token_ms\":%.3f,\"predicted_per_second\":%.3f}",
+        "\"predicted_per_token_ms\":%.3f,\"predicted_per_second\":%.3f",
         (unsigned long long)cached, (unsigned long long)prompt, prompt_ms,
         prompt ? prompt_ms / (double)prompt : 0, prompt_ms > 0 ? (double)prompt * 1e3 / prompt_ms : 0,
         (unsigned long long)generated, generate_ms, intervals ? generate_ms / (double)intervals : 0,
         generate_ms > 0 ? (double)intervals * 1e3 / generate_ms : 0);
+    rq_buf_puts(out, ",\"cache_note\":"); /* why not more of the first prompt was in the cache */
+    json_text(out, job->choices[0].reuse_note);
+    rq_buf_puts(out, "}");
 }
 
 /* ---- whole answers ------------------------------------------------------------------------------------- */

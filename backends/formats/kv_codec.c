@@ -29,7 +29,8 @@ const rq_kv_codec *rq_kv_codec_of(rq_kv_form form)
     return rq_kv_form_is_code(form) ? &rows[form - RQ_KV_C2] : NULL;
 }
 
-/* ---- the numbers of the rule ----------------------------------------------------------------------------- */
+/* ---- the numbers of the rule
+ * ----------------------------------------------------------------------------- */
 
 /* 2^(m / 16), rounded to float. */
 static const float sixteenths[16] = {
@@ -77,7 +78,8 @@ uint64_t rq_kv_score(int32_t gain, uint32_t j)
     return gain > 0 ? (uint64_t)gain * mantissa[j & 7] << (j >> 3) : 0;
 }
 
-/* ---- which encoder --------------------------------------------------------------------------------------- */
+/* ---- which encoder
+ * --------------------------------------------------------------------------------------- */
 
 static bool runs_always(void)
 {
@@ -89,6 +91,11 @@ static bool runs_avx2(void)
 {
     return __builtin_cpu_supports("avx2");
 }
+
+static bool runs_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
+}
 #endif
 
 static const struct {
@@ -98,6 +105,9 @@ static const struct {
     {{"scalar", rq_kv_encode_scalar}, runs_always},
 #if defined(__x86_64__)
     {{"avx2", rq_kv_encode_avx2}, runs_avx2},
+    {{"avx512", rq_kv_encode_avx512}, runs_avx512},
+#elif defined(__aarch64__)
+    {{"neon", rq_kv_encode_neon}, runs_always},
 #endif
 };
 
@@ -126,7 +136,12 @@ const rq_kv_encoder *rq_kv_encoder_by_name(const char *name)
 
 bool rq_kv_machine_runs(const char *name)
 {
-    for (size_t j = 0; name && j < N_BUILT; j++)
-        if (strcmp(built[j].encoder.name, name) == 0) return built[j].runs();
+    if (strcmp(name, "scalar") == 0) return true;
+#if defined(__x86_64__)
+    if (strcmp(name, "avx2") == 0) return runs_avx2();
+    if (strcmp(name, "avx512") == 0) return runs_avx512();
+#elif defined(__aarch64__)
+    if (strcmp(name, "neon") == 0) return true;
+#endif
     return false;
 }

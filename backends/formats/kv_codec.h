@@ -7,25 +7,26 @@
  *
  * The encoder is integer arithmetic, so that every implementation writes the same bytes for the same input
  * bits. Per row (token) and group of G elements:
- *   1. An element that is not finite counts as 0 (and is counted). E is the exponent of the largest magnitude,
+ *   1. An element that is not finite counts as 0 (and is counted). E is the exponent of the largest magnitude:
  *      max < 2^E, at least -24. x_i = round half even (x * 2^(11 - E)), so |x_i| <= 2048.
  *   2. base = 16 E - 48 + ((log(sum x_i^2) - log(G) + row->base) >> 5), where e fits the group's power;
  *      peak = 16 E - 48 + ((log(max |x_i|) - 245) >> 4), where level 127 meets the largest element;
  *      log = rq_kv_log2, in 1/256 octaves. Candidates for e, each clamped to [1, 255]: first = base - 5 and
  *      four more at distances `stride` above it, stride = 2, 4, 8 or 16 for peak - base up to 6, 12, 28 or
  *      more; then, while stride > 1, stride is halved and best - stride and best + stride are tried, best
- *      being the candidate with the best score so far (first, clamped, if none scored). (The scale a few large elements need lies far above
- *      the one that fits the power: a search around `base` alone has ten times the error there.)
- *   3. For a candidate: n = e - 96 - 16 E, at least -47; y_i = (x_i * rq_kv_multiplier(n) + 2048) >> 12, which is
- *      8 x / (scale of e) in units of a level.
- *   4. The path of codes c_i that minimises sum 8 L_i^2 - 2 y_i L_i = sum (y_i - 8 L_i)^2 / 8 - const (Viterbi over
- *      the two values of the last low bit); equal costs: the lower predecessor bit, the lower code, the lower
- *      final bit. `gain` is minus that minimum.
- *   5. score = gain * 2^((e - w) / 8) as integer (rq_kv_score), w = first clamped to [1, 255], minus 16: the squared
- *      error in units of x, up to sign and a constant. The candidate with the largest score is taken, of equal
- *      ones the one tried first. If no score is positive: e = 0 and all codes 0.
- * All sums fit 32 bits for G up to RQ_KV_MAX_GROUP (|y_i| <= 15,690, |L| <= 127: 8 L^2 + 2 |y L| < 4.2e6); the weighted
- * gains of step 5 need 64. */
+ *      being the candidate with the best score so far (first, clamped, if none scored). (The scale a few
+ *      large elements need lies far above the one that fits the power: a search around `base` alone has ten
+ *      times the error there.)
+ *   3. For a candidate: n = e - 96 - 16 E, at least -47; y_i = (x_i * rq_kv_multiplier(n) + 2048) >> 12,
+ *      which is 8 x / (scale of e) in units of a level.
+ *   4. The path of codes c_i that minimises sum 8 L_i^2 - 2 y_i L_i = sum (y_i - 8 L_i)^2 / 8 - const: Viterbi
+ *      over the two values of the last low bit. Of equal costs: the lower predecessor bit, the lower code, the
+ *      lower final bit. `gain` is minus that minimum.
+ *   5. score = gain * 2^((e - w) / 8) as integer (rq_kv_score), w = first clamped to [1, 255], minus 16: the
+ *      squared error in units of x, up to sign and a constant. The candidate with the largest score is taken,
+ *      of equal ones the one tried first. If no score is positive: e = 0 and all codes 0.
+ * All sums fit 32 bits for G up to RQ_KV_MAX_GROUP (|y_i| <= 15,690, |L| <= 127: 8 L^2 + 2 |y L| < 4.2e6);
+ * the weighted gains of step 5 need 64. */
 #ifndef RQ_KV_CODEC_H
 #define RQ_KV_CODEC_H
 
@@ -47,10 +48,11 @@ typedef struct rq_kv_codec {
 /* The row behind C2, C3 or C4; NULL for other forms. */
 const rq_kv_codec *rq_kv_codec_of(rq_kv_form form);
 
-/* ---- encoders of codec rows ----------------------------------------------------------------------------- */
+/* ---- encoders of codec rows -----------------------------------------------------------------------------
+ * */
 
-/* 64 rows side by side: x [G][64] (lane = token), finite or not -> codes [G][64] in element order, scale [64].
- * G is a multiple of 8 from 8 to RQ_KV_MAX_GROUP. Returns how many inputs were not finite. */
+/* 64 rows side by side: x [G][64] (lane = token), finite or not -> codes [G][64] in element order, scale
+ * [64]. G is a multiple of 8 from 8 to RQ_KV_MAX_GROUP. Returns how many inputs were not finite. */
 typedef uint64_t (*rq_kv_encode_fn)(const rq_kv_codec *row, const float *x, uint32_t G, uint8_t *codes,
                                     uint8_t *scale);
 
@@ -60,17 +62,20 @@ typedef struct rq_kv_encoder {
 } rq_kv_encoder;
 
 /* As with rq_cpu_isa: the fastest that this machine runs, one by name (NULL: not in this build, not on this
- * machine, or no such name), the i-th slowest first; and what the machine has, whatever the build contains. */
+ * machine, or no such name), the i-th slowest first; and what the machine has, whatever the build contains.
+ * */
 const rq_kv_encoder *rq_kv_encoder_best(void);
 const rq_kv_encoder *rq_kv_encoder_by_name(const char *name);
 const rq_kv_encoder *rq_kv_encoder_at(size_t i);
 bool rq_kv_machine_runs(const char *name);
 
-/* ---- whole blocks: K or V of one head of one page, any coded form ---------------------------------------- */
+/* ---- whole blocks: K or V of one head of one page, any coded form
+ * ---------------------------------------- */
 
 /* x [d][64], element-major, as in an exact K page: token t of element i is x[64 i + t]. Writes the words and
- * the scales as cache.h lays them out (all bytes of rq_coded_layout's k_bytes + k_scale_bytes, or V's). `form` is
- * neither SAME nor TRIP. Returns how many inputs were not finite (they count as 0). `encoder` NULL: the best. */
+ * the scales as cache.h lays them out (all bytes of rq_coded_layout's k_bytes + k_scale_bytes, or V's).
+ * `form` is neither SAME nor TRIP. Returns how many inputs were not finite (they count as 0). `encoder`
+ * NULL: the best. */
 uint64_t rq_kv_encode_block(const rq_kv_encoder *encoder, rq_kv_form form, bool is_v, uint32_t d,
                             const float *x, uint32_t *words, void *scales);
 
@@ -89,12 +94,14 @@ void rq_kv_pack(rq_kv_form form, bool is_v, uint32_t d, const uint8_t *codes, ui
 void rq_kv_unpack(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, uint8_t *codes);
 /* Levels [G][64] of one group from its codes. */
 void rq_kv_levels(const rq_kv_codec *row, uint32_t G, const uint8_t *codes, int8_t *levels);
-/* n <= 32 elements of 64 tokens, x [n][64] -> codes [n][64] and f16 scales: q8_0 (scale = max / 127, code = q)
- * and q4_0 (scale = the element of largest magnitude / -8, code = q + 8), q = x / scale rounded half away. */
+/* n <= 32 elements of 64 tokens, x [n][64] -> codes [n][64] and f16 scales: q8_0 (scale = max / 127, code =
+ * q) and q4_0 (scale = the element of largest magnitude / -8, code = q + 8), q = x / scale to the nearest,
+ * ties to even. */
 uint64_t rq_kv_encode_q8_0(const float *x, uint32_t n, uint8_t *codes, uint16_t *scale);
 uint64_t rq_kv_encode_q4_0(const float *x, uint32_t n, uint8_t *codes, uint16_t *scale);
 
-/* ---- the numbers of the rule (implementations share them) ------------------------------------------------ */
+/* ---- the numbers of the rule (implementations share them)
+ * ------------------------------------------------ */
 
 /* 2^((e - 128) / 16) * unit, 0 for e = 0; the same bits everywhere. */
 float rq_kv_scale(const rq_kv_codec *row, uint8_t e);

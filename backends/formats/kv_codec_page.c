@@ -1,121 +1,215 @@
-/* kv_codec_page.c - blocks of a coded page: packing codes into the words of cache.h, Q8_0 and Q4_0 rows, and the
- * plain decoder that everything faster is compared with. */
+/* kv_codec_page.c - blocks of a coded page: packing codes into the words of cache.h, Q8_0 and Q4_0 rows,
+ * and the plain decoder that everything faster is compared with. */
 #include <math.h>
 #include <string.h>
 
 #include "backends/formats/half.h"
 #include "backends/formats/kv_codec.h"
 
-enum { TOKENS = RQ_PAGE_TOKENS, MAX_LOGICAL = RQ_KV_MAX_GROUP / 8 };
+enum { TOKENS = RQ_PAGE_TOKENS };
 
-/* ---- words ----------------------------------------------------------------------------------------------- */
+/* ---- words ----------------------------------------------------------------------------------------------
+ *
+ * Both directions work on columns: 64 tokens of K side by side, or the elements of V side by side in the
+ * words but one after the other in the codes. */
 
-/* n logical words to rq_kv_words(n) physical ones, and back. */
-static void merge_words(uint32_t bits, const uint32_t *w, uint32_t n, uint32_t *p)
+/* The physical words from `n` logical ones, for `lanes` columns: word i of column c at [i * lanes + c]. */
+static void merge_words(uint32_t bits, const uint32_t *w, uint32_t n, uint32_t lanes, uint32_t *p)
 {
-    uint32_t whole = bits == 3 ? n / 4 * 4 : bits == 2 ? n / 2 * 2 : 0, out = 0;
+    uint32_t whole = bits == 3 ? n / 4 * 4 : bits == 2 ? n / 2 * 2 : 0;
     for (uint32_t i = 0; i < whole && bits == 3; i += 4)
-        for (uint32_t b = 0; b < 3; b++) p[out++] = w[i + b] | (w[i + 3] >> b & 0x11111111u) << 3;
-    for (uint32_t i = 0; i < whole && bits == 2; i += 2) p[out++] = w[i] | w[i + 1] << 2;
-    for (uint32_t i = whole; i < n; i++) p[out++] = w[i];
+        for (uint32_t b = 0; b < 3; b++, p += lanes)
+            for (uint32_t c = 0; c < lanes; c++)
+                p[c] = w[(size_t)(i + b) * lanes + c] | (w[(size_t)(i + 3) * lanes + c] >> b & 0x11111111u)
+                                                            << 3;
+    for (uint32_t i = 0; i < whole && bits == 2; i += 2, p += lanes)
+        for (uint32_t c = 0; c < lanes; c++)
+            p[c] = w[(size_t)i * lanes + c] | w[(size_t)(i + 1) * lanes + c] << 2;
+    memcpy(p, w + (size_t)whole * lanes, (size_t)(n - whole) * lanes * sizeof *p);
 }
 
-static void split_words(uint32_t bits, const uint32_t *p, uint32_t n, uint32_t *w)
+static void split_words(uint32_t bits, const uint32_t *p, uint32_t n, uint32_t lanes, uint32_t *w)
 {
-    uint32_t whole = bits == 3 ? n / 4 * 4 : bits == 2 ? n / 2 * 2 : 0, in = 0;
+    uint32_t whole = bits == 3 ? n / 4 * 4 : bits == 2 ? n / 2 * 2 : 0;
     for (uint32_t i = 0; i < whole && bits == 3; i += 4) {
-        w[i + 3] = 0;
-        for (uint32_t b = 0; b < 3; b++, in++) {
-            w[i + b] = p[in] & 0x77777777u;
-            w[i + 3] |= (p[in] >> 3 & 0x11111111u) << b;
-        }
-    }
-    for (uint32_t i = 0; i < whole && bits == 2; i += 2, in++) {
-        w[i] = p[in] & 0x33333333u;
-        w[i + 1] = p[in] >> 2 & 0x33333333u;
-    }
-    for (uint32_t i = whole; i < n; i++) w[i] = p[in++];
-}
-
-/* Codes in a word: eight nibbles or four bytes. codes[c * stride] goes to place c. */
-static uint32_t gather_word(const uint8_t *codes, uint32_t stride, uint32_t n)
-{
-    uint32_t word = 0;
-    for (uint32_t c = 0; c < n; c++) word |= (uint32_t)codes[c * stride] << (c * (32 / n));
-    return word;
-}
-
-static void scatter_word(uint32_t word, uint8_t *codes, uint32_t stride, uint32_t n)
-{
-    for (uint32_t c = 0; c < n; c++)
-        codes[c * stride] = (uint8_t)(word >> (c * (32 / n)) & ((1u << (32 / n)) - 1));
-}
-
-/* Either direction over a whole block. K: the words of a group and token lie TOKENS apart; V: dim apart. */
-static void move_words(rq_kv_form form, bool is_v, uint32_t d, uint8_t *codes, uint32_t *words, bool pack)
-{
-    uint32_t bits = rq_kv_bits(form), per_word = bits == 8 ? 4 : 8;
-    uint32_t n_runs = is_v ? 1 : rq_kv_groups(form, d), lanes = is_v ? d : TOKENS, element = 0;
-    for (uint32_t run = 0; run < n_runs; run++) {
-        uint32_t length = is_v ? TOKENS : rq_kv_group_size(form, d, run);
-        uint32_t n = length / per_word, n_physical = rq_kv_words(form, n);
-        for (uint32_t lane = 0; lane < lanes; lane++) {
-            uint32_t logical[TOKENS], physical[TOKENS];
-            uint8_t *first = is_v ? codes + (size_t)lane * TOKENS : codes + (size_t)element * TOKENS + lane;
-            uint32_t stride = is_v ? 1 : TOKENS;
-            if (pack) {
-                for (uint32_t i = 0; i < n; i++)
-                    logical[i] = gather_word(first + (size_t)i * per_word * stride, stride, per_word);
-                merge_words(bits, logical, n, physical);
-                for (uint32_t i = 0; i < n_physical; i++) words[(size_t)i * lanes + lane] = physical[i];
-            } else {
-                for (uint32_t i = 0; i < n_physical; i++) physical[i] = words[(size_t)i * lanes + lane];
-                split_words(bits, physical, n, logical);
-                for (uint32_t i = 0; i < n; i++)
-                    scatter_word(logical[i], first + (size_t)i * per_word * stride, stride, per_word);
+        uint32_t *last = w + (size_t)(i + 3) * lanes;
+        memset(last, 0, lanes * sizeof *last);
+        for (uint32_t b = 0; b < 3; b++, p += lanes)
+            for (uint32_t c = 0; c < lanes; c++) {
+                w[(size_t)(i + b) * lanes + c] = p[c] & 0x77777777u;
+                last[c] |= (p[c] >> 3 & 0x11111111u) << b;
             }
+    }
+    for (uint32_t i = 0; i < whole && bits == 2; i += 2, p += lanes)
+        for (uint32_t c = 0; c < lanes; c++) {
+            w[(size_t)i * lanes + c] = p[c] & 0x33333333u;
+            w[(size_t)(i + 1) * lanes + c] = p[c] >> 2 & 0x33333333u;
         }
-        words += (size_t)n_physical * lanes;
-        element += length;
+    memcpy(w + (size_t)whole * lanes, p, (size_t)(n - whole) * lanes * sizeof *w);
+}
+
+/* Logical words of 64 columns of K: n words of `per_word` codes (8 nibbles or 4 bytes), codes [.][64]. */
+static void k_words(const uint8_t *codes, uint32_t n, uint32_t per_word, uint32_t *w)
+{
+    for (uint32_t i = 0; i < n; i++, w += TOKENS) {
+        memset(w, 0, TOKENS * sizeof *w);
+        for (uint32_t c = 0; c < per_word; c++, codes += TOKENS)
+            for (uint32_t t = 0; t < TOKENS; t++) w[t] |= (uint32_t)codes[t] << (c * (32 / per_word));
+    }
+}
+
+static void k_codes(const uint32_t *w, uint32_t n, uint32_t per_word, uint8_t *codes)
+{
+    uint32_t mask = per_word == 8 ? 15 : 255;
+    for (uint32_t i = 0; i < n; i++, w += TOKENS)
+        for (uint32_t c = 0; c < per_word; c++, codes += TOKENS)
+            for (uint32_t t = 0; t < TOKENS; t++) codes[t] = (uint8_t)(w[t] >> (c * (32 / per_word)) & mask);
+}
+
+/* Eight bytes below 16 to eight nibbles, and back. */
+static uint32_t bytes_to_nibbles(uint64_t b)
+{
+    b = (b | b >> 4) & 0x00ff00ff00ff00ffu;
+    b = (b | b >> 8) & 0x0000ffff0000ffffu;
+    return (uint32_t)(b | b >> 16);
+}
+
+static uint64_t nibbles_to_bytes(uint32_t n)
+{
+    uint64_t b = (n | (uint64_t)n << 16) & 0x0000ffff0000ffffu;
+    b = (b | b << 8) & 0x00ff00ff00ff00ffu;
+    return (b | b << 4) & 0x0f0f0f0f0f0f0f0fu;
+}
+
+static uint64_t load_bytes(const uint8_t *p, int n)
+{
+    uint64_t v = 0;
+    for (int i = 0; i < n; i++) v |= (uint64_t)p[i] << (8 * i);
+    return v;
+}
+
+static void store_bytes(uint8_t *p, uint64_t v, int n)
+{
+    for (int i = 0; i < n; i++) p[i] = (uint8_t)(v >> (8 * i));
+}
+
+/* Elements of V at a time: their logical words fit the nearest cache. */
+enum { V_COLUMNS = 64 };
+
+static void pack_v(rq_kv_form form, uint32_t d, const uint8_t *codes, uint32_t *words)
+{
+    uint32_t bits = rq_kv_bits(form), per_word = bits == 8 ? 4 : 8, n = TOKENS / per_word;
+    uint32_t n_physical = rq_kv_words(form, n);
+    for (uint32_t from = 0; from < d; from += V_COLUMNS) {
+        uint32_t lanes = d - from < V_COLUMNS ? d - from : V_COLUMNS;
+        uint32_t logical[V_COLUMNS * TOKENS / 4], physical[V_COLUMNS * TOKENS / 4];
+        for (uint32_t c = 0; c < lanes; c++)
+            for (uint32_t i = 0; i < n; i++) {
+                const uint8_t *p = codes + (size_t)(from + c) * TOKENS + (size_t)i * per_word;
+                logical[i * lanes + c] =
+                    bits == 8 ? (uint32_t)load_bytes(p, 4) : bytes_to_nibbles(load_bytes(p, 8));
+            }
+        merge_words(bits, logical, n, lanes, physical);
+        for (uint32_t i = 0; i < n_physical; i++)
+            memcpy(words + (size_t)i * d + from, physical + (size_t)i * lanes, lanes * sizeof *words);
+    }
+}
+
+static void unpack_v(rq_kv_form form, uint32_t d, const uint32_t *words, uint8_t *codes)
+{
+    uint32_t bits = rq_kv_bits(form), per_word = bits == 8 ? 4 : 8, n = TOKENS / per_word;
+    uint32_t n_physical = rq_kv_words(form, n);
+    for (uint32_t from = 0; from < d; from += V_COLUMNS) {
+        uint32_t lanes = d - from < V_COLUMNS ? d - from : V_COLUMNS;
+        uint32_t logical[V_COLUMNS * TOKENS / 4], physical[V_COLUMNS * TOKENS / 4];
+        for (uint32_t i = 0; i < n_physical; i++)
+            memcpy(physical + (size_t)i * lanes, words + (size_t)i * d + from, lanes * sizeof *words);
+        split_words(bits, physical, n, lanes, logical);
+        for (uint32_t c = 0; c < lanes; c++)
+            for (uint32_t i = 0; i < n; i++) {
+                uint32_t w = logical[i * lanes + c];
+                store_bytes(codes + (size_t)(from + c) * TOKENS + (size_t)i * per_word,
+                            bits == 8 ? w : nibbles_to_bytes(w), (int)per_word);
+            }
     }
 }
 
 void rq_kv_pack(rq_kv_form form, bool is_v, uint32_t d, const uint8_t *codes, uint32_t *words)
 {
-    move_words(form, is_v, d, (uint8_t *)codes, words, true);
+    if (is_v) {
+        pack_v(form, d, codes, words);
+        return;
+    }
+    uint32_t bits = rq_kv_bits(form), per_word = bits == 8 ? 4 : 8,
+             logical[RQ_KV_MAX_GROUP / 4 * TOKENS] = {0};
+    for (uint32_t g = 0, n_groups = rq_kv_groups(form, d); g < n_groups; g++) {
+        uint32_t size = rq_kv_group_size(form, d, g), n = size / per_word;
+        k_words(codes, n, per_word, logical);
+        merge_words(bits, logical, n, TOKENS, words);
+        codes += (size_t)size * TOKENS;
+        words += (size_t)rq_kv_words(form, n) * TOKENS;
+    }
 }
 
 void rq_kv_unpack(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, uint8_t *codes)
 {
-    move_words(form, is_v, d, codes, (uint32_t *)words, false);
+    if (is_v) {
+        unpack_v(form, d, words, codes);
+        return;
+    }
+    uint32_t bits = rq_kv_bits(form), per_word = bits == 8 ? 4 : 8,
+             logical[RQ_KV_MAX_GROUP / 4 * TOKENS] = {0};
+    for (uint32_t g = 0, n_groups = rq_kv_groups(form, d); g < n_groups; g++) {
+        uint32_t size = rq_kv_group_size(form, d, g), n = size / per_word;
+        split_words(bits, words, n, TOKENS, logical);
+        k_codes(logical, n, per_word, codes);
+        codes += (size_t)size * TOKENS;
+        words += (size_t)rq_kv_words(form, n) * TOKENS;
+    }
 }
 
-/* ---- q8_0, q4_0 ------------------------------------------------------------------------------------------ */
+/* ---- q8_0, q4_0
+ * ------------------------------------------------------------------------------------------ */
 
-/* The layouts are GGML's; so are the rules of their encoders (scale from the largest magnitude, q4_0's from the
- * element itself, so that code 0 = -8 is used). A scale that f16 cannot hold becomes the largest f16. */
+/* Nearest integer, ties to even, for |v| < 2^22: what the addition leaves. */
+static inline float nearest(float v)
+{
+    return v + 12582912.0f - 12582912.0f;
+}
+
+/* The layouts are GGML's, and so are the rules (q8_0: scale from the largest magnitude; q4_0: from the
+ * element itself, so that code 0 = -8 is used) up to how ties are rounded. A scale that f16 cannot hold
+ * becomes the largest f16, and codes stop at the end of their range; one that f32 cannot invert becomes 0. */
 static uint64_t encode_q(const float *x, uint32_t n, bool four, uint8_t *codes, uint16_t *scale)
 {
+    const float lowest = four ? -8.0f : -127.0f, highest = four ? 7.0f : 127.0f;
+    float extreme[TOKENS] = {0}, inverse[TOKENS];
+    uint32_t bad[TOKENS] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t t = 0; t < TOKENS; t++) {
+            uint32_t bits = rq_f32_bits(x[i * TOKENS + t]), finite = (bits & 0x7fffffffu) < 0x7f800000u;
+            uint32_t most = rq_f32_bits(extreme[t]);
+            uint32_t larger = (bits & 0x7fffffffu) > (most & 0x7fffffffu);
+            extreme[t] = rq_bits_f32(rq_select_u32(finite & larger, bits, most));
+            bad[t] += !finite;
+        }
     uint64_t n_bad = 0;
     for (uint32_t t = 0; t < TOKENS; t++) {
-        float extreme = 0.0f;
-        for (uint32_t i = 0; i < n; i++) {
-            float v = x[i * TOKENS + t];
-            if (!isfinite(v))
-                n_bad++;
-            else if (fabsf(v) > fabsf(extreme))
-                extreme = v;
-        }
-        float d = four ? extreme / -8.0f : fabsf(extreme) / 127.0f;
-        float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-        if (!isfinite(inverse)) inverse = 0.0f; /* d is subnormal and 0 as f16 */
-        scale[t] = rq_f32_to_f16(d > 65504.0f ? 65504.0f : d < -65504.0f ? -65504.0f : d);
-        for (uint32_t i = 0; i < n; i++) {
-            float v = x[i * TOKENS + t], q = isfinite(v) ? roundf(v * inverse) : 0.0f;
-            int code = four ? (int)fminf(q, 7.0f) + 8 : (int)q;
-            codes[i * TOKENS + t] = (uint8_t)code;
-        }
+        float d = four ? extreme[t] / -8.0f : fabsf(extreme[t]) / 127.0f;
+        d = fmaxf(-65504.0f, fminf(65504.0f, d));
+        inverse[t] = fabsf(d) > 0x1p-126f ? 1.0f / d : 0.0f;
+        scale[t] = rq_f32_to_f16(d);
+        n_bad += bad[t];
     }
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t t = 0; t < TOKENS; t++) {
+            float v = x[i * TOKENS + t];
+            uint32_t finite = (rq_f32_bits(v) & 0x7fffffffu) < 0x7f800000u;
+            float q = rq_bits_f32(rq_select_u32(finite, rq_f32_bits(v), 0)) * inverse[t];
+            q = q < lowest ? lowest : q;
+            int32_t code = (int32_t)nearest(q > highest ? highest : q);
+            codes[i * TOKENS + t] = (uint8_t)(four ? code + 8 : code);
+        }
     return n_bad;
 }
 
@@ -129,12 +223,13 @@ uint64_t rq_kv_encode_q4_0(const float *x, uint32_t n, uint8_t *codes, uint16_t 
     return encode_q(x, n, true, codes, scale);
 }
 
-/* ---- blocks ---------------------------------------------------------------------------------------------- */
+/* ---- blocks
+ * ---------------------------------------------------------------------------------------------- */
 
 uint64_t rq_kv_encode_block(const rq_kv_encoder *encoder, rq_kv_form form, bool is_v, uint32_t d,
                             const float *x, uint32_t *words, void *scales)
 {
-    uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
+    uint8_t codes[RQ_KV_MAX_DIM * TOKENS] = {0};
     const rq_kv_codec *row = rq_kv_codec_of(form);
     uint32_t n_groups = rq_kv_groups(form, d), element = 0;
     uint64_t n_bad = 0;
@@ -167,7 +262,7 @@ void rq_kv_levels(const rq_kv_codec *row, uint32_t G, const uint8_t *codes, int8
 
 void rq_kv_unpack_levels(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, int8_t *levels)
 {
-    uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
+    uint8_t codes[RQ_KV_MAX_DIM * TOKENS] = {0};
     const rq_kv_codec *row = rq_kv_codec_of(form);
     rq_kv_unpack(form, is_v, d, words, codes);
     if (!row) {
@@ -194,7 +289,7 @@ float rq_kv_block_scale(rq_kv_form form, const void *scales, uint32_t group, uin
 void rq_kv_decode_block(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, const void *scales,
                         float *x)
 {
-    int8_t levels[RQ_KV_MAX_DIM * TOKENS];
+    int8_t levels[RQ_KV_MAX_DIM * TOKENS] = {0};
     rq_kv_unpack_levels(form, is_v, d, words, levels);
     uint32_t n_groups = rq_kv_groups(form, d);
     for (uint32_t g = 0, element = 0; g < n_groups; g++)

@@ -6,6 +6,11 @@
 
 enum { TOKENS = RQ_PAGE_TOKENS };
 
+static int32_t cost_of(int32_t level, int32_t y)
+{
+    return 8 * level * level - 2 * y * level;
+}
+
 /* Step 4 without the path: minus the smallest cost. */
 static int32_t path_gain(const rq_kv_codec *row, const int32_t *y, uint32_t G)
 {
@@ -14,7 +19,7 @@ static int32_t path_gain(const rq_kv_codec *row, const int32_t *y, uint32_t G)
         int32_t next[2] = {INT32_MAX, INT32_MAX};
         for (int p = 0; p < 2; p++)
             for (int c = 0; c < n_codes; c++) {
-                int32_t l = row->level[p][c], total = cost[p] + 8 * l * l - 2 * y[i] * l;
+                int32_t total = cost[p] + cost_of(row->level[p][c], y[i]);
                 if (total < next[c & 1]) next[c & 1] = total;
             }
         cost[0] = next[0];
@@ -34,7 +39,7 @@ static void path_codes(const rq_kv_codec *row, const int32_t *y, uint32_t G, uin
         int32_t next[2] = {INT32_MAX, INT32_MAX};
         for (int p = 0; p < 2; p++)
             for (int c = 0; c < n_codes; c++) {
-                int32_t l = row->level[p][c], total = cost[p] + 8 * l * l - 2 * y[i] * l;
+                int32_t total = cost[p] + cost_of(row->level[p][c], y[i]);
                 if (total < next[c & 1]) {
                     next[c & 1] = total;
                     best[i][c & 1].code = (uint8_t)c;

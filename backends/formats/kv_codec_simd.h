@@ -2,7 +2,8 @@
  * that has defined
  *   LANES                    tokens per register, a divisor of 64
  *   vi, vlevel               LANES int32; what a product with a level needs
- *   vi_set, vi_load, vi_store, vi_add, vi_or, vi_min, vi_shift_left4, vi_shift_right4 (arithmetic)
+ *   vi_set, vi_store, vi_add, vi_or, vi_min, vi_shift_left4, vi_shift_right4 (arithmetic),
+ *   vi_low4 (and 15)
  *   vi_clean(p, bad)         bits of LANES floats with those that are not finite replaced by 0; counts them
  *   vi_max_magnitude(m, v)   the larger of m and v without its sign bit, as integers
  *   vi_sample(v, factor)     the floats v times those at factor, rounded to even, as operand of vi_scaled

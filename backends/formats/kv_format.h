@@ -1,6 +1,7 @@
 /* kv_format.h - names of cache formats: "f16", "q8_0", "planar3", "so83", ...
  *
- * A format is a rotation and a code (DESIGN section 1), or an exact type. K and V choose theirs independently.
+ * A format is a rotation and a code (DESIGN section 1), or an exact type. K and V choose theirs
+ * independently.
  *   exact types   f32 f16 bf16            the coded page holds what the exact one does
  *   block codes   q8_0 q4_0               no rotation
  *   codec rows    <rotation><bits>        planar iso rotor wht so8 haar none with 2, 3 or 4: "wht3", "so84"

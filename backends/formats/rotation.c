@@ -7,7 +7,8 @@
 
 #include "backends/base/mem.h"
 
-/* ---- shapes ---------------------------------------------------------------------------------------------- */
+/* ---- shapes
+ * ---------------------------------------------------------------------------------------------- */
 
 const char *rq_rotation_name(rq_rotation_kind kind)
 {
@@ -73,7 +74,8 @@ void rq_rotation_shape(rq_rotation_kind kind, uint32_t dim, rq_rotation *out)
     }
 }
 
-/* ---- the generator --------------------------------------------------------------------------------------- */
+/* ---- the generator
+ * --------------------------------------------------------------------------------------- */
 
 /* splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
 typedef struct generator {
@@ -139,9 +141,9 @@ static void normal_pair(generator *g, double v[2])
     v[1] *= factor;
 }
 
-/* Haar: the rows of a Gaussian matrix made orthonormal in order (modified Gram-Schmidt, each row twice). That is
- * the QR decomposition with a positive diagonal of R, the form that makes Q Haar-distributed (Mezzadri, 2007).
- * q has n * n doubles. */
+/* Haar: the rows of a Gaussian matrix made orthonormal in order (modified Gram-Schmidt, each row twice).
+ * That is the QR decomposition with a positive diagonal of R, the form that makes Q Haar-distributed
+ * (Mezzadri, 2007). q has n * n doubles. */
 static void haar(generator *g, double *q, uint32_t n)
 {
     for (uint32_t i = 0; i < n * n; i += 2) normal_pair(g, q + i); /* n is even */
@@ -196,9 +198,9 @@ static void quaternion_matrix(const double q[4], double *m)
     memcpy(m, left, sizeof left);
 }
 
-/* v -> R v R~ for the rotor R = s + b12 e12 + b13 e13 + b23 e23 of Cl(3,0), s^2 + |b|^2 = 1. Multiplying out the
- * sandwich on e1, e2, e3 with e_i e_i = 1, e_i e_j = -e_j e_i gives these nine entries; nothing remains in the
- * trivector. */
+/* v -> R v R~ for the rotor R = s + b12 e12 + b13 e13 + b23 e23 of Cl(3,0), s^2 + |b|^2 = 1. Multiplying
+ * out the sandwich on e1, e2, e3 with e_i e_i = 1, e_i e_j = -e_j e_i gives these nine entries; nothing
+ * remains in the trivector. */
 static void rotor_matrix(const double r[4], double *m)
 {
     const double s = r[0], a = r[1], b = r[2], c = r[3]; /* b12, b13, b23 */
@@ -302,7 +304,8 @@ void rq_rotation_free(rq_rotation *r)
     *r = (rq_rotation){.kind = RQ_ROTATION_NONE};
 }
 
-/* ---- rotating, in both precisions from one text ----------------------------------------------------------- */
+/* ---- rotating, in both precisions from one text
+ * ----------------------------------------------------------- */
 
 #define ROTATE(name, real, inverse_sqrt)                                                                     \
     static void name##_hadamard(const float *sign, uint32_t n, bool inverse, const real *x, real *y)         \

@@ -1,9 +1,10 @@
 /* rotation.h - the orthogonal matrices in front of the codecs.
  *
- * A rotation of d elements is data: up to RQ_ROTATION_BLOCKS runs of equal diagonal blocks and the floats these
- * are made of. A run (offset, count, size) is either `count` matrices of size x size, row-major, row = output
- * element, or (hadamard) count vectors of `size` signs s with y = H(s * x) / sqrt(size), H the Hadamard matrix
- * in natural order. The runs lie one after the other and cover all d elements; their data likewise.
+ * A rotation of d elements is data: up to RQ_ROTATION_BLOCKS runs of equal diagonal blocks and the floats
+ * these are made of. A run (offset, count, size) is either `count` matrices of size x size, row-major, row
+ * = output element, or (hadamard) count vectors of `size` signs s with y = H(s * x) / sqrt(size), H the
+ * Hadamard matrix in natural order. The runs lie one after the other and cover all d elements; their data
+ * likewise.
  *
  *   planar  Givens rotations of adjacent pairs
  *   rotor   R v R~ in Cl(3,0) on triples; one or two elements left over: two pairs or one pair, as planar
@@ -53,8 +54,8 @@ typedef struct rq_rotation {
 /* "planar", "wht", ...; NULL for a kind that is none. */
 const char *rq_rotation_name(rq_rotation_kind kind);
 
-/* RQ_ERR_UNSUPPORTED with a sentence unless there is a rotation of this kind for `dim` elements: multiples of 8
- * up to RQ_ROTATION_MAX_DIM; for wht at most RQ_ROTATION_BLOCKS powers of two. */
+/* RQ_ERR_UNSUPPORTED with a sentence unless there is a rotation of this kind for `dim` elements: multiples
+ * of 8 up to RQ_ROTATION_MAX_DIM; for wht at most RQ_ROTATION_BLOCKS powers of two. */
 rq_status rq_rotation_allowed(rq_rotation_kind kind, uint32_t dim, rq_error *err);
 
 /* The shape alone: blocks, n_blocks and n_floats, with data NULL. Needs rq_rotation_allowed. */
@@ -64,15 +65,15 @@ void rq_rotation_shape(rq_rotation_kind kind, uint32_t dim, rq_rotation *out);
 rq_status rq_rotation_make(rq_rotation_kind kind, uint32_t dim, uint64_t seed, rq_rotation *out,
                            rq_error *err);
 
-/* A so8 rotation from dim / 8 given matrices, row-major (learned ones, from a file). RQ_ERR_FORMAT unless each
- * is orthogonal (the largest deviation of M M^T from the unit matrix is at most 1e-4). */
+/* A so8 rotation from dim / 8 given matrices, row-major (learned ones, from a file). RQ_ERR_FORMAT unless
+ * each is orthogonal (the largest deviation of M M^T from the unit matrix is at most 1e-4). */
 rq_status rq_rotation_from_so8(uint32_t dim, const float *matrices, rq_rotation *out, rq_error *err);
 
 void rq_rotation_free(rq_rotation *r);
 
-/* y = R x, or R^T x when `inverse`; x and y hold dim elements and do not overlap. A row of a matrix is summed in
- * ascending order; Hadamard butterflies go in ascending stride order, the division by sqrt(size) comes last (a
- * multiplication with the rounded reciprocal). The double form is the reference. */
+/* y = R x, or R^T x when `inverse`; x and y hold dim elements and do not overlap. A row of a matrix is
+ * summed in ascending order; Hadamard butterflies go in ascending stride order, the division by sqrt(size)
+ * comes last (a multiplication with the rounded reciprocal). The double form is the reference. */
 void rq_rotate_f32(const rq_rotation *r, bool inverse, const float *x, float *y);
 void rq_rotate_f64(const rq_rotation *r, bool inverse, const double *x, double *y);
 

@@ -1,11 +1,21 @@
-/* cache.h - bookkeeping of the key/value cache: which page of which pool belongs to which sequence.
+/* cache.h - bookkeeping of the key/value cache: which page of which pool belongs to which sequence, and what is
+ * kept for later requests.
  *
- * Each cache group has a pool of pages (backends/cache.h); a sequence slot has one page table per group. Pages
- * are counted by reference: sequences that share a prefix share its full pages, and a page that is about to be
- * written while somebody else holds it is copied first. Only ids live here; the bytes are the executor's.
+ * Each cache group has a pool of exact pages and, if it has a coded form, one of coded pages (backends/cache.h).
+ * A page of 64 tokens that is full becomes a node of a tree: its parent is the node of the 64 tokens before, it
+ * is found by a hash over the chain, and the ids are compared, so a hash proves nothing by itself. A sequence is
+ * a path of nodes and a last, partial page of its own. Sequences with the same beginning share its nodes; nodes
+ * nobody uses stay until their pages are needed, the one unused for longest goes first.
+ *
+ * A node keeps its coded page as long as it lives. Its exact page it keeps while a sequence may read it (page
+ * index >= B(next position), and the sinks), and after that as long as there is room: those marked as an end of
+ * a message or a prompt longest, because what follows such an end can be computed only where the exact pages
+ * before it are still there.
  *
  * Reservations make running out of pages impossible in the middle of a request: what a sequence may still need
- * is set aside when the request is admitted, and nobody else can take it.
+ * is set aside when the request is admitted, and nobody else can take it. Exact pages of a group with a coded
+ * form need no reservation; their pool holds every sequence's share (size.h). After rq_cache_create nothing is
+ * allocated. Only ids live here; the bytes are the executor's.
  *
  * Not thread-safe: the scheduler calls it under its lock. */
 #ifndef RQ_ENGINE_CACHE_H
@@ -26,50 +36,91 @@ typedef struct rq_page_copy {
     uint32_t group, from, to;
 } rq_page_copy;
 
-/* Pools of group_pages[g] pages, n_seqs empty sequences of at most max_pages pages per group. Every page number
- * fits: group_pages[g] * 64 <= UINT32_MAX. */
-rq_status rq_cache_create(const uint32_t *group_pages, uint32_t n_groups, uint32_t n_seqs, uint32_t max_pages,
-                          rq_cache **out, rq_error *err);
+typedef struct rq_cache_params {
+    const rq_cache_group *groups; /* copied */
+    uint32_t n_groups;
+    const uint32_t *pages, *coded_pages, *scratch_pages; /* of each group; the last two NULL: none */
+    uint32_t n_seqs, max_pages;                          /* sequences, and pages of each */
+    uint64_t seed;                                       /* what else the pages' content depends on */
+} rq_cache_params;
+
+/* Page numbers must fit: pages * 64 <= UINT32_MAX. A group with a coded form needs n_seqs times its share of exact
+ * pages and that of a wide step (size.h). */
+rq_status rq_cache_create(const rq_cache_params *params, rq_cache **out, rq_error *err);
 void rq_cache_free(rq_cache *cache);
 
 /* Sets pages aside so that the sequence can grow to n_tokens. False, with nothing changed, when a pool has too
- * few that are neither held nor set aside for others. Replaces the sequence's earlier reservation. */
+ * few that are neither in use nor set aside for others. Replaces the sequence's earlier reservation. */
 bool rq_cache_reserve(rq_cache *cache, uint32_t seq, uint64_t n_tokens);
 /* Gives back what was set aside and not used. */
 void rq_cache_unreserve(rq_cache *cache, uint32_t seq);
 
-/* Makes the sequence ready to be written from its present end up to n_tokens: adds pages, and replaces its last
- * page if others hold it too, in which case the copies to make are stored in copies[] (room for n_groups
- * entries) and counted in *n_copies. False, with nothing changed, when pages are missing; never after a
- * reservation of as many tokens. */
-bool rq_cache_extend(rq_cache *cache, uint32_t seq, uint64_t n_tokens, rq_page_copy *copies,
-                     uint32_t *n_copies);
+/* ---- a step ----------------------------------------------------------------------------------------------- */
 
-/* Forgets positions >= n_tokens; pages nobody holds any more become free. */
-void rq_cache_truncate(rq_cache *cache, uint32_t seq, uint64_t n_tokens);
-
-/* Makes the empty sequence `to` hold the first n_tokens of `from` (which has at least as many). Full pages are
- * shared, a partial last page is copied at once, so that `from` may go on being written: the copies as above.
- * False, with nothing changed, when a pool has no page for the copy. */
-bool rq_cache_fork(rq_cache *cache, uint32_t from, uint32_t to, uint64_t n_tokens, rq_page_copy *copies,
-                   uint32_t *n_copies);
-
-uint64_t rq_cache_length(const rq_cache *cache, uint32_t seq);
-
-/* The sequence's page tables by group, as rq_step_add_run takes them. */
-const uint32_t *const *rq_cache_tables(const rq_cache *cache, uint32_t seq);
-
+/* Makes the sequence ready to be written from its end up to n_tokens: adds pages, coded ones for those that
+ * become full. In a wide step (more than 8 tokens, one sequence) pages nobody will read exact afterwards are
+ * scratch pages. An extension that was not committed is undone first. False, with nothing else changed, when
+ * pages are missing; never after a reservation of as many tokens. */
+bool rq_cache_extend(rq_cache *cache, uint32_t seq, uint64_t n_tokens, bool wide);
 /* Adds the page table entries that changed since the device last heard of them to the step. False when the
  * step's edit list is full; calling again with the next step continues. */
 bool rq_cache_edits(rq_cache *cache, uint32_t seq, rq_step *step);
+/* Adds the pages that become full by the extension to the step's lists of pages to encode. */
+bool rq_cache_encodes(rq_cache *cache, uint32_t seq, rq_step *step);
+/* Forgets that entries were sent: the step they were added to never ran. */
+void rq_cache_resend(rq_cache *cache, uint32_t seq);
+/* The sequence's tables of exact pages by group, as rq_step_add_run takes them. */
+const uint32_t *const *rq_cache_tables(const rq_cache *cache, uint32_t seq);
+/* The copies to make, in this order, before the step that is being composed runs; at most
+ * rq_cache_most_copies. They are the caller's business from now on. */
+uint32_t rq_cache_most_copies(const rq_cache *cache);
+uint32_t rq_cache_take_copies(rq_cache *cache, rq_page_copy *copies);
+/* The step has run: the sequence holds what it was extended to. ids: all its tokens. Full pages become nodes; if
+ * another sequence made the same node meanwhile, that one is shared and the own pages are given back. */
+void rq_cache_commit(rq_cache *cache, uint32_t seq, const int32_t *ids);
 
-/* The largest share of a pool in use, as whole pages' tokens; and the tokens of the smallest pool. */
+/* ---- length ------------------------------------------------------------------------------------------------ */
+
+/* Tokens the sequence holds. */
+uint64_t rq_cache_length(const rq_cache *cache, uint32_t seq);
+
+/* Forgets positions >= n_tokens, and the reservation. Where the exact pages that the next token would read are
+ * gone, or there is no page for a partial copy, more is cut off. Returns the length. What is cut off stays in
+ * the tree. */
+uint64_t rq_cache_truncate(rq_cache *cache, uint32_t seq, uint64_t n_tokens);
+/* Empties the sequence and removes from the tree what no other one uses: its content is not worth keeping. */
+void rq_cache_discard(rq_cache *cache, uint32_t seq);
+/* Removes everything that no sequence uses from the tree. */
+void rq_cache_clear(rq_cache *cache);
+
+typedef struct rq_cache_match {
+    uint64_t n_known;  /* tokens of the longest match, from position 0 */
+    uint64_t n_tokens; /* the sequence's length now; less than n_known where exact pages are gone */
+} rq_cache_match;
+/* Lengthens the sequence by what the cache holds of ids[0 .. n): nodes of the tree, and a part of a page of the
+ * tree or of another sequence where that saves enough. ids begin with what the sequence holds. Never fails
+ * and never needs more pages than evaluating the same tokens would: with a reservation of n tokens there are
+ * enough, without one it may take less than there is. */
+rq_cache_match rq_cache_advance(rq_cache *cache, uint32_t seq, const int32_t *ids, uint64_t n);
+
+/* Says that a later request may well go on from position n of this sequence (reached or not): the exact pages
+ * needed there are kept longer than others. */
+void rq_cache_mark(rq_cache *cache, uint32_t seq, uint64_t n);
+/* Forgets the sequence's marks (not those of nodes that exist already). */
+void rq_cache_unmark(rq_cache *cache, uint32_t seq);
+
+/* ---- numbers ----------------------------------------------------------------------------------------------- */
+
+/* The largest share of a pool used by sequences, as whole pages' tokens; and the tokens of the smallest pool. Of
+ * a group with a coded form the coded pool counts. */
 uint64_t rq_cache_tokens_used(const rq_cache *cache);
 uint64_t rq_cache_tokens_total(const rq_cache *cache);
-/* Pages of a group that are neither held nor set aside. */
+/* Nodes of the tree, in use or not. */
+uint32_t rq_cache_nodes(const rq_cache *cache);
+/* Pages of a group (coded ones where it has them) that are neither in use nor set aside. */
 uint32_t rq_cache_available(const rq_cache *cache, uint32_t group);
 
-/* Checks every invariant (reference counts against tables, free list, reservations); for tests. */
+/* Checks every invariant (tree, lists, reference counts, tables, reservations); for tests. */
 bool rq_cache_consistent(const rq_cache *cache);
 
 #endif

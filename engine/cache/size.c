@@ -44,6 +44,9 @@ rq_status rq_cache_pool_sizes(const rq_cache_group *g, uint32_t n_sessions, uint
     uint64_t part = (uint64_t)((double)pages * (double)rq_coded_layout_of(g).page_bytes / RETAINED_PART /
                                (double)rq_page_layout_of(g).page_bytes);
     if (retained < part) retained = part;
+    /* more than every page and every end of a sequence once is of no use */
+    uint64_t all = pages + n_sessions;
+    retained = at_most(retained, all > held ? all - held : 0);
     if (held + retained > limit)
         return rq_fail(err, RQ_ERR_ARGUMENT, "%u sessions are more than a cache can address", n_sessions);
     uint32_t piece = n_batch / RQ_PAGE_TOKENS;

@@ -24,6 +24,10 @@ typedef struct rq_event_queue {
     rq_buf current; /* text of the event taken last */
 } rq_event_queue;
 
+/* The ends of messages whose exact pages are kept: the first one (what many conversations begin with), the last
+ * ones and the prompt's. */
+enum { RQ_KEPT_ENDS = 5 };
+
 typedef enum rq_phase { RQ_PHASE_IDLE, RQ_PHASE_WAITING, RQ_PHASE_PROMPT, RQ_PHASE_DECODE } rq_phase;
 
 typedef struct rq_evaluation {
@@ -57,7 +61,11 @@ struct rq_session {
     /* the request */
     int32_t n_logprobs;
     bool ignore_eos;
+    bool fresh; /* reuses nothing */
     size_t n_prompt, n_reused, n_generated;
+    size_t n_held, n_same; /* tokens of the sequence before, and how many of them the prompt begins with */
+    size_t ends[RQ_KEPT_ENDS]; /* where a later request may well go on */
+    uint32_t n_ends;
     int64_t start_ns, first_ns, last_ns;
     char reuse_note[120];
     rq_sampler sampler;
@@ -102,7 +110,7 @@ struct rq_sched {
     rq_sampler_scratch scratch;
     rq_part parts[RQ_NARROW_TOKENS];
     uint32_t n_parts;
-    rq_page_copy copies[RQ_NARROW_TOKENS * RQ_MAX_GROUPS];
+    rq_page_copy *copies; /* to make before the step */
     uint32_t n_copies;
 };
 
@@ -125,6 +133,9 @@ void rq_events_pop(rq_event_queue *queue, rq_event *event);
 /* Starts waiting work for which the cache has room, in order of arrival; takes pages from idle sessions, the
  * one unused for longest first. Called after everything that may make room. */
 void rq_sched_admit(rq_sched *sched);
+/* Takes over what the cache holds of a prompt: when it starts, and while it is being read what another session
+ * has computed meanwhile. */
+void rq_sched_reuse(rq_session *session, bool starts);
 /* Ends the work of a session that is not idle; `error` for RQ_FINISH_ERROR, `text` is the last text or NULL. */
 void rq_sched_finish(rq_session *session, rq_finish finish, const rq_error *error, rq_buf *text);
 /* Ends everything with this sentence and refuses new work from now on. */
@@ -134,8 +145,8 @@ void rq_sched_fill_event(const rq_session *session, rq_event *event);
 
 /* ---- step.c ---------------------------------------------------------------------------------------------- */
 
-/* Under the lock: chooses who takes part in the next step and writes it. False when nobody can run; a failure
- * is in *status then. */
+/* Under the lock: chooses who takes part in the next step and writes it; a request that fits into no step ends
+ * with an error. False when nobody can run; a failure is in *status then. */
 bool rq_sched_compose(rq_sched *sched, rq_step **step, rq_status *status, rq_error *err);
 /* Outside the lock: runs the step and works out what every part gets. Fails when the engine has failed. */
 rq_status rq_sched_execute(rq_sched *sched, rq_step *step, rq_error *err);

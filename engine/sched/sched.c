@@ -43,9 +43,41 @@ static bool evict_one(rq_sched *sc, const rq_session *except)
     if (victim == NULL) return false;
     rq_cache_truncate(sc->cache, victim->slot, 0);
     victim->n_cached = 0;
-    if (victim == waiting)
-        snprintf(victim->reuse_note, sizeof victim->reuse_note, "its cache was given to other requests");
     return true;
+}
+
+/* Why not more was reused, in words. */
+static void note_reuse(rq_session *s, uint64_t n_known)
+{
+    size_t n = s->n_cached;
+    s->reuse_note[0] = 0;
+    if (n + 1 >= s->n_prompt) return;
+    if (s->fresh)
+        snprintf(s->reuse_note, sizeof s->reuse_note, "the request asked for a fresh start");
+    else if (n_known > n)
+        snprintf(s->reuse_note, sizeof s->reuse_note,
+                 "%llu tokens are known, but other requests got the exact pages needed there",
+                 (unsigned long long)n_known);
+    else if (n < s->n_same)
+        snprintf(s->reuse_note, sizeof s->reuse_note, "its cache was given to other requests");
+    else if (n == s->n_same && s->n_same < s->n_held)
+        snprintf(s->reuse_note, sizeof s->reuse_note, "the prompt differs from the earlier one at token %zu",
+                 n);
+    else if (s->n_held == 0 && n == 0)
+        snprintf(s->reuse_note, sizeof s->reuse_note, "the session was empty");
+    else if (s->n_same < s->n_held || s->n_held == 0)
+        snprintf(s->reuse_note, sizeof s->reuse_note,
+                 "no earlier prompt goes on like this one from token %zu", n);
+}
+
+void rq_sched_reuse(rq_session *s, bool starts)
+{
+    rq_sched *sc = s->sched;
+    rq_cache_match m = {.n_known = s->n_cached, .n_tokens = s->n_cached};
+    if (!s->fresh) m = rq_cache_advance(sc->cache, s->slot, s->tokens, s->n_prompt - 1);
+    bool more = m.n_tokens > s->n_cached;
+    s->n_cached = m.n_tokens;
+    if (starts || more) note_reuse(s, m.n_known);
 }
 
 void rq_sched_admit(rq_sched *sc)
@@ -56,6 +88,11 @@ void rq_sched_admit(rq_sched *sc)
             if (!evict_one(sc, s)) return;
         s->phase = RQ_PHASE_PROMPT;
         s->due = true;
+        if (!s->evaluating) {
+            rq_sched_reuse(s, true);
+            rq_cache_unmark(sc->cache, s->slot);
+            for (uint32_t i = 0; i < s->n_ends; i++) rq_cache_mark(sc->cache, s->slot, s->ends[i]);
+        }
         s->n_reused = s->evaluating ? 0 : s->n_cached;
         s->start_ns = rq_now_ns();
         sc->n_waiting--;
@@ -100,7 +137,8 @@ void rq_sched_finish(rq_session *s, rq_finish finish, const rq_error *error, rq_
     }
     rq_cache_unreserve(sc->cache, s->slot);
     rq_cache_truncate(sc->cache, s->slot, s->n_cached);
-    s->n_tokens = s->n_cached;
+    s->n_tokens = s->n_cached = rq_cache_length(sc->cache, s->slot);
+    rq_cache_mark(sc->cache, s->slot, s->n_cached);
     s->phase = RQ_PHASE_IDLE;
     s->ticket = sc->next_ticket++;
     pthread_cond_broadcast(&s->wake);
@@ -127,6 +165,7 @@ void rq_sched_fail(rq_sched *sc, const rq_error *why)
         rq_cache_truncate(sc->cache, i, 0);
         sc->sessions[i]->n_cached = 0;
     }
+    rq_cache_clear(sc->cache);
 }
 
 /* ---- the thread ------------------------------------------------------------------------------------------ */
@@ -193,22 +232,41 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
     if (p->n_sessions < 1 || p->n_sessions > RQ_MAX_SESSIONS)
         return rq_fail(err, RQ_ERR_ARGUMENT, "the number of sessions must be 1 to %d, not %u",
                        RQ_MAX_SESSIONS, p->n_sessions);
-    for (uint32_t g = 0; g < p->n_groups; g++)
-        if (p->group_pages[g] < rq_cache_pages_for(p->n_ctx))
+    if (p->n_groups > RQ_MAX_GROUPS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u cache groups are more than the %d a step can name",
+                       p->n_groups, RQ_MAX_GROUPS);
+    static const rq_cache_group plain[RQ_MAX_GROUPS]; /* no coded form */
+    const rq_cache_group *groups = p->groups != NULL ? p->groups : plain;
+    for (uint32_t g = 0; g < p->n_groups; g++) {
+        uint32_t pages = rq_group_is_coded(&groups[g]) ? p->group_coded_pages[g] : p->group_pages[g];
+        if (pages < rq_cache_pages_for(p->n_ctx))
             return rq_fail(err, RQ_ERR_ARGUMENT,
                            "a cache of %llu tokens is smaller than the context of %u tokens",
-                           (unsigned long long)p->group_pages[g] * RQ_PAGE_TOKENS, p->n_ctx);
+                           (unsigned long long)pages * RQ_PAGE_TOKENS, p->n_ctx);
+    }
     rq_sched *sc = rq_calloc(1, sizeof *sc);
     if (sc == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the scheduler");
     sc->params = *p;
-    sc->params.group_pages = NULL; /* the caller's, not needed any more */
+    sc->params.groups = NULL; /* the caller's, not needed any more */
+    sc->params.group_pages = sc->params.group_coded_pages = sc->params.group_scratch_pages = NULL;
     sc->next_ticket = 1;
     pthread_mutex_init(&sc->lock, NULL);
     pthread_cond_init(&sc->work, NULL);
     for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++)
         sc->parts[i].text.max = sc->parts[i].tail.max = 2 * RQ_STREAM_MAX_BYTES;
-    rq_status status = rq_cache_create(p->group_pages, p->n_groups, p->n_sessions,
-                                       rq_cache_pages_for(p->n_ctx), &sc->cache, err);
+    const rq_cache_params cache = {.groups = groups,
+                                   .n_groups = p->n_groups,
+                                   .pages = p->group_pages,
+                                   .coded_pages = p->groups != NULL ? p->group_coded_pages : NULL,
+                                   .scratch_pages = p->groups != NULL ? p->group_scratch_pages : NULL,
+                                   .n_seqs = p->n_sessions,
+                                   .max_pages = rq_cache_pages_for(p->n_ctx),
+                                   .seed = p->cache_seed};
+    rq_status status = rq_cache_create(&cache, &sc->cache, err);
+    if (status == RQ_OK) {
+        sc->copies = rq_calloc(rq_cache_most_copies(sc->cache), sizeof *sc->copies);
+        if (sc->copies == NULL) status = rq_fail(err, RQ_ERR_MEMORY, "out of memory for the scheduler");
+    }
     if (status == RQ_OK) status = rq_sampler_scratch_init(&sc->scratch, p->n_vocab, err);
     if (status == RQ_OK) {
         if (start_thread(sc) == 0)
@@ -240,6 +298,7 @@ void rq_sched_free(rq_sched *sc)
     }
     rq_sampler_scratch_free(&sc->scratch);
     rq_cache_free(sc->cache);
+    rq_free(sc->copies);
     pthread_cond_destroy(&sc->work);
     pthread_mutex_destroy(&sc->lock);
     rq_free(sc);

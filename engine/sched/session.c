@@ -106,25 +106,29 @@ static void enqueue(rq_session *s)
     rq_sched_admit(sc);
 }
 
-/* Makes `tokens` the session's sequence, keeping what the cache holds of it. At least one token is left to
- * evaluate, for its logits. Under the lock. */
-static void reuse_prefix(rq_session *s, const rq_token *tokens, size_t n)
+/* Makes `tokens` the session's sequence, keeping what the cache holds of its own; what others have is added when
+ * the request starts. At least one token is left to evaluate, for its logits. Under the lock. */
+static void keep_prefix(rq_session *s, const rq_token *tokens, size_t n)
 {
     size_t held = s->n_tokens, same = 0;
     while (same < held && same < n && s->tokens[same] == tokens[same]) same++;
-    s->reuse_note[0] = 0;
-    if (held == 0)
-        snprintf(s->reuse_note, sizeof s->reuse_note, "the session was empty");
-    else if (s->n_cached < held && s->n_cached < same)
-        snprintf(s->reuse_note, sizeof s->reuse_note, "its cache was given to other requests");
-    else if (same < held && same < n)
-        snprintf(s->reuse_note, sizeof s->reuse_note, "the prompt differs from the earlier one at token %zu",
-                 same);
+    s->n_held = held;
+    s->n_same = same;
     if (s->n_cached > same) s->n_cached = same;
     if (s->n_cached > n - 1) s->n_cached = n - 1;
-    rq_cache_truncate(s->sched->cache, s->slot, s->n_cached);
+    if (s->fresh) s->n_cached = 0;
+    s->n_cached = rq_cache_truncate(s->sched->cache, s->slot, s->n_cached);
     memcpy(s->tokens, tokens, n * sizeof *tokens);
     s->n_tokens = n;
+}
+
+/* Chooses the ends of messages that are worth keeping. */
+static void keep_ends(rq_session *s, const size_t *boundaries, size_t n_boundaries)
+{
+    s->n_ends = 0;
+    for (size_t i = 0; i < n_boundaries; i++)
+        if (i == 0 || i + RQ_KEPT_ENDS - 2 >= n_boundaries) s->ends[s->n_ends++] = boundaries[i];
+    s->ends[s->n_ends++] = s->n_prompt;
 }
 
 rq_status rq_submit(rq_session *s, const rq_token *tokens, size_t n, const size_t *boundaries,
@@ -166,7 +170,9 @@ rq_status rq_submit(rq_session *s, const rq_token *tokens, size_t n, const size_
     pthread_mutex_lock(&sc->lock);
     status = check_ready(s, err);
     if (status == RQ_OK) {
-        reuse_prefix(s, tokens, n);
+        s->fresh = request->fresh;
+        s->reuse_note[0] = 0;
+        keep_prefix(s, tokens, n);
         rq_events_clear(&s->queue);
         s->evaluating = false;
         s->open_request = true;
@@ -175,6 +181,7 @@ rq_status rq_submit(rq_session *s, const rq_token *tokens, size_t n, const size_
         s->n_limit = n_limit;
         s->n_prompt = n;
         s->n_reused = s->n_generated = 0;
+        keep_ends(s, boundaries, n_boundaries);
         s->start_ns = s->first_ns = s->last_ns = 0;
         enqueue(s);
     }
@@ -286,7 +293,7 @@ rq_status rq_session_truncate(rq_session *s, size_t n, rq_error *err)
     } else {
         s->n_tokens = n;
         if (s->n_cached > n) s->n_cached = n;
-        rq_cache_truncate(sc->cache, s->slot, s->n_cached);
+        s->n_cached = rq_cache_truncate(sc->cache, s->slot, s->n_cached);
         rq_sched_admit(sc);
     }
     pthread_mutex_unlock(&sc->lock);

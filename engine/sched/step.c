@@ -42,18 +42,26 @@ static uint32_t rows_wanted(const rq_session *s, uint32_t count)
     }
 }
 
+/* While a prompt is being read, another session may have read what comes next in it. */
+static void catch_up(rq_sched *sc, rq_session *s)
+{
+    if (s->phase != RQ_PHASE_PROMPT || s->evaluating || s->fresh || s->n_cached + 1 >= s->n_prompt) return;
+    size_t before = s->n_cached;
+    rq_sched_reuse(s, false);
+    s->n_reused += s->n_cached - before;
+    sc->stats.reused_tokens += s->n_cached - before;
+}
+
 /* Puts the next `count` tokens of the session into the step. False, and the step as good as before, when they do
  * not fit. */
 static bool add_part(rq_sched *sc, rq_step *step, rq_session *s, uint32_t count)
 {
-    uint32_t n_copies = 0;
-    if (!rq_cache_extend(sc->cache, s->slot, s->n_cached + count, sc->copies + sc->n_copies, &n_copies))
-        return false;
-    sc->n_copies += n_copies;
+    if (!rq_cache_extend(sc->cache, s->slot, s->n_cached + count, count > RQ_NARROW_TOKENS)) return false;
     if (!rq_cache_edits(sc->cache, s->slot, step)) return false;
     int32_t first = rq_step_add_run(step, s->slot, s->tokens + s->n_cached, count, (uint32_t)s->n_cached,
                                     rq_cache_tables(sc->cache, s->slot));
     if (first < 0) return false;
+    rq_cache_encodes(sc->cache, s->slot, step); /* the lists hold what any step can fill */
     rq_part *part = &sc->parts[sc->n_parts++];
     part->session = s;
     part->first = (uint32_t)first;
@@ -79,6 +87,7 @@ static void add_narrow_parts(rq_sched *sc, rq_step *step)
         uint32_t slot = (from + i) % n;
         rq_session *s = sc->sessions[slot];
         if (!can_run(s) || !s->due) continue;
+        catch_up(sc, s);
         uint32_t count = next_piece(sc, s);
         if (count > narrow_limit(sc)) continue;
         if (count > left) count = left; /* narrow steps may cut anywhere: the bits are the same */
@@ -96,6 +105,7 @@ static void add_wide_part(rq_sched *sc, rq_step *step)
         uint32_t slot = (from + i) % n;
         rq_session *s = sc->sessions[slot];
         if (!can_run(s)) continue;
+        catch_up(sc, s);
         uint32_t count = next_piece(sc, s);
         if (count <= narrow_limit(sc) || !add_part(sc, step, s, count)) continue;
         sc->wide_turn = (slot + 1) % n;
@@ -103,19 +113,15 @@ static void add_wide_part(rq_sched *sc, rq_step *step)
     }
 }
 
-bool rq_sched_compose(rq_sched *sc, rq_step **out, rq_status *status, rq_error *err)
+static rq_session *first_that_can_run(const rq_sched *sc)
 {
-    sc->n_parts = sc->n_copies = 0;
-    *status = RQ_OK;
-    bool any = false;
-    for (uint32_t i = 0; i < sc->params.n_sessions; i++) any |= can_run(sc->sessions[i]);
-    if (!any) return false;
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++)
+        if (can_run(sc->sessions[i])) return sc->sessions[i];
+    return NULL;
+}
 
-    rq_step *step = rq_executor_begin(sc->params.executor, err);
-    if (step == NULL) {
-        *status = RQ_ERR_DEVICE;
-        return false;
-    }
+static bool fill_step(rq_sched *sc, rq_step *step)
+{
     add_narrow_parts(sc, step);
     if (sc->n_parts == 0) { /* the round is over: a prompt's turn, then everybody is due again */
         add_wide_part(sc, step);
@@ -123,10 +129,35 @@ bool rq_sched_compose(rq_sched *sc, rq_step **out, rq_status *status, rq_error *
             if (sc->sessions[i] != NULL) sc->sessions[i]->due = true;
         if (sc->n_parts == 0) add_narrow_parts(sc, step);
     }
-    if (sc->n_parts == 0) {
-        *status = rq_fail(err, RQ_ERR_INTERNAL, "a step has no room for any of the running requests");
+    return sc->n_parts > 0;
+}
+
+/* Nobody fits into an empty step: ends the request that was tried first, and empties the step. */
+static void give_one_up(rq_sched *sc, rq_step *step)
+{
+    rq_error err;
+    rq_session *s = first_that_can_run(sc);
+    rq_fail(&err, RQ_ERR_INTERNAL, "no step has room for the tokens from position %zu on", s->n_cached);
+    rq_sched_finish(s, RQ_FINISH_ERROR, &err, NULL);
+    rq_step_reset(step);
+    for (uint32_t i = 0; i < sc->params.n_sessions; i++) rq_cache_resend(sc->cache, i);
+}
+
+bool rq_sched_compose(rq_sched *sc, rq_step **out, rq_status *status, rq_error *err)
+{
+    sc->n_parts = 0;
+    *status = RQ_OK;
+    if (first_that_can_run(sc) == NULL) return false;
+    rq_step *step = rq_executor_begin(sc->params.executor, err);
+    if (step == NULL) {
+        *status = RQ_ERR_DEVICE;
         return false;
     }
+    while (!fill_step(sc, step)) {
+        give_one_up(sc, step);
+        if (first_that_can_run(sc) == NULL) return false;
+    }
+    sc->n_copies = rq_cache_take_copies(sc->cache, sc->copies);
     *out = step;
     return true;
 }
@@ -234,6 +265,7 @@ static void publish_part(rq_sched *sc, rq_part *part, int64_t now_ns)
 {
     rq_session *s = part->session;
     s->n_cached += part->count;
+    rq_cache_commit(sc->cache, s->slot, s->tokens);
     sc->stats.step_tokens += part->count;
     if (s->phase == RQ_PHASE_PROMPT) sc->stats.prompt_tokens += part->count;
     if (s->evaluating) {
@@ -263,7 +295,10 @@ static void publish_part(rq_sched *sc, rq_part *part, int64_t now_ns)
     }
     if (part->finish != RQ_FINISH_NONE) {
         bool failed = part->finish == RQ_FINISH_ERROR;
-        if (failed) s->n_cached = 0; /* keys of a sequence with senseless logits are not worth keeping */
+        if (failed) { /* keys of a sequence with senseless logits are not worth keeping */
+            rq_cache_discard(sc->cache, s->slot);
+            s->n_cached = 0;
+        }
         rq_sched_finish(s, part->finish, failed ? &part->error : NULL, failed ? NULL : &part->tail);
     }
 }

@@ -10,13 +10,11 @@
 
 struct rq_executor {
     fake_params p;
-    rq_cache_group groups[RQ_MAX_GROUPS];
     rq_step steps[2];
     uint32_t next;
     bool filling, flying;
-    uint32_t *tables[RQ_MAX_GROUPS]; /* [n_seqs][max_pages] */
-    int32_t *pages[RQ_MAX_GROUPS];   /* [page][64] */
-    uint64_t *hidden;                /* [max_tokens] */
+    fake_pages *pages;
+    uint64_t *hidden; /* [max_tokens] */
     bool *poisoned;
     float *logits; /* [RQ_HEAD_ROWS][n_vocab] */
     rq_step *last;
@@ -28,21 +26,15 @@ struct rq_executor {
     fake_step *log;
 };
 
-static uint64_t mix(uint64_t h, int32_t id)
-{
-    h = (h ^ (uint64_t)(uint32_t)id) * 0x9e3779b97f4a7c15u;
-    return h ^ h >> 29;
-}
-
 static void logits_of(uint64_t h, uint32_t n_vocab, float *logits)
 {
-    for (uint32_t i = 0; i < n_vocab; i++) logits[i] = (float)(mix(h, (int32_t)i) >> 40) * 0x1p-21f - 4;
+    for (uint32_t i = 0; i < n_vocab; i++) logits[i] = (float)(fake_hash(h, (int32_t)i) >> 40) * 0x1p-21f - 4;
 }
 
 void fake_logits(const int32_t *ids, size_t n, uint32_t n_vocab, float *logits)
 {
     uint64_t h = 1;
-    for (size_t i = 0; i < n; i++) h = mix(h, ids[i]);
+    for (size_t i = 0; i < n; i++) h = fake_hash(h, ids[i]);
     logits_of(h, n_vocab, logits);
 }
 
@@ -53,24 +45,17 @@ rq_executor *fake_create(const fake_params *params)
     ex->p = *params;
     ex->poison = -1;
     const rq_step_caps *caps = &params->caps;
-    bool ok = true;
-    for (uint32_t g = 0; g < caps->n_groups; g++) {
-        ex->groups[g] = (rq_cache_group){.n_layers = 1, .n_heads = 1, .dim_k = 8, .dim_v = 8};
-        ex->tables[g] = rq_calloc((size_t)caps->n_seqs * caps->max_pages, sizeof(uint32_t));
-        ex->pages[g] = rq_calloc((size_t)params->group_pages[g] * RQ_PAGE_TOKENS, sizeof(int32_t));
-        ok = ok && ex->tables[g] != NULL && ex->pages[g] != NULL;
-        if (ex->pages[g] != NULL) /* nothing looks like a token before it is written */
-            memset(ex->pages[g], 0xcc, (size_t)params->group_pages[g] * RQ_PAGE_TOKENS * sizeof(int32_t));
-    }
+    ex->pages = fake_pages_create(&params->pools);
     ex->hidden = rq_calloc(caps->max_tokens, sizeof *ex->hidden);
     ex->poisoned = rq_calloc(caps->max_tokens, sizeof *ex->poisoned);
     ex->logits = rq_calloc((size_t)RQ_HEAD_ROWS * params->n_vocab, sizeof *ex->logits);
     ex->log = rq_calloc(FAKE_LOG_STEPS, sizeof *ex->log);
-    ok = ok && ex->hidden != NULL && ex->poisoned != NULL && ex->logits != NULL && ex->log != NULL;
+    bool ok = ex->pages != NULL && ex->hidden != NULL && ex->poisoned != NULL && ex->logits != NULL &&
+              ex->log != NULL;
     for (int i = 0; i < 2; i++) {
         uint32_t *words = rq_calloc(rq_step_words(caps), sizeof *words);
         ok = ok && words != NULL;
-        if (words != NULL) rq_step_init(&ex->steps[i], caps, ex->groups, words);
+        if (words != NULL) rq_step_init(&ex->steps[i], caps, ex->p.pools.groups, words);
     }
     if (!ok) {
         fake_free(ex);
@@ -82,11 +67,8 @@ rq_executor *fake_create(const fake_params *params)
 uint32_t fake_free(rq_executor *ex)
 {
     if (ex == NULL) return 0;
-    uint32_t violations = ex->violations;
-    for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) {
-        rq_free(ex->tables[g]);
-        rq_free(ex->pages[g]);
-    }
+    uint32_t violations = ex->violations + (ex->pages != NULL ? fake_pages_violations(ex->pages) : 0);
+    fake_pages_free(ex->pages);
     rq_free(ex->hidden);
     rq_free(ex->poisoned);
     rq_free(ex->logits);
@@ -136,69 +118,26 @@ static void violation(rq_executor *ex, const char *what)
 rq_step *rq_executor_begin(rq_executor *ex, rq_error *err)
 {
     if (fails_here(ex, FAKE_BEGIN, err)) return NULL;
-    if (ex->filling || ex->flying) violation(ex, "a step was begun before the last one was waited for");
+    if (ex->flying) violation(ex, "a step was begun before the last one was waited for");
     ex->filling = true;
     rq_step *step = &ex->steps[ex->next++ % 2];
     rq_step_reset(step);
     return step;
 }
 
-static int32_t *key_at(rq_executor *ex, uint32_t g, uint32_t seq, uint32_t position)
-{
-    uint32_t page = ex->tables[g][(size_t)seq * ex->p.caps.max_pages + position / RQ_PAGE_TOKENS];
-    if (page >= ex->p.group_pages[g]) {
-        violation(ex, "a page table names a page that is not there");
-        page = 0;
-    }
-    return &ex->pages[g][(size_t)page * RQ_PAGE_TOKENS + position % RQ_PAGE_TOKENS];
-}
-
-/* The hash of positions [0, n) as the tables show them. */
-static uint64_t hash_through_tables(rq_executor *ex, uint32_t seq, uint32_t n)
-{
-    uint64_t h = 1;
-    for (uint32_t i = 0; i < n; i++) {
-        int32_t id = *key_at(ex, 0, seq, i);
-        for (uint32_t g = 1; g < ex->p.caps.n_groups; g++)
-            if (*key_at(ex, g, seq, i) != id) violation(ex, "two groups hold different sequences");
-        h = mix(h, id);
-    }
-    return h;
-}
-
 static void run_trunk(rq_executor *ex, rq_step *step)
 {
     const rq_step_header *h = step->header;
-    const rq_edit *edits = rq_step_at(step->words, h->edits);
     const rq_run *runs = rq_step_at(step->words, h->runs);
     const int32_t *ids = rq_step_at(step->words, h->token_id);
-    for (uint32_t i = 0; i < h->n_edits; i++)
-        ex->tables[edits[i].group][(size_t)edits[i].seq * ex->p.caps.max_pages + edits[i].index] =
-            edits[i].page;
     /* a token's bits depend on its neighbours in wide steps, so those must have one run */
     if (h->n_tokens == 0) violation(ex, "an empty step");
     if (h->n_tokens > 8 && h->n_runs > 1) violation(ex, "a wide step with several runs");
-    for (uint32_t r = 0; r < h->n_runs; r++) {
+    for (uint32_t r = 0; r < h->n_runs; r++)
         for (uint32_t q = 0; q < r; q++)
             if (runs[q].seq == runs[r].seq) violation(ex, "a sequence twice in a step");
-        for (uint32_t i = 0; i < runs[r].count; i++)
-            for (uint32_t g = 0; g < h->n_groups; g++) {
-                const uint32_t *slots = rq_step_at(step->words, h->token_slot[g]);
-                int32_t *key = key_at(ex, g, runs[r].seq, runs[r].start + i);
-                if (key != &ex->pages[g][slots[runs[r].first + i]])
-                    violation(ex, "a token is written elsewhere than the table says");
-                *key = ids[runs[r].first + i];
-            }
-    }
-    for (uint32_t r = 0; r < h->n_runs; r++) {
-        uint64_t hash = hash_through_tables(ex, runs[r].seq, runs[r].start);
-        for (uint32_t i = 0; i < runs[r].count; i++) {
-            int32_t id = *key_at(ex, 0, runs[r].seq, runs[r].start + i);
-            hash = mix(hash, id);
-            ex->hidden[runs[r].first + i] = hash;
-            ex->poisoned[runs[r].first + i] = id == ex->poison;
-        }
-    }
+    fake_pages_run(ex->pages, step, ex->hidden);
+    for (uint32_t i = 0; i < h->n_tokens; i++) ex->poisoned[i] = ids[i] == ex->poison;
     uint32_t n = atomic_load(&ex->n_logged);
     if (n < FAKE_LOG_STEPS) {
         fake_step *f = &ex->log[n];
@@ -259,7 +198,7 @@ rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, u
 
 rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err)
 {
-    memcpy(ex->pages[group] + (size_t)to * RQ_PAGE_TOKENS, ex->pages[group] + (size_t)from * RQ_PAGE_TOKENS,
-           RQ_PAGE_TOKENS * sizeof(int32_t));
+    if (ex->flying) violation(ex, "a page is copied while a step runs");
+    fake_pages_copy(ex->pages, group, from, to);
     return RQ_OK;
 }

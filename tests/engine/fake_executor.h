@@ -1,13 +1,15 @@
 /* fake_executor.h - stands in for the executor when the scheduler is tested.
  *
- * It keeps real page tables and pages, in which a token's "key" is its id. A row's logits are a pseudo-random
- * function of the whole sequence as it is found through the tables: whoever sees a wrong page, a stale table, a
- * lost copy or somebody else's token gets other logits. fake_logits gives the same numbers from a plain array of
+ * It keeps real page tables and pages in both forms (fake_pages.h) and checks that every page a token reads is
+ * there in the form its position demands. A row's logits are a pseudo-random function of the whole sequence as
+ * it is found through the tables: whoever sees a wrong page, a stale table, a lost copy, a page that was not
+ * encoded or somebody else's token gets other logits. fake_logits gives the same numbers from a plain array of
  * ids, so a test knows what every session must see. */
 #ifndef FAKE_EXECUTOR_H
 #define FAKE_EXECUTOR_H
 
 #include "backends/exec/exec.h"
+#include "tests/engine/fake_pages.h"
 
 #include <stddef.h>
 
@@ -20,7 +22,7 @@ typedef struct fake_step {
 
 typedef struct fake_params {
     rq_step_caps caps; /* completed */
-    uint32_t group_pages[RQ_MAX_GROUPS];
+    fake_pools pools;
     uint32_t n_vocab;
     uint32_t step_us; /* how long a step takes */
 } fake_params;

@@ -1,5 +1,18 @@
 #include "tests/engine/sched_bench.h"
 
+kv_kind bench_kv;
+
+int run_with_every_kv(int (*run)(const char *name))
+{
+    static const char *const names[] = {"no coded form", "both groups coded", "one group coded"};
+    int failed = 0;
+    for (int kv = KV_PLAIN; kv <= KV_MIXED; kv++) {
+        bench_kv = (kv_kind)kv;
+        failed += run(names[kv]);
+    }
+    return failed;
+}
+
 static rq_status file_is_there(void *user, rq_error *err)
 {
     bench *b = user;
@@ -13,19 +26,40 @@ rq_status bench_open(bench *b, setup s, rq_error *err)
     if (status != RQ_OK) return status;
     uint32_t tokens = s.cache_tokens != 0 ? s.cache_tokens : s.n_ctx * s.n_sessions;
     if (s.cache_tokens == 0) tokens = (s.n_ctx + 63) / 64 * 64 * s.n_sessions;
-    fake_params p = {.caps = {.max_tokens = s.n_batch,
+    uint32_t max_pages = (s.n_ctx + 63) / 64;
+    fake_params p = {.caps = {.max_tokens = s.step_tokens != 0 ? s.step_tokens : s.n_batch,
                               .n_groups = 2,
                               .n_seqs = s.n_sessions,
-                              .max_pages = (s.n_ctx + 63) / 64},
-                     .group_pages = {tokens / 64, tokens / 64 + 3},
+                              .max_pages = max_pages},
+                     .pools = {.n_groups = 2, .n_seqs = s.n_sessions, .max_pages = max_pages},
                      .n_vocab = VOCAB,
                      .step_us = s.step_us};
+    for (uint32_t g = 0; g < 2; g++) {
+        rq_cache_group *group = &p.pools.groups[g];
+        *group = (rq_cache_group){.n_layers = 1, .n_heads = 1, .dim_k = 64, .dim_v = 64};
+        if (bench_kv == KV_CODED || (bench_kv == KV_MIXED && g == 1)) {
+            group->form_k = RQ_KV_C3;
+            group->form_v = RQ_KV_C4;
+            group->recent_pages = 1 + g;
+            group->sink_pages = g;
+        }
+        rq_pool_sizes size;
+        status =
+            rq_cache_pool_sizes(group, s.n_sessions, s.n_ctx, tokens + 64 * 3 * g, s.n_batch, &size, err);
+        if (status != RQ_OK) return status;
+        p.pools.pages[g] = size.exact;
+        p.pools.coded_pages[g] = size.coded;
+        p.pools.scratch_pages[g] = size.scratch;
+    }
     rq_step_caps_complete(&p.caps);
     b->ex = fake_create(&p);
     if (b->ex == NULL) return rq_fail(err, RQ_ERR_MEMORY, "no memory for the fake");
     rq_sched_params sp = {.executor = b->ex,
                           .tok = b->tok,
-                          .group_pages = p.group_pages,
+                          .groups = p.pools.groups,
+                          .group_pages = p.pools.pages,
+                          .group_coded_pages = p.pools.coded_pages,
+                          .group_scratch_pages = p.pools.scratch_pages,
                           .n_groups = 2,
                           .n_vocab = VOCAB,
                           .n_ctx = s.n_ctx,

@@ -4,6 +4,7 @@
 #define SCHED_BENCH_H
 
 #include "backends/base/mem.h"
+#include "engine/cache/size.h"
 #include "engine/sampler/sampler.h"
 #include "engine/sched/sched.h"
 #include "tests/engine/fake_executor.h"
@@ -31,8 +32,12 @@ typedef struct bench {
     atomic_bool lost;
 } bench;
 
+/* The two cache groups: no coded form, both with one, or only the second (with a sink page). */
+typedef enum kv_kind { KV_PLAIN, KV_CODED, KV_MIXED } kv_kind;
+
 typedef struct setup {
     uint32_t n_ctx, n_sessions, n_batch, n_queue, cache_tokens, step_us, n_piece;
+    uint32_t step_tokens; /* what a step really takes; 0: n_batch */
 } setup;
 
 enum { MAX_TOKENS = 700 };
@@ -44,6 +49,10 @@ typedef struct answer {
     size_t bytes;
     rq_event last;
 } answer;
+
+/* What every bench opened from now on has: each test runs with all of them. */
+extern kv_kind bench_kv;
+int run_with_every_kv(int (*run)(const char *name));
 
 rq_status bench_open(bench *b, setup s, rq_error *err);
 uint32_t bench_close(bench *b);

@@ -1,14 +1,398 @@
-/* Page bookkeeping: every sequence of operations leaves pools, tables and reference counts in agreement, and a
- * reservation is a promise that holds. */
+/* Page bookkeeping: every sequence of operations leaves pools, tree, tables and reference counts in agreement, a
+ * reservation is a promise that holds, and what a step reads is there in the form its position demands. */
 #include "backends/base/mem.h"
 #include "engine/cache/cache.h"
+#include "tests/engine/fake_pages.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
+
+enum { MOST_TOKENS = 2048, MOST_SEQS = 8 };
+
+/* A cache, the device it keeps books for, and what its sequences hold by the plain definition. */
+typedef struct rig {
+    fake_pools pools;
+    rq_cache *cache;
+    fake_pages *device;
+    rq_step step;
+    int32_t ids[MOST_SEQS][MOST_TOKENS];
+    uint64_t n[MOST_SEQS];
+    uint32_t n_copied, n_steps, n_refused;
+} rig;
+
+static rq_cache_group plain(void)
+{
+    return (rq_cache_group){.n_layers = 1, .n_heads = 1, .dim_k = 64, .dim_v = 64};
+}
+
+static rq_cache_group coded(uint32_t sinks, uint32_t recent)
+{
+    rq_cache_group g = plain();
+    g.form_k = RQ_KV_C3;
+    g.form_v = RQ_KV_Q4_0;
+    g.sink_pages = sinks;
+    g.recent_pages = recent;
+    return g;
+}
+
+static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, uint32_t n_seqs,
+                     uint32_t max_pages, uint32_t pages)
+{
+    memset(r, 0, sizeof *r);
+    r->pools = (fake_pools){.n_groups = n_groups, .n_seqs = n_seqs, .max_pages = max_pages};
+    for (uint32_t g = 0; g < n_groups; g++) {
+        rq_pool_sizes size;
+        r->pools.groups[g] = groups[g];
+        assert_int_equal(
+            rq_cache_pool_sizes(&groups[g], n_seqs, max_pages * 64, pages * 64, 256, &size, NULL), RQ_OK);
+        /* little is kept for reuse, so that it runs out */
+        r->pools.pages[g] = size.exact - size.retained + (size.retained < 8 ? size.retained : 8);
+        r->pools.coded_pages[g] = size.coded;
+        r->pools.scratch_pages[g] = size.scratch;
+    }
+    const rq_cache_params p = {.groups = r->pools.groups,
+                               .n_groups = n_groups,
+                               .pages = r->pools.pages,
+                               .coded_pages = r->pools.coded_pages,
+                               .scratch_pages = r->pools.scratch_pages,
+                               .n_seqs = n_seqs,
+                               .max_pages = max_pages};
+    rq_error err = {0};
+    if (rq_cache_create(&p, &r->cache, &err) != RQ_OK) fail_msg("%s", err.text);
+    r->device = fake_pages_create(&r->pools);
+    assert_non_null(r->device);
+    rq_step_caps caps = {.max_tokens = 256, .n_groups = n_groups, .n_seqs = n_seqs, .max_pages = max_pages};
+    rq_step_caps_complete(&caps);
+    uint32_t *words = rq_calloc(rq_step_words(&caps), sizeof *words);
+    rq_step_init(&r->step, &caps, r->pools.groups, words);
+    assert_true(rq_cache_consistent(r->cache));
+}
+
+static void rig_close(rig *r)
+{
+    assert_true(rq_cache_consistent(r->cache));
+    assert_int_equal(fake_pages_violations(r->device), 0);
+    for (uint32_t s = 0; s < r->pools.n_seqs; s++) rq_cache_truncate(r->cache, s, 0);
+    rq_cache_clear(r->cache);
+    assert_true(rq_cache_consistent(r->cache));
+    assert_int_equal(rq_cache_nodes(r->cache), 0);
+    assert_int_equal(rq_cache_tokens_used(r->cache), 0);
+    for (uint32_t g = 0; g < r->pools.n_groups; g++)
+        assert_int_equal(rq_cache_available(r->cache, g), rq_group_is_coded(&r->pools.groups[g])
+                                                              ? r->pools.coded_pages[g]
+                                                              : r->pools.pages[g]);
+    rq_cache_free(r->cache);
+    fake_pages_free(r->device);
+    rq_free(r->step.words);
+}
+
+static void make_copies(rig *r)
+{
+    rq_page_copy copies[2 * MOST_SEQS * RQ_MAX_GROUPS];
+    uint32_t n = rq_cache_take_copies(r->cache, copies);
+    for (uint32_t i = 0; i < n; i++)
+        fake_pages_copy(r->device, copies[i].group, copies[i].from, copies[i].to);
+    r->n_copied += n;
+}
+
+/* Evaluates the sequence's ids up to `end` in one step. False when there is no room. */
+static bool evaluate(rig *r, uint32_t seq, uint64_t end)
+{
+    uint64_t start = rq_cache_length(r->cache, seq);
+    assert_int_equal(start, r->n[seq]);
+    if (end <= start) return true;
+    uint32_t count = (uint32_t)(end - start);
+    if (!rq_cache_extend(r->cache, seq, end, count > 8)) {
+        r->n_refused++;
+        return false;
+    }
+    rq_step_reset(&r->step);
+    assert_true(rq_cache_edits(r->cache, seq, &r->step));
+    assert_int_equal(rq_step_add_run(&r->step, seq, r->ids[seq] + start, count, (uint32_t)start,
+                                     rq_cache_tables(r->cache, seq)),
+                     0);
+    assert_true(rq_cache_encodes(r->cache, seq, &r->step));
+    rq_step_finish(&r->step);
+    make_copies(r);
+    static uint64_t hashes[256];
+    fake_pages_run(r->device, &r->step, hashes);
+    uint64_t hash = 1;
+    for (uint64_t i = 0; i < end; i++) hash = fake_hash(hash, r->ids[seq][i]);
+    assert_true(hashes[count - 1] == hash); /* it saw what it should */
+    rq_cache_commit(r->cache, seq, r->ids[seq]);
+    r->n[seq] = end;
+    r->n_steps++;
+    assert_int_equal(rq_cache_length(r->cache, seq), end);
+    return true;
+}
+
+/* Evaluates up to `end` in steps of at most n_piece tokens. */
+static void evaluate_all(rig *r, uint32_t seq, uint64_t end, uint32_t n_piece)
+{
+    while (r->n[seq] < end) {
+        uint64_t to = r->n[seq] + n_piece < end ? r->n[seq] + n_piece : end;
+        assert_true(evaluate(r, seq, to));
+    }
+    assert_true(rq_cache_consistent(r->cache));
+}
+
+static uint64_t truncate_to(rig *r, uint32_t seq, uint64_t n)
+{
+    r->n[seq] = rq_cache_truncate(r->cache, seq, n);
+    assert_true(rq_cache_consistent(r->cache));
+    return r->n[seq];
+}
+
+static uint64_t advance_to(rig *r, uint32_t seq, uint64_t n)
+{
+    rq_cache_match m = rq_cache_advance(r->cache, seq, r->ids[seq], n);
+    assert_true(m.n_known >= m.n_tokens && (m.n_known <= n || m.n_known == r->n[seq]));
+    assert_int_equal(m.n_tokens, rq_cache_length(r->cache, seq));
+    r->n[seq] = m.n_tokens;
+    assert_true(rq_cache_consistent(r->cache));
+    return m.n_tokens;
+}
+
+static void fill(rig *r, uint32_t seq, uint32_t first, uint32_t n, uint32_t number)
+{
+    for (uint32_t i = first; i < first + n; i++) r->ids[seq][i] = (int32_t)(number * 10007 + i);
+}
+
+/* ---- one thing at a time ----------------------------------------------------------------------------------- */
+
+static void test_grows_by_pages(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {plain(), plain()};
+    rig_open(&r, groups, 2, 2, 4, 4);
+    fill(&r, 0, 0, 256, 1);
+    fill(&r, 1, 0, 256, 2);
+    assert_true(evaluate(&r, 0, 1));
+    assert_int_equal(rq_cache_available(r.cache, 0), 3);
+    assert_true(evaluate(&r, 0, 64));
+    assert_int_equal(rq_cache_available(r.cache, 0), 3);
+    assert_true(evaluate(&r, 0, 65));
+    assert_int_equal(rq_cache_available(r.cache, 0), 2);
+    assert_int_equal(rq_cache_tokens_used(r.cache), 128);
+    assert_true(evaluate(&r, 1, 128));
+    assert_false(rq_cache_extend(r.cache, 1, 129, false));
+    assert_int_equal(rq_cache_length(r.cache, 1), 128);
+    assert_int_equal(truncate_to(&r, 0, 64), 64);
+    assert_true(evaluate(&r, 1, 129));
+    /* nobody's pages are kept until they are needed */
+    truncate_to(&r, 0, 0);
+    assert_int_equal(rq_cache_nodes(r.cache), 3);
+    assert_int_equal(rq_cache_available(r.cache, 0), 1);
+    assert_int_equal(rq_cache_tokens_used(r.cache), 192);
+    assert_int_equal(advance_to(&r, 0, 200), 64); /* still there */
+    truncate_to(&r, 0, 0);
+    evaluate_all(&r, 1, 256, 64);
+    assert_int_equal(advance_to(&r, 0, 200), 0); /* given to the other */
+    rig_close(&r);
+}
+
+static void test_reservation_is_a_promise(void **state)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        rig r;
+        rq_cache_group group = kind ? coded(0, 1) : plain();
+        rig_open(&r, &group, 1, 3, 10, 10);
+        for (uint32_t s = 0; s < 3; s++) fill(&r, s, 0, 640, s);
+        assert_true(rq_cache_reserve(r.cache, 0, 6 * 64));
+        assert_false(rq_cache_reserve(r.cache, 1, 5 * 64));
+        assert_true(rq_cache_reserve(r.cache, 1, 4 * 64));
+        assert_int_equal(rq_cache_available(r.cache, 0), 0);
+        assert_false(rq_cache_extend(r.cache, 2, 64, true)); /* free pages, but all promised */
+        for (uint64_t n = 1; n <= 6 * 64; n += 7) assert_true(evaluate(&r, 0, n));
+        for (uint64_t n = 1; n <= 4 * 64; n++) assert_true(evaluate(&r, 1, n));
+        assert_true(rq_cache_reserve(r.cache, 0, 6 * 64)); /* counts what it holds */
+        assert_true(rq_cache_consistent(r.cache));
+        truncate_to(&r, 0, 65);
+        rq_cache_unreserve(r.cache, 0);
+        rq_cache_unreserve(r.cache, 1);
+        assert_true(rq_cache_reserve(r.cache, 2, 4 * 64));
+        uint32_t left = rq_cache_available(r.cache, 0);
+        assert_false(rq_cache_reserve(r.cache, 2, 7 * 64));
+        assert_int_equal(rq_cache_available(r.cache, 0), left); /* the earlier one still stands */
+        assert_false(rq_cache_reserve(r.cache, 2, 11 * 64));    /* more than a table holds */
+        evaluate_all(&r, 2, 256, 100);
+        rig_close(&r);
+    }
+}
+
+static void test_sharing_and_copies(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {plain(), plain()};
+    rig_open(&r, groups, 2, 3, 8, 8);
+    for (uint32_t s = 0; s < 3; s++) fill(&r, s, 0, 512, 1);
+    evaluate_all(&r, 0, 200, 128); /* three full pages and 8 tokens */
+    assert_int_equal(advance_to(&r, 1, 199), 192);
+    assert_int_equal(r.n_copied, 0); /* 7 tokens are not worth a copy */
+    assert_int_equal(rq_cache_available(r.cache, 0), 8 - 4);
+    evaluate_all(&r, 0, 230, 30);
+    assert_int_equal(advance_to(&r, 1, 220), 220);
+    make_copies(&r);
+    assert_int_equal(r.n_copied, 2); /* the partial page of each group */
+    assert_memory_equal(rq_cache_tables(r.cache, 1)[1], rq_cache_tables(r.cache, 0)[1], 3 * sizeof(uint32_t));
+    assert_int_equal(rq_cache_available(r.cache, 0), 8 - 5);
+    /* both go on their own ways without touching the other's pages */
+    fill(&r, 1, 220, 200, 7);
+    evaluate_all(&r, 0, 231, 1);
+    evaluate_all(&r, 1, 221, 1);
+    /* cut back into a shared page: a copy of it */
+    assert_int_equal(truncate_to(&r, 1, 100), 100);
+    fill(&r, 1, 100, 200, 8);
+    assert_int_equal(rq_cache_available(r.cache, 0), 3);
+    evaluate_all(&r, 1, 140, 8);
+    evaluate_all(&r, 0, 256, 8);
+    /* a page somebody holds whole is a source for a part, too */
+    fill(&r, 2, 160, 200, 9);
+    assert_int_equal(advance_to(&r, 2, 300), 160);
+    evaluate_all(&r, 2, 192, 40);
+    rig_close(&r);
+}
+
+/* Where there is no page for a copy, a page nobody else uses is opened itself; a shared one is not. */
+static void test_cutting_without_a_page(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {plain(), coded(0, 1)};
+    rig_open(&r, groups, 2, 2, 4, 4);
+    fill(&r, 0, 0, 256, 1);
+    fill(&r, 1, 0, 256, 1);
+    evaluate_all(&r, 0, 128, 128);
+    assert_true(rq_cache_reserve(r.cache, 1, 2 * 64)); /* all that is left */
+    assert_int_equal(rq_cache_available(r.cache, 0), 0);
+    assert_int_equal(truncate_to(&r, 0, 100), 100);
+    assert_int_equal(r.n_copied, 0);
+    make_copies(&r);
+    assert_int_equal(r.n_copied, 0);
+    assert_int_equal(rq_cache_nodes(r.cache), 1); /* the opened one is none any more */
+    evaluate_all(&r, 0, 128, 8);
+    rq_cache_unreserve(r.cache, 1);
+    assert_int_equal(advance_to(&r, 1, 256), 128);
+    assert_true(rq_cache_reserve(r.cache, 1, 256));
+    assert_int_equal(truncate_to(&r, 0, 100), 64); /* the other one reads it */
+    evaluate_all(&r, 1, 256, 64);
+    rig_close(&r);
+}
+
+static void test_two_sequences_make_the_same_page(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {plain(), coded(1, 1)};
+    rig_open(&r, groups, 2, 2, 8, 16);
+    fill(&r, 0, 0, 512, 1);
+    fill(&r, 1, 0, 512, 1);
+    for (uint64_t n = 30; n <= 300; n += 30) {
+        assert_true(evaluate(&r, 0, n));
+        assert_true(evaluate(&r, 1, n));
+        assert_true(rq_cache_consistent(r.cache));
+    }
+    assert_int_equal(rq_cache_nodes(r.cache), 4);
+    assert_int_equal(rq_cache_available(r.cache, 0), 16 - 4 - 2); /* four shared, and an end each */
+    rig_close(&r);
+}
+
+/* ---- exact and coded --------------------------------------------------------------------------------------- */
+
+static void test_exact_pages_are_few(void **state)
+{
+    for (uint32_t sinks = 0; sinks < 3; sinks++)
+        for (uint32_t recent = 1; recent < 4; recent++) {
+            rig r;
+            rq_cache_group group = coded(sinks, recent);
+            rig_open(&r, &group, 1, 2, 32, 64);
+            assert_true(r.pools.pages[0] < 64);
+            static const uint32_t pieces[] = {1, 7, 8, 9, 64, 100, 192, 256};
+            for (uint32_t k = 0; k < 8; k++)
+                for (uint32_t s = 0; s < 2; s++) {
+                    fill(&r, s, 0, 2048, s + 2 * k);
+                    truncate_to(&r, s, 0);
+                    evaluate_all(&r, s, 2048, pieces[k]);
+                    const uint32_t *exact = rq_cache_tables(r.cache, s)[0];
+                    for (uint32_t i = 0; i < 32; i++) /* what the rule says, and a page of slack */
+                        assert_int_equal(exact[i] != RQ_NO_PAGE, i < sinks || i + recent + 1 >= 32);
+                }
+            rig_close(&r);
+        }
+}
+
+/* A prompt whose messages end at 300 and 700; then a conversation that differs from it behind 700. */
+static void test_marked_ends_are_kept(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {coded(0, 2), coded(1, 1)};
+    rig_open(&r, groups, 2, 2, 32, 64);
+    for (uint32_t s = 0; s < 2; s++) fill(&r, s, 0, 2048, 1);
+    rq_cache_mark(r.cache, 0, 300);
+    rq_cache_mark(r.cache, 0, 700);
+    evaluate_all(&r, 0, 2000, 256);
+    assert_int_equal(advance_to(&r, 1, 700), 700);
+    fill(&r, 1, 700, 1000, 2);
+    evaluate_all(&r, 1, 900, 200);
+    /* a little less: the slack (B(640) of the first group is one page below what 700 needs) */
+    truncate_to(&r, 1, 0);
+    fill(&r, 1, 640, 1000, 3);
+    assert_int_equal(advance_to(&r, 1, 1500), 640);
+    /* between the ends there is nothing to go on from: back to the first */
+    truncate_to(&r, 1, 0);
+    fill(&r, 1, 500, 1000, 4);
+    rq_cache_match m = rq_cache_advance(r.cache, 1, r.ids[1], 1500);
+    assert_in_range(m.n_known, 448, 500); /* a part of a page is known if its exact page is there */
+    assert_int_equal(m.n_tokens, 320);    /* what 300 needs serves the end of its page, too */
+    r.n[1] = m.n_tokens;
+    evaluate_all(&r, 1, 1000, 256);
+    rig_close(&r);
+}
+
+static void test_cutting_back_to_what_serves(void **state)
+{
+    rig r;
+    rq_cache_group group = coded(0, 1);
+    rig_open(&r, &group, 1, 1, 32, 32);
+    fill(&r, 0, 0, 2048, 1);
+    evaluate_all(&r, 0, 2048, 8);
+    /* within the slack: to the token */
+    assert_int_equal(truncate_to(&r, 0, 2000), 2000);
+    assert_int_equal(truncate_to(&r, 0, 1930), 1930);
+    evaluate_all(&r, 0, 2040, 8);
+    /* far back: the exact pages there are gone (the pool is small); the beginning needs none */
+    uint64_t n = truncate_to(&r, 0, 700);
+    assert_true(n < 700);
+    fill(&r, 0, (uint32_t)n, 1000, 2);
+    evaluate_all(&r, 0, 1000, 64);
+    rig_close(&r);
+}
+
+static void test_undone_extension(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {coded(0, 1), plain()};
+    rig_open(&r, groups, 2, 2, 16, 16);
+    fill(&r, 0, 0, 1024, 1);
+    evaluate_all(&r, 0, 100, 100);
+    assert_true(rq_cache_reserve(r.cache, 0, 1024));
+    for (int i = 0; i < 4; i++) {
+        assert_true(rq_cache_extend(r.cache, 0, i % 2 ? 104 : 340, i % 2 == 0));
+        assert_true(rq_cache_consistent(r.cache));
+        assert_int_equal(rq_cache_length(r.cache, 0), 100);
+    }
+    evaluate_all(&r, 0, 400, 200);
+    assert_true(rq_cache_extend(r.cache, 0, 600, true));
+    rq_cache_discard(r.cache, 0);
+    assert_true(rq_cache_consistent(r.cache));
+    assert_int_equal(rq_cache_nodes(r.cache), 0);
+    rig_close(&r);
+}
+
+/* ---- everything -------------------------------------------------------------------------------------------- */
 
 static uint64_t random_state = 1;
 
@@ -18,224 +402,129 @@ static uint32_t random_below(uint32_t n)
     return (uint32_t)(random_state >> 33) % n;
 }
 
-static rq_cache *make(const uint32_t *pages, uint32_t n_groups, uint32_t n_seqs, uint32_t max_pages)
+/* Texts that share beginnings: each goes on like an earlier one up to a place, then its own way. */
+enum { TEXTS = 12 };
+
+static void make_texts(int32_t (*texts)[MOST_TOKENS], uint32_t n_tokens)
 {
-    rq_cache *c = NULL;
-    rq_error err;
-    assert_int_equal(rq_cache_create(pages, n_groups, n_seqs, max_pages, &c, &err), RQ_OK);
-    assert_true(rq_cache_consistent(c));
-    return c;
-}
-
-static void test_grows_by_pages(void **state)
-{
-    uint32_t pages[2] = {4, 6}, n_copies;
-    rq_page_copy copies[2];
-    rq_cache *c = make(pages, 2, 2, 8);
-    assert_true(rq_cache_extend(c, 0, 1, copies, &n_copies));
-    assert_int_equal(rq_cache_available(c, 0), 3);
-    assert_true(rq_cache_extend(c, 0, 64, copies, &n_copies));
-    assert_int_equal(rq_cache_available(c, 0), 3);
-    assert_true(rq_cache_extend(c, 0, 65, copies, &n_copies));
-    assert_int_equal(rq_cache_available(c, 0), 2);
-    assert_int_equal(rq_cache_tokens_used(c), 128);
-    assert_int_equal(n_copies, 0);
-    assert_true(rq_cache_extend(c, 1, 128, copies, &n_copies));
-    /* group 0 is full: nothing changes in group 1 either */
-    assert_false(rq_cache_extend(c, 1, 129, copies, &n_copies));
-    assert_int_equal(rq_cache_available(c, 1), 2);
-    assert_int_equal(rq_cache_length(c, 1), 128);
-    rq_cache_truncate(c, 0, 64);
-    assert_true(rq_cache_extend(c, 1, 129, copies, &n_copies));
-    assert_true(rq_cache_consistent(c));
-    rq_cache_truncate(c, 0, 0);
-    rq_cache_truncate(c, 1, 0);
-    assert_int_equal(rq_cache_available(c, 0), 4);
-    assert_int_equal(rq_cache_available(c, 1), 6);
-    assert_true(rq_cache_consistent(c));
-    rq_cache_free(c);
-}
-
-static void test_reservation_is_a_promise(void **state)
-{
-    uint32_t pages[1] = {10}, n_copies;
-    rq_page_copy copies[1];
-    rq_cache *c = make(pages, 1, 3, 10);
-    assert_true(rq_cache_reserve(c, 0, 6 * 64));
-    assert_false(rq_cache_reserve(c, 1, 5 * 64));
-    assert_true(rq_cache_reserve(c, 1, 4 * 64));
-    assert_int_equal(rq_cache_available(c, 0), 0);
-    assert_false(rq_cache_extend(c, 2, 1, copies, &n_copies)); /* free pages, but all promised */
-    for (uint32_t n = 1; n <= 6 * 64; n += 7) assert_true(rq_cache_extend(c, 0, n, copies, &n_copies));
-    for (uint32_t n = 1; n <= 4 * 64; n++) assert_true(rq_cache_extend(c, 1, n, copies, &n_copies));
-    assert_true(rq_cache_consistent(c));
-    assert_true(rq_cache_reserve(c, 0, 6 * 64)); /* counts what it holds */
-    rq_cache_truncate(c, 0, 65);
-    assert_int_equal(rq_cache_available(c, 0), 4);
-    rq_cache_unreserve(c, 0);
-    rq_cache_unreserve(c, 1);
-    assert_true(rq_cache_reserve(c, 2, 4 * 64));
-    assert_false(rq_cache_reserve(c, 2, 5 * 64));
-    assert_int_equal(rq_cache_available(c, 0), 0); /* the earlier one still stands */
-    assert_false(rq_cache_reserve(c, 2, 11 * 64)); /* more than a table holds */
-    assert_true(rq_cache_consistent(c));
-    rq_cache_free(c);
-}
-
-static void test_fork_and_copy_on_write(void **state)
-{
-    uint32_t pages[2] = {8, 8}, n_copies;
-    rq_page_copy copies[2];
-    rq_cache *c = make(pages, 2, 3, 8);
-    assert_true(rq_cache_extend(c, 0, 200, copies, &n_copies)); /* three full pages and 8 tokens */
-    uint32_t held[4];
-    memcpy(held, rq_cache_tables(c, 0)[1], sizeof held);
-    assert_true(rq_cache_fork(c, 0, 1, 200, copies, &n_copies));
-    assert_int_equal(n_copies, 2); /* the partial page of each group */
-    assert_int_equal(copies[1].group, 1);
-    assert_int_equal(copies[1].from, held[3]);
-    assert_int_equal(copies[1].to, rq_cache_tables(c, 1)[1][3]);
-    assert_memory_equal(rq_cache_tables(c, 1)[1], held, 3 * sizeof *held);
-    assert_int_equal(rq_cache_available(c, 0), 8 - 5);
-    assert_true(rq_cache_consistent(c));
-    /* both go on without touching the other's pages */
-    assert_true(rq_cache_extend(c, 0, 201, copies, &n_copies));
-    assert_int_equal(n_copies, 0);
-    assert_true(rq_cache_extend(c, 1, 201, copies, &n_copies));
-    assert_int_equal(n_copies, 0);
-    /* cut back into a shared page: it is copied when it is written, and the reservation counts the copy */
-    rq_cache_truncate(c, 1, 100);
-    assert_int_equal(rq_cache_available(c, 0), 4);
-    assert_true(rq_cache_reserve(c, 1, 101));
-    assert_int_equal(rq_cache_available(c, 0), 3);
-    assert_true(rq_cache_extend(c, 1, 101, copies, &n_copies));
-    assert_int_equal(n_copies, 2);
-    assert_int_equal(copies[0].from, rq_cache_tables(c, 0)[0][1]);
-    assert_int_equal(copies[0].to, rq_cache_tables(c, 1)[0][1]);
-    assert_int_equal(rq_cache_tables(c, 1)[0][0], rq_cache_tables(c, 0)[0][0]);
-    assert_int_equal(rq_cache_available(c, 0), 3);
-    assert_true(rq_cache_consistent(c));
-    /* a fork at a page border shares everything and needs no page */
-    assert_true(rq_cache_fork(c, 0, 2, 192, copies, &n_copies));
-    assert_int_equal(n_copies, 0);
-    assert_int_equal(rq_cache_available(c, 0), 3);
-    rq_cache_truncate(c, 0, 0);
-    assert_true(rq_cache_consistent(c));
-    assert_memory_equal(rq_cache_tables(c, 2)[1], held, 3 * sizeof *held);
-    rq_cache_free(c);
-}
-
-static void test_fork_is_refused_without_a_page(void **state)
-{
-    uint32_t pages[1] = {2}, n_copies;
-    rq_page_copy copies[1];
-    rq_cache *c = make(pages, 1, 2, 4);
-    assert_true(rq_cache_extend(c, 0, 70, copies, &n_copies));
-    assert_false(rq_cache_fork(c, 0, 1, 70, copies, &n_copies));
-    assert_false(rq_cache_fork(c, 0, 1, 71, copies, &n_copies)); /* more than there is */
-    assert_int_equal(rq_cache_length(c, 1), 0);
-    assert_true(rq_cache_fork(c, 0, 1, 64, copies, &n_copies));
-    assert_false(rq_cache_fork(c, 0, 1, 64, copies, &n_copies)); /* not empty */
-    assert_true(rq_cache_consistent(c));
-    rq_cache_free(c);
-}
-
-enum { SEQS = 5, GROUPS = 2, MAX_PAGES = 6 };
-
-/* A device that believes nothing but edits. */
-typedef struct device {
-    uint32_t table[SEQS][GROUPS][MAX_PAGES];
-} device;
-
-static void send_edits(rq_cache *c, uint32_t seq, rq_step *step, device *d)
-{
-    for (;;) {
-        rq_step_reset(step);
-        bool all = rq_cache_edits(c, seq, step);
-        const rq_edit *edits = rq_step_at(step->words, step->header->edits);
-        for (uint32_t i = 0; i < step->header->n_edits; i++)
-            d->table[edits[i].seq][edits[i].group][edits[i].index] = edits[i].page;
-        if (all) return;
+    for (uint32_t t = 0; t < TEXTS; t++) {
+        uint32_t like = t > 0 ? random_below(t) : 0, up_to = t > 0 ? random_below(n_tokens) : 0;
+        for (uint32_t i = 0; i < n_tokens; i++)
+            texts[t][i] = i < up_to ? texts[like][i] : (int32_t)(t * 100000 + i);
     }
+}
+
+static void random_walk(const rq_cache_group *groups, uint32_t n_groups, uint32_t n_seqs, uint32_t max_pages,
+                        uint32_t pages, uint32_t n_operations)
+{
+    static rig r;
+    static int32_t texts[TEXTS][MOST_TOKENS];
+    rig_open(&r, groups, n_groups, n_seqs, max_pages, pages);
+    uint32_t most = max_pages * 64;
+    uint64_t promised[MOST_SEQS] = {0}, n_reused = 0;
+    uint32_t n_failed_promises = 0, n_less = 0;
+    make_texts(texts, most);
+    for (uint32_t s = 0; s < n_seqs; s++) memcpy(r.ids[s], texts[0], most * sizeof(int32_t));
+    for (uint32_t i = 0; i < n_operations; i++) {
+        uint32_t s = random_below(n_seqs), what = random_below(100);
+        if (what < 55) {
+            static const uint32_t counts[] = {1, 1, 5, 8, 9, 60, 64, 128, 200, 256};
+            uint64_t end = r.n[s] + counts[random_below(10)];
+            if (end > most) end = most;
+            bool must = end <= promised[s];
+            bool done = evaluate(&r, s, end);
+            n_failed_promises += must && !done;
+        } else if (what < 65) {
+            uint64_t n = random_below(most + 1);
+            if (rq_cache_reserve(r.cache, s, n)) promised[s] = n;
+        } else if (what < 70) {
+            rq_cache_unreserve(r.cache, s);
+            promised[s] = 0;
+        } else if (what < 80) {
+            uint64_t n = random_below(4) ? random_below((uint32_t)r.n[s] + 1)
+                                         : r.n[s] - random_below(64) % (r.n[s] + 1);
+            uint64_t before = r.n[s];
+            uint64_t got = truncate_to(&r, s, n);
+            assert_true(got <= n && got <= before);
+            n_less += got < n;
+            promised[s] = 0;
+        } else if (what < 90) { /* another text, as a new prompt: keep what is the same, then take over */
+            uint32_t t = random_below(TEXTS);
+            uint64_t same = 0;
+            while (same < r.n[s] && texts[t][same] == r.ids[s][same]) same++;
+            truncate_to(&r, s, same);
+            memcpy(r.ids[s], texts[t], most * sizeof(int32_t));
+            promised[s] = 0;
+            uint64_t n = 1 + random_below(most);
+            if (random_below(2) && rq_cache_reserve(r.cache, s, n)) promised[s] = n;
+            uint64_t before = r.n[s];
+            n_reused += advance_to(&r, s, n) - before;
+        } else if (what < 93) {
+            uint64_t before = r.n[s];
+            n_reused += advance_to(&r, s, r.n[s] + random_below(most - (uint32_t)r.n[s] + 1)) - before;
+        } else if (what < 97) {
+            rq_cache_mark(r.cache, s, random_below(most + 1));
+            if (random_below(4) == 0) rq_cache_unmark(r.cache, s);
+        } else if (what < 98) { /* an extension that comes to nothing */
+            uint64_t end = r.n[s] + 1 + random_below(256);
+            if (end <= most) rq_cache_extend(r.cache, s, end, end - r.n[s] > 8);
+        } else if (what < 99) {
+            rq_cache_discard(r.cache, s);
+            r.n[s] = promised[s] = 0;
+        } else {
+            rq_cache_resend(r.cache, s);
+        }
+        if (i % 8 == 0) assert_true(rq_cache_consistent(r.cache));
+        if (i % 1000 == 999 && random_below(3) == 0) rq_cache_clear(r.cache);
+        assert_int_equal(fake_pages_violations(r.device), 0);
+    }
+    assert_int_equal(n_failed_promises, 0);
+    assert_true(n_reused > 1000 && r.n_copied > 20); /* all of it happened */
+    if (n_seqs > 1) assert_true(r.n_refused > 20);
+    bool any_coded = false;
+    for (uint32_t g = 0; g < n_groups; g++) any_coded |= rq_group_is_coded(&groups[g]);
+    if (any_coded && n_seqs > 1) assert_true(n_less > 0);
+
+    rig_close(&r);
 }
 
 static void test_random_walk(void **state)
 {
-    uint32_t pages[GROUPS] = {17, 19}, n_copies;
-    rq_page_copy copies[GROUPS];
-    rq_cache *c = make(pages, GROUPS, SEQS, MAX_PAGES);
-    rq_cache_group groups[GROUPS] = {{.n_layers = 1, .n_heads = 1, .dim_k = 8, .dim_v = 8}};
-    groups[1] = groups[0];
-    rq_step_caps caps = {.max_tokens = 8, .n_groups = GROUPS, .n_seqs = SEQS, .max_pages = MAX_PAGES};
-    rq_step_caps_complete(&caps);
-    caps.max_edits = 3; /* so that one step is often not enough */
-    uint32_t *words = rq_calloc(rq_step_words(&caps), sizeof *words);
-    rq_step step;
-    rq_step_init(&step, &caps, groups, words);
-    static device d;
-    uint64_t promised[SEQS] = {0};
-    uint32_t n_refused = 0, n_copied = 0;
-    for (int i = 0; i < 20000; i++) {
-        uint32_t seq = random_below(SEQS), n = random_below(MAX_PAGES * 64 + 1);
-        switch (random_below(6)) {
-        case 0:
-            if (rq_cache_reserve(c, seq, n)) promised[seq] = n;
-            break;
-        case 1:
-            rq_cache_unreserve(c, seq);
-            promised[seq] = 0;
-            break;
-        case 2:
-            rq_cache_truncate(c, seq, n);
-            promised[seq] = 0; /* a shared page may end the sequence now: reserve again */
-            rq_cache_unreserve(c, seq);
-            break;
-        case 3: {
-            uint32_t to = random_below(SEQS);
-            if (to != seq && promised[to] == 0) rq_cache_truncate(c, to, 0);
-            n = random_below((uint32_t)rq_cache_length(c, seq) + 1);
-            if (to != seq && rq_cache_length(c, to) == 0) rq_cache_fork(c, seq, to, n, copies, &n_copies);
-            break;
-        }
-        default: {
-            bool must = n <= promised[seq];
-            bool done = rq_cache_extend(c, seq, n, copies, &n_copies);
-            if (must) assert_true(done);
-            n_refused += !done;
-            n_copied += n_copies;
-            for (uint32_t k = 0; k < n_copies; k++) assert_int_not_equal(copies[k].from, copies[k].to);
-            if (!done) break;
-            send_edits(c, seq, &step, &d);
-            for (uint32_t g = 0; g < GROUPS; g++)
-                assert_memory_equal(d.table[seq][g], rq_cache_tables(c, seq)[g],
-                                    rq_cache_pages_for(rq_cache_length(c, seq)) * sizeof(uint32_t));
-        }
-        }
-        if (i % 16 == 0) assert_true(rq_cache_consistent(c));
-    }
-    assert_true(n_refused > 20 && n_copied > 20); /* both happened */
-    for (uint32_t s = 0; s < SEQS; s++) {
-        rq_cache_unreserve(c, s);
-        rq_cache_truncate(c, s, 0);
-    }
-    for (uint32_t g = 0; g < GROUPS; g++) assert_int_equal(rq_cache_available(c, g), pages[g]);
-    rq_cache_free(c);
-    rq_free(words);
+    rq_cache_group both[2] = {plain(), coded(0, 1)};
+    rq_cache_group plains[2] = {plain(), plain()};
+    rq_cache_group codeds[3] = {coded(1, 2), coded(0, 3), plain()};
+    rq_cache_group one[1] = {coded(2, 1)};
+    random_state = 1;
+    random_walk(both, 2, 5, 12, 26, 6000);
+    random_walk(plains, 2, 5, 6, 17, 6000);
+    random_walk(codeds, 3, 4, 20, 40, 6000);
+    random_walk(one, 1, 6, 16, 30, 6000);
+    random_walk(both, 2, 1, 8, 8, 3000);
 }
 
 static void test_failing_allocations(void **state)
 {
-    uint32_t pages[2] = {5, 5};
+    rq_cache_group groups[2] = {plain(), coded(0, 1)};
+    uint32_t pages[2] = {8, 30}, coded_pages[2] = {0, 8}, scratch[2] = {0, 4};
+    const rq_cache_params p = {.groups = groups,
+                               .n_groups = 2,
+                               .pages = pages,
+                               .coded_pages = coded_pages,
+                               .scratch_pages = scratch,
+                               .n_seqs = 3,
+                               .max_pages = 4};
     int64_t alive = rq_mem_alive();
-    for (uint64_t n = 1;; n++) {
+    uint64_t n = 1;
+    for (;; n++) {
         rq_cache *c = NULL;
         rq_error err = {0};
         rq_mem_fail_at(n);
-        rq_status status = rq_cache_create(pages, 2, 3, 4, &c, &err);
+        rq_status status = rq_cache_create(&p, &c, &err);
+        uint64_t created = rq_mem_count();
         rq_mem_fail_at(0);
         if (status == RQ_OK) {
+            assert_true(created < n);
             rq_cache_free(c);
-            assert_int_equal(n, 8);
             break;
         }
         assert_int_equal(status, RQ_ERR_MEMORY);
@@ -243,10 +532,59 @@ static void test_failing_allocations(void **state)
         assert_true(err.text[0] != 0);
         assert_int_equal(rq_mem_alive(), alive);
     }
+    assert_true(n > 8);
     assert_int_equal(rq_mem_alive(), alive);
-    uint32_t huge[1] = {UINT32_MAX};
+}
+
+/* After creation nothing is allocated, whatever happens. */
+static void test_growing_allocates_nothing(void **state)
+{
+    rig r;
+    rq_cache_group groups[2] = {plain(), coded(0, 1)};
+    rig_open(&r, groups, 2, 2, 8, 8);
+    fill(&r, 0, 0, 512, 1);
+    memcpy(r.ids[1], r.ids[0], sizeof r.ids[0]);
+    uint64_t before = rq_mem_count();
+    assert_true(rq_cache_reserve(r.cache, 0, 400));
+    while (r.n[0] < 400) assert_true(evaluate(&r, 0, r.n[0] + 10));
+    rq_cache_advance(r.cache, 1, r.ids[1], 390);
+    rq_cache_truncate(r.cache, 1, 300);
+    rq_cache_truncate(r.cache, 0, 0);
+    rq_cache_truncate(r.cache, 1, 0);
+    assert_int_equal(rq_mem_count(), before);
+    r.n[0] = r.n[1] = 0;
+    rig_close(&r);
+}
+
+static void test_refused_sizes(void **state)
+{
+    rq_cache_group groups[1] = {plain()};
+    uint32_t pages[1] = {UINT32_MAX}, coded_pages[1] = {8};
+    rq_cache_params p = {.groups = groups, .n_groups = 1, .pages = pages, .n_seqs = 1, .max_pages = 1};
     rq_cache *c = NULL;
-    assert_int_equal(rq_cache_create(huge, 1, 1, 1, &c, NULL), RQ_ERR_ARGUMENT);
+    rq_error err;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_ERR_ARGUMENT);
+    /* too few exact pages for what the sequences read at once, or no coded ones */
+    groups[0] = coded(0, 2);
+    p.n_seqs = 2;
+    p.max_pages = 8;
+    p.coded_pages = coded_pages;
+    pages[0] = 2 * rq_cache_exact_share(groups, 8) + rq_cache_wide_share(groups, 8) - 1;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_ERR_ARGUMENT);
+    pages[0]++;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_OK);
+    rq_cache_free(c);
+    p.coded_pages = NULL;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_ERR_ARGUMENT);
+    /* sizes that cannot be numbered */
+    rq_pool_sizes size;
+    assert_int_equal(rq_cache_pool_sizes(groups, 256, 1u << 24, 0, 512, &size, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(rq_cache_pool_sizes(groups, 1, 4096, UINT64_MAX, 512, &size, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(rq_cache_pool_sizes(groups, 1, 32768, 0, 512, &size, &err), RQ_OK);
+    assert_int_equal(size.coded, 512);
+    assert_true(size.exact < 512 / 8);
+    assert_int_equal(size.exact,
+                     rq_cache_exact_share(groups, 512) + rq_cache_wide_share(groups, 512) + size.retained);
 }
 
 int main(void)
@@ -254,10 +592,17 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grows_by_pages),
         cmocka_unit_test(test_reservation_is_a_promise),
-        cmocka_unit_test(test_fork_and_copy_on_write),
-        cmocka_unit_test(test_fork_is_refused_without_a_page),
+        cmocka_unit_test(test_sharing_and_copies),
+        cmocka_unit_test(test_cutting_without_a_page),
+        cmocka_unit_test(test_two_sequences_make_the_same_page),
+        cmocka_unit_test(test_exact_pages_are_few),
+        cmocka_unit_test(test_marked_ends_are_kept),
+        cmocka_unit_test(test_cutting_back_to_what_serves),
+        cmocka_unit_test(test_undone_extension),
         cmocka_unit_test(test_random_walk),
         cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_growing_allocates_nothing),
+        cmocka_unit_test(test_refused_sizes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

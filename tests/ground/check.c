@@ -26,8 +26,9 @@ static uint32_t touches(const rq_tape *t, const rq_op *op, const uint64_t *offse
         rq_ref r = result ? op->out[i - op->n_in] : op->in[i];
         const rq_value *v = &t->values[r];
         if (!r || v->space == RQ_SPACE_WEIGHT) continue;
-        bool write = result || (op->kind == RQ_OP_KV_WRITE && i == 0) || (op->kind == RQ_OP_COPY && i == 1) ||
-                     (op->kind == RQ_OP_ARGMAX && i == 1) || (op->kind == RQ_OP_QK_NORM_ROPE_WRITE && i == 6);
+        bool write = result || ((op->kind == RQ_OP_KV_WRITE || op->kind == RQ_OP_KV_ENCODE) && i == 0) ||
+                     (op->kind == RQ_OP_COPY && i == 1) || (op->kind == RQ_OP_ARGMAX && i == 1) ||
+                     (op->kind == RQ_OP_QK_NORM_ROPE_WRITE && i == 6);
         touched x = {
             .space = v->space, .index = v->index, .layer = v->layer, .end = UINT64_MAX, .write = write};
         if (v->space == RQ_SPACE_ACT) {
@@ -39,6 +40,11 @@ static uint32_t touches(const rq_tape *t, const rq_op *op, const uint64_t *offse
             x.end = x.begin + last + 4;
         }
         out[n++] = x;
+        if (v->space != RQ_SPACE_CACHE || t->bucket <= 8) continue;
+        /* pages of a wide step that all layers use one after another: written, then coded and read */
+        x.layer = UINT32_MAX;
+        x.write = op->kind == RQ_OP_KV_WRITE || op->kind == RQ_OP_QK_NORM_ROPE_WRITE;
+        out[n++] = x;
     }
     if (op->kind == RQ_OP_EMBED)
         out[n++] = (touched){.space = RQ_SPACE_PERSIST, .index = RQ_PERSIST_SAMPLED, .end = UINT64_MAX};
@@ -47,7 +53,7 @@ static uint32_t touches(const rq_tape *t, const rq_op *op, const uint64_t *offse
 
 static bool conflict(const rq_tape *t, const rq_op *a, const rq_op *b, const uint64_t *offsets)
 {
-    touched x[16], y[16];
+    touched x[20], y[20];
     uint32_t n = touches(t, a, offsets, x), m = touches(t, b, offsets, y);
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t j = 0; j < m; j++)

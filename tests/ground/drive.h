@@ -11,7 +11,9 @@ typedef struct drive_piece {
 typedef struct driver {
     rq_executor *ex;
     uint32_t n_groups, n_vocab, max_pages, n_seqs;
-    uint32_t *pages;   /* [n_groups][n_seqs][max_pages] */
+    const rq_cache_group *groups;
+    uint32_t n_pages[RQ_MAX_GROUPS], n_scratch[RQ_MAX_GROUPS];
+    uint32_t *pages;   /* [n_groups][n_seqs][max_pages]; of coded pages too */
     uint32_t *lengths; /* by sequence */
 } driver;
 
@@ -19,7 +21,10 @@ typedef struct driver {
 bool driver_open(driver *d, rq_executor *ex, const rq_executor_params *params);
 void driver_close(driver *d);
 
-/* Begins a step that continues the sequences by these pieces; token k of sequence s is
+/* Exact pages that nobody will read any more leave the table, and those of a wide piece that are read in the step
+ * only are scratch pages; pages that become full are to be encoded.
+ *
+ * Begins a step that continues the sequences by these pieces; token k of sequence s is
  * drive_token(s, k, n_vocab). With `rows`, every token gets a row (at most RQ_HEAD_ROWS of them). */
 rq_step *driver_fill(driver *d, const drive_piece *pieces, uint32_t n, bool rows);
 int32_t drive_token(uint32_t seq, uint32_t k, uint32_t n_vocab);

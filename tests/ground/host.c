@@ -160,7 +160,11 @@ static rq_status host_compile(rq_device *device, const rq_segment *segment, cons
         p->pools[g] = bindings->pools[g];
         for (uint32_t s = 0; s < p->pools[g].n_slabs; s++)
             p->pools[g].slabs[s] = (rq_memory *)open_of(p->pools[g].slabs[s]);
+        for (uint32_t s = 0; s < p->pools[g].n_coded_slabs; s++)
+            p->pools[g].coded_slabs[s] = (rq_memory *)open_of(p->pools[g].coded_slabs[s]);
         p->pools[g].table = (rq_memory *)open_of(p->pools[g].table);
+        p->pools[g].scratch = (rq_memory *)open_of(p->pools[g].scratch);
+        p->pools[g].coded_table = (rq_memory *)open_of(p->pools[g].coded_table);
     }
     *out = &p->base;
     return RQ_OK;

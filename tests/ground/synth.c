@@ -86,9 +86,39 @@ const synth_config synth_windows = {.n_layers = 4,
                                     .cache_type = RQ_TYPE_F16,
                                     .split_layer = UINT32_MAX};
 
+/* Keys and values rotated and shifted, pages in a coded form. */
+const synth_config synth_coded = {.n_layers = 2,
+                                  .n_embd = 64,
+                                  .n_head = 4,
+                                  .n_head_kv = 2,
+                                  .dim = 16,
+                                  .n_ff = 64,
+                                  .n_vocab = 48,
+                                  .qk_norm = true,
+                                  .type = RQ_TYPE_F32,
+                                  .cache_type = RQ_TYPE_F16,
+                                  .form_k = RQ_KV_C3,
+                                  .form_v = RQ_KV_C4,
+                                  .sink_pages = 1,
+                                  .recent_pages = 1,
+                                  .softcap = 30,
+                                  .split_layer = UINT32_MAX};
+
 /* ---- weights ------------------------------------------------------------------------------------------- */
 
-enum { EMBED, OUTPUT, OUTPUT_NORM, INV_FREQ, N_GLOBAL };
+/* TURN and TURN_MEAN: of K and of V; STORED_MEAN: K's as it is kept, turned and scaled. */
+enum {
+    EMBED,
+    OUTPUT,
+    OUTPUT_NORM,
+    INV_FREQ,
+    TURN,
+    TURN_MEAN = TURN + 2,
+    LAMBDA = TURN_MEAN + 2,
+    INV_LAMBDA,
+    STORED_MEAN,
+    N_GLOBAL
+};
 enum {
     ATTN_NORM,
     Q,
@@ -147,6 +177,36 @@ static void fill(synth_model *m, uint32_t index, rq_type type, uint32_t ne0, uin
     if (index >= m->n_weights) m->n_weights = index + 1;
 }
 
+/* One rotation of each side for all layers and heads, means by head. */
+static void fill_turns(synth_model *m, synth_rng *rng)
+{
+    const synth_config *c = &m->c;
+    rq_rotation r[2];
+    for (uint32_t v = 0; v < 2; v++) {
+        if (rq_rotation_make(v ? RQ_ROTATION_WHT : RQ_ROTATION_ROTOR, c->dim, 3, &r[v], NULL) != RQ_OK)
+            abort();
+        fill(m, TURN + v, RQ_TYPE_F32, r[v].n_floats, 1, 1, 0, 0, rng);
+        memcpy((void *)m->weights[TURN + v].host, r[v].data, m->weights[TURN + v].bytes);
+        fill(m, TURN_MEAN + v, RQ_TYPE_F32, c->dim, c->n_head_kv, 1, 0.5f, 0, rng);
+    }
+    fill(m, LAMBDA, RQ_TYPE_F32, c->dim, 1, 1, 0, 0, rng);
+    fill(m, INV_LAMBDA, RQ_TYPE_F32, c->dim, 1, 1, 0, 0, rng);
+    fill(m, STORED_MEAN, RQ_TYPE_F32, c->dim, c->n_head_kv, 1, 0, 0, rng);
+    float *lambda = (float *)m->weights[LAMBDA].host, *inverse = (float *)m->weights[INV_LAMBDA].host;
+    for (uint32_t i = 0; i < c->dim; i++) { /* equal inside a pair */
+        lambda[i] = i % 4 < 2 ? 2.0f : 0.5f;
+        inverse[i] = 1 / lambda[i];
+    }
+    for (uint32_t h = 0; h < c->n_head_kv; h++) {
+        float scaled[64];
+        const float *mean = (const float *)m->weights[TURN_MEAN].host + h * c->dim;
+        for (uint32_t i = 0; i < c->dim; i++) scaled[i] = lambda[i] * mean[i];
+        rq_rotate_f32(&r[0], false, scaled, (float *)m->weights[STORED_MEAN].host + h * c->dim);
+    }
+    rq_rotation_free(&r[0]);
+    rq_rotation_free(&r[1]);
+}
+
 void synth_make(synth_model *m, const synth_config *c, uint64_t seed)
 {
     synth_rng rng = {seed * 2654435761u + 12345};
@@ -161,7 +221,11 @@ void synth_make(synth_model *m, const synth_config *c, uint64_t seed)
                                         .dim_v = c->dim,
                                         .window = g ? c->window : 0,
                                         .type_k = c->cache_type,
-                                        .type_v = c->cache_type};
+                                        .type_v = c->cache_type,
+                                        .form_k = c->form_k,
+                                        .form_v = c->form_v,
+                                        .sink_pages = c->sink_pages,
+                                        .recent_pages = c->recent_pages};
     }
     uint32_t e = c->n_expert ? c->n_expert : 1;
     float in = 1 / sqrtf((float)c->n_embd), ff = 1 / sqrtf((float)c->n_ff);
@@ -171,6 +235,7 @@ void synth_make(synth_model *m, const synth_config *c, uint64_t seed)
     fill(m, global_index(INV_FREQ), RQ_TYPE_F32, c->dim / 2, 1, 1, 0, 0, &rng);
     float *freq = (float *)m->weights[INV_FREQ].host;
     for (uint32_t i = 0; i < c->dim / 2; i++) freq[i] = (float)pow(10000, -2.0 * i / c->dim);
+    if (rq_group_is_coded(&m->groups[0])) fill_turns(m, &rng);
     for (uint32_t l = 0; l < c->n_layers; l++) {
         fill(m, layer_index(l, ATTN_NORM), RQ_TYPE_F32, c->n_embd, 1, 1, 0.1f, 1, &rng);
         fill(m, layer_index(l, Q), c->type, c->n_embd, c->n_head * c->dim, 1, in, 0, &rng);
@@ -209,6 +274,16 @@ static rq_ref heads(rq_tape *t, rq_ref x, uint32_t dim, uint32_t n)
     return rq_tape_view(t, x, 0, dim, n, dim, t->bucket, (uint64_t)dim * n);
 }
 
+/* Heads x through the rotation of K (side 0) or V; mean and lambda: weights, 0: none. */
+static rq_ref turned(const synth_model *m, rq_tape *t, rq_ref x, uint32_t side, uint32_t mean,
+                     uint32_t lambda, bool inverse)
+{
+    rq_rotation shape;
+    rq_rotation_shape(side ? RQ_ROTATION_WHT : RQ_ROTATION_ROTOR, m->c.dim, &shape);
+    return rq_op_rotate(t, x, weight(m, t, TURN + side), mean ? weight(m, t, mean) : 0,
+                        lambda ? weight(m, t, lambda) : 0, shape.blocks, shape.n_blocks, inverse);
+}
+
 static rq_ref attention(const synth_model *m, rq_tape *t, uint32_t l, rq_ref a)
 {
     const synth_config *c = &m->c;
@@ -230,8 +305,19 @@ static rq_ref attention(const synth_model *m, rq_tape *t, uint32_t l, rq_ref a)
     q = rq_op_rope(t, q, freq, c->dim, pairing, 1);
     k = rq_op_rope(t, k, freq, c->dim, pairing, 1);
     rq_ref cache = c->window ? rq_tape_cache(t, l % 2, l / 2) : rq_tape_cache(t, 0, l);
+    float scale = 1 / sqrtf((float)c->dim);
+    if (!rq_group_is_coded(&m->groups[0])) {
+        rq_op_kv_write(t, cache, k, v);
+        return rq_op_attend(t, cache, q, c->dim, scale, c->softcap);
+    }
+    q = turned(m, t, q, 0, 0, INV_LAMBDA, false);
+    k = turned(m, t, k, 0, TURN_MEAN, LAMBDA, false);
+    v = turned(m, t, v, 1, TURN_MEAN + 1, 0, false);
     rq_op_kv_write(t, cache, k, v);
-    return rq_op_attend(t, cache, q, c->dim, 1 / sqrtf((float)c->dim), 0);
+    if (t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
+    rq_ref o = rq_op_attend_mean(t, cache, q, weight(m, t, STORED_MEAN), c->dim, scale, c->softcap);
+    o = turned(m, t, heads(t, o, c->dim, c->n_head), 1, TURN_MEAN + 1, 0, true);
+    return rq_tape_view(t, o, 0, c->dim * c->n_head, t->bucket, (uint64_t)c->dim * c->n_head, 1, 0);
 }
 
 static rq_ref ffn(const synth_model *m, rq_tape *t, uint32_t l, rq_ref h)
@@ -286,7 +372,11 @@ uint32_t synth_place(void *user, uint32_t layer)
 rq_executor_params synth_params(synth_model *m, rq_device *const *devices, uint32_t n_devices,
                                 uint32_t max_tokens, uint32_t n_seqs, uint32_t max_pages)
 {
-    for (uint32_t g = 0; g < m->n_groups; g++) m->group_pages[g] = n_seqs * max_pages;
+    for (uint32_t g = 0; g < m->n_groups; g++) {
+        m->group_pages[g] = n_seqs * max_pages;
+        m->group_coded_pages[g] = rq_group_is_coded(&m->groups[g]) ? n_seqs * max_pages : 0;
+        m->group_scratch_pages[g] = rq_group_is_coded(&m->groups[g]) ? max_tokens / RQ_PAGE_TOKENS : 0;
+    }
     rq_executor_params p = {.devices = devices,
                             .n_devices = n_devices,
                             .weights = m->weights,
@@ -294,6 +384,8 @@ rq_executor_params synth_params(synth_model *m, rq_device *const *devices, uint3
                             .groups = m->groups,
                             .group_pages = m->group_pages,
                             .group_device = m->group_device,
+                            .group_coded_pages = m->group_coded_pages,
+                            .group_scratch_pages = m->group_scratch_pages,
                             .n_embd = m->c.n_embd,
                             .n_vocab = m->c.n_vocab,
                             .build = synth_build,

@@ -23,6 +23,9 @@ typedef struct synth_config {
     uint32_t window; /* of the odd layers; 0: none, one group */
     rq_type type;    /* of matrices */
     rq_type cache_type;
+    rq_kv_form form_k, form_v; /* of coded pages; both SAME: none, and nothing is rotated */
+    uint32_t sink_pages, recent_pages;
+    float softcap;
     uint32_t split_layer; /* layers from here on run on device 1; UINT32_MAX: all on 0 */
 } synth_config;
 
@@ -34,10 +37,10 @@ typedef struct synth_model {
     uint32_t n_weights;
     rq_cache_group groups[2];
     uint32_t n_groups;
-    uint32_t group_pages[2], group_device[2];
+    uint32_t group_pages[2], group_device[2], group_coded_pages[2], group_scratch_pages[2];
 } synth_model;
 
-extern const synth_config synth_llama, synth_qwen2, synth_qwen3, synth_moe, synth_windows;
+extern const synth_config synth_llama, synth_qwen2, synth_qwen3, synth_moe, synth_windows, synth_coded;
 
 void synth_make(synth_model *m, const synth_config *c, uint64_t seed);
 void synth_free(synth_model *m);
@@ -46,7 +49,7 @@ void synth_build(void *user, rq_tape_kind kind, rq_tape *tape);
 uint32_t synth_place(void *user, uint32_t layer);
 
 /* Parameters of an executor for this model on these devices, with room for n_seqs sequences of max_pages
- * pages. */
+ * pages (of each form), and for scratch pages of a step. */
 rq_executor_params synth_params(synth_model *m, rq_device *const *devices, uint32_t n_devices,
                                 uint32_t max_tokens, uint32_t n_seqs, uint32_t max_pages);
 

@@ -205,7 +205,7 @@ static void random_build(void *user, rq_tape_kind kind, rq_tape *t)
     for (uint32_t i = 0; i < RANDOM_OPS; i++) {
         if (synth_below(&rng, 12) == 0) t->layer++;
         rq_ref x = ANY, y = ANY;
-        switch (synth_below(&rng, 9)) {
+        switch (synth_below(&rng, 10)) {
         case 0:
         case 1:
             pool[n++] = rq_op_rms_norm(t, x, synth_below(&rng, 2) ? b : 0, 1e-3f);
@@ -231,6 +231,16 @@ static void random_build(void *user, rq_tape_kind kind, rq_tape *t)
             pool[n++] = rq_op_glu(t, turned ? up : gate, turned ? gate : up, RQ_ACT_SILU);
             break;
         }
+        case 8: {
+            const rq_rotation_block blocks[] = {{0, 1, 2, false}, {2, 2, 1, false}, {4, 1, 4, true}};
+            rq_ref h = rq_tape_view(t, x, 0, 8, 4, 8, t->bucket, WIDTH);
+            rq_ref data = rq_tape_weight(t, 0, RQ_TYPE_F32, (uint32_t[4]){10, 2, 1, 1}, "w");
+            rq_ref mean = rq_tape_weight(t, 3, RQ_TYPE_F32, (uint32_t[4]){8, 4, 1, 1}, "b");
+            rq_ref lambda = synth_below(&rng, 2) ? mean : 0;
+            h = rq_op_rotate(t, h, data, mean, lambda, blocks, 3, synth_below(&rng, 2));
+            pool[n++] = rq_tape_view(t, h, 0, WIDTH, t->bucket, WIDTH, 1, 0);
+            break;
+        }
         default: {
             rq_ref q = rq_tape_view(t, x, 0, 8, 4, 8, t->bucket, WIDTH);
             rq_ref k = rq_tape_view(t, y, 0, 8, 2, 8, t->bucket, WIDTH);
@@ -242,6 +252,8 @@ static void random_build(void *user, rq_tape_kind kind, rq_tape *t)
             k = rq_op_rope(t, k, f, 8, pairing, 1);
             rq_ref cache = rq_tape_cache(t, 0, synth_below(&rng, 2));
             rq_op_kv_write(t, cache, k, v);
+            bool coded = rq_group_is_coded(&p->m.groups[0]) && t->bucket > RQ_NARROW_BUCKET;
+            if (coded) rq_op_kv_encode(t, cache);
             pool[n++] = rq_op_attend(t, cache, q, 8, 0.3f, 0);
         }
         }
@@ -268,6 +280,7 @@ static void random_passes_have_the_same_bits(void **state)
         c.n_embd = WIDTH;
         c.dim = 8;
         c.n_vocab = WIDTH;
+        if (seed % 2) c.form_k = RQ_KV_C2, c.recent_pages = 1;
         synth_make(&p.m, &c, seed);
         /* weights 0 and 1 are square; 2 and 3 become a square and a row, 4 the frequencies */
         rq_weight list[5] = {p.m.weights[0], p.m.weights[1], p.m.weights[1], p.m.weights[2], p.m.weights[3]};
@@ -523,14 +536,14 @@ static void bad_descriptions(void **state)
         if (kase == 3) p.n_devices = 0;
         if (kase == 4) m.group_device[0] = 1;
         if (kase == 5) m.c.split_layer = 1; /* device 1 of 1 */
-        if (kase == 6) m.weights[6].bytes -= 4, expected = RQ_ERR_FORMAT;
+        if (kase == 6) m.weights[13].bytes -= 4, expected = RQ_ERR_FORMAT;
         if (kase == 7) p.n_weights = 5, expected = RQ_ERR_INTERNAL;
         if (kase == 8) p.n_embd = 63, expected = RQ_ERR_INTERNAL;
         if (kase == 9) m.groups[0].dim_k = 8, expected = RQ_ERR_INTERNAL;
         if (kase == 10) m.groups[0].n_layers = 1, expected = RQ_ERR_INTERNAL;
         if (kase == 11) m.groups[0].type_k = RQ_TYPE_Q4_0, expected = RQ_ERR_UNSUPPORTED;
         if (kase == 12)
-            m.weights[6].ne[0] = 7, expected = RQ_ERR_FORMAT; /* does not go with what is multiplied */
+            m.weights[13].ne[0] = 7, expected = RQ_ERR_FORMAT; /* does not go with what is multiplied */
         int64_t alive = rq_mem_alive();
         rq_error err = {0};
         assert_int_equal(rq_executor_create(&p, &ex, &err), expected);

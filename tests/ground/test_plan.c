@@ -13,8 +13,8 @@
 
 #include <cmocka.h>
 
-static const synth_config *const configs[] = {&synth_llama, &synth_qwen2, &synth_qwen3, &synth_moe,
-                                              &synth_windows};
+static const synth_config *const configs[] = {&synth_llama, &synth_qwen2,   &synth_qwen3,
+                                              &synth_moe,   &synth_windows, &synth_coded};
 enum { N_CONFIGS = sizeof configs / sizeof *configs };
 
 static bool yes(void *user, const rq_tape *tape, const rq_op *op)
@@ -35,8 +35,8 @@ static void fuses_what_it_should(void **state)
 {
     /* per layer: norm_matmuls, norm_glu_matmuls, matmul_add, qk, all operations of a layer; embed, norm and
      * copy come on top. The second product of a mixture's layer ends in an add of its own. */
-    const uint32_t expected[N_CONFIGS][5] = {
-        {1, 1, 2, 1, 6}, {1, 1, 2, 1, 9}, {1, 1, 2, 1, 6}, {1, 0, 1, 1, 14}, {1, 1, 2, 1, 6}};
+    const uint32_t expected[N_CONFIGS][5] = {{1, 1, 2, 1, 6},  {1, 1, 2, 1, 9}, {1, 1, 2, 1, 6},
+                                             {1, 0, 1, 1, 14}, {1, 1, 2, 1, 6}, {1, 1, 2, 0, 14}};
     for (uint32_t c = 0; c < N_CONFIGS; c++)
         for (uint32_t bucket = 1; bucket <= 64; bucket *= 4) {
             synth_model m;
@@ -50,7 +50,9 @@ static void fuses_what_it_should(void **state)
             assert_int_equal(count(&t, RQ_OP_NORM_GLU_MATMULS), expected[c][1] * layers);
             assert_int_equal(count(&t, RQ_OP_MATMUL_ADD), expected[c][2] * layers);
             assert_int_equal(count(&t, RQ_OP_QK_NORM_ROPE_WRITE), expected[c][3] * layers);
-            assert_int_equal(t.n_ops, 3 + expected[c][4] * layers);
+            uint32_t encodes = count(&t, RQ_OP_KV_ENCODE);
+            assert_int_equal(encodes, configs[c] == &synth_coded && bucket > 8 ? layers : 0);
+            assert_int_equal(t.n_ops, 3 + expected[c][4] * layers + encodes);
             for (uint32_t i = 0; i < t.n_ops; i++) {
                 const rq_op *op = &t.ops[i];
                 const rq_op_info *info = rq_op_get(op->kind);

@@ -405,7 +405,7 @@ static void generate(rq_session *s)
     if (say && n_tokens > (long)say_length) n_tokens = (long)say_length;
     writer w = {.n = 0};
     rq_event event = {
-        .token = -1, .n_prompt = s->n_prompt, .n_reused = s->n_reused, .prompt_ms = 1, .reuse_note = ""};
+        .token = -1, .n_prompt = s->n_prompt, .n_reused = s->n_reused, .prompt_ms = 1, .reuse_note = "the fake's reason"};
     bool alive = wait_ms(s, directive(s, "prompt", 0, NULL));
     for (uint32_t i = 0;; i++) {
         alive = alive && wait_ms(s, delay);
@@ -533,6 +533,7 @@ static rq_status take_request(rq_session *s, const rq_request *request, rq_error
 static void take_prompt(rq_session *s, const rq_token *tokens, size_t n)
 {
     size_t shared = 0, at = 0;
+    if (s->request.fresh) s->held.n = 0;
     while (shared < s->held.n && shared + 1 < n && s->held.ids[shared] == tokens[shared]) shared++;
     s->n_prompt = (uint32_t)n;
     s->n_reused = (uint32_t)shared;

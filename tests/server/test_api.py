@@ -184,6 +184,7 @@ def test_reuse_is_reported(start):
     assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > len(text)
     assert second["timings"]["cache_n"] > len(text)
+    assert second["timings"]["cache_note"] == "the fake's reason"
     fresh = server.chat(text + "b", cache_prompt=False).json()
     assert fresh["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 

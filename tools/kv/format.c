@@ -75,6 +75,11 @@ bool kv_format_is_foreign(const kv_format *f)
     return f->foreign != NULL;
 }
 
+bool kv_format_is_exact(const kv_format *f)
+{
+    return !f->foreign && f->format.form == RQ_KV_SAME;
+}
+
 double kv_format_bits(const kv_format *f, bool is_v)
 {
     if (f->foreign) return kv_foreign_bits(f->foreign);

@@ -17,6 +17,7 @@ rq_status kv_format_make(const char *name, uint32_t dim, uint64_t seed, kv_forma
 void kv_format_free(kv_format *f);
 const char *kv_format_name(const kv_format *f);
 bool kv_format_is_foreign(const kv_format *f);
+bool kv_format_is_exact(const kv_format *f); /* f32, f16, bf16: nothing is coded */
 /* Exact bits per element as a page is laid out, scales included. */
 double kv_format_bits(const kv_format *f, bool is_v);
 /* The factor attention puts on what was decoded; 1 for foreign formats. kv_format_trip leaves it out. */

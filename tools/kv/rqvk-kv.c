@@ -11,6 +11,9 @@ typedef struct command {
 
 static const command commands[] = {
     {"synth", "measure formats on synthetic keys, values and queries", kv_synth_main},
+    {"capture", "keep queries, keys and values of a text", kv_capture_main},
+    {"replay", "measure formats on a capture", kv_replay_main},
+    {"calibrate", "learn a profile of a model from a text", kv_calibrate_main},
 };
 
 static void help(FILE *out)

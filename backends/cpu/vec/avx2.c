@@ -15,6 +15,7 @@ const rq_vec rq_vec_avx2 = {
     .argmax = argmax,
     .rope = rope,
     .to_f16 = to_f16,
+    .attend_reduce = attend_reduce,
     .attend_page = attend_page,
     .attend_merge = attend_merge,
     .attend_finish = attend_finish,

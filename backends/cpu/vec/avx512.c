@@ -1,4 +1,4 @@
-/* avx512.c - the row functions and attention for AVX-512 (F, BW, VL, DQ). */
+/* avx512.c - the row functions and attention for AVX-512 (F, BW, VL, DQ, VNNI). */
 #define RQ_SIMD_AVX512
 #include "backends/cpu/vec/attend_impl.h"
 #include "backends/cpu/vec/pointwise_impl.h"
@@ -15,6 +15,7 @@ const rq_vec rq_vec_avx512 = {
     .argmax = argmax,
     .rope = rope,
     .to_f16 = to_f16,
+    .attend_reduce = attend_reduce,
     .attend_page = attend_page,
     .attend_merge = attend_merge,
     .attend_finish = attend_finish,

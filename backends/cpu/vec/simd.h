@@ -82,6 +82,11 @@ RQ_INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
+RQ_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    __m256i n = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(n, 16));
+}
 #define vf_prefetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 #elif defined(RQ_SIMD_AVX512)
@@ -163,6 +168,12 @@ RQ_INLINE void vf_store_f16(uint16_t *p, vf a)
     _mm512_storeu_ps(f, a);
     for (int i = 0; i < 16; i++) p[i] = rq_half_from_f32(f[i]);
 }
+RQ_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    uint32_t bits[16];
+    for (int i = 0; i < 16; i++) bits[i] = (uint32_t)p[i] << 16;
+    return _mm512_castsi512_ps(_mm512_loadu_si512(bits));
+}
 #else
 RQ_INLINE vf vf_load_f16(const uint16_t *p)
 {
@@ -171,6 +182,11 @@ RQ_INLINE vf vf_load_f16(const uint16_t *p)
 RQ_INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+RQ_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    __m512i n = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(n, 16));
 }
 #endif
 #define vf_prefetch(p) __builtin_prefetch((p), 0, 2)
@@ -239,13 +255,17 @@ RQ_INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a)));
 }
+RQ_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
 #define vf_prefetch(p) __builtin_prefetch((p), 0, 2)
 
 #else /* plain C: four floats that the compiler may keep in one register */
 
 enum { VL = 4, ROWS = 2 };
 typedef float vf __attribute__((vector_size(16)));
-typedef int32_t vi __attribute__((vector_size(16)));
+typedef int32_t vmask __attribute__((vector_size(16)));
 
 RQ_INLINE vf vf_load(const float *p)
 {
@@ -281,21 +301,21 @@ RQ_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return a * b + c;
 }
-RQ_INLINE vf vf_select(vi m, vf a, vf b)
+RQ_INLINE vf vf_select(vmask m, vf a, vf b)
 {
-    return (vf)(((vi)a & m) | ((vi)b & ~m));
+    return (vf)(((vmask)a & m) | ((vmask)b & ~m));
 }
 RQ_INLINE vf vf_max(vf a, vf b)
 {
-    return vf_select((vi)(a > b), a, b);
+    return vf_select((vmask)(a > b), a, b);
 }
 RQ_INLINE vf vf_min(vf a, vf b)
 {
-    return vf_select((vi)(a < b), a, b);
+    return vf_select((vmask)(a < b), a, b);
 }
 RQ_INLINE vf vf_zero_where_less(vf a, vf x, vf limit)
 {
-    return (vf)((vi)a & ~(vi)(x < limit));
+    return (vf)((vmask)a & ~(vmask)(x < limit));
 }
 RQ_INLINE vf vf_pow2(vf t)
 {
@@ -312,11 +332,25 @@ RQ_INLINE void vf_store_f16(uint16_t *p, vf a)
 {
     for (int i = 0; i < 4; i++) p[i] = rq_half_from_f32(a[i]);
 }
+RQ_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    typedef uint32_t vu __attribute__((vector_size(16)));
+    return (vf)((vu){p[0], p[1], p[2], p[3]} << 16);
+}
 #define vf_prefetch(p) __builtin_prefetch((p), 0, 2)
 
 #endif
 
 enum { COLS = 16 / VL }; /* registers across a panel */
+
+/* bf16: the upper half of an f32. */
+RQ_INLINE float rq_bf16_one(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
 
 /* Sum of the lanes, halves first: a fixed order. */
 RQ_INLINE float vf_sum(vf a)

@@ -6,6 +6,7 @@
 #ifndef RQ_CPU_VEC_H
 #define RQ_CPU_VEC_H
 
+#include "backends/cache.h"
 #include "backends/cpu/isa.h"
 #include "backends/tape/tape.h"
 
@@ -15,6 +16,22 @@
 /* Columns of a panel: the unit in which attention widens pages, on every instruction set. */
 enum { RQ_PANEL = 16 };
 
+/* K or V of one head of a coded page (backends/cache.h) and how it is read. */
+typedef struct rq_attend_code {
+    rq_kv_form form;           /* SAME, TRIP: the block of the exact page, as in an exact page */
+    const void *words;         /* the other forms: */
+    const void *scales;        /* of the page */
+    const int8_t (*level)[16]; /* C2, C3, C4: level[low bit of the predecessor's code][code] */
+    float unit;                /* what a level of 1 is worth where the scale is 1 */
+} rq_attend_code;
+
+/* Bytes of rq_attend_block.codes: a group of K or V as pairs of int16, [64][144] at most (a group has fewer
+ * than 128 elements), scales of the page's tokens, and a group's weights for every row. */
+static inline uint64_t rq_attend_code_scratch(uint64_t rows)
+{
+    return 64 * 144 * 2 + 64 * 4 + rows * (64 * 2 + 4);
+}
+
 /* A block of queries of one KV head against one page of 64 keys. Row r belongs to query r / group. The state
  * (max, sum, out) is that of the online softmax inside one split. */
 typedef struct rq_attend_block {
@@ -22,14 +39,19 @@ typedef struct rq_attend_block {
     uint32_t dim_k, dim_v, pad_v; /* pad_v: dim_v rounded up to RQ_PANEL, row stride of `out` in floats */
     rq_type type_k, type_v;
     float softcap;
-    const float *q;    /* [rows][dim_k], already multiplied by the attention scale */
-    const void *k, *v; /* the page's blocks of this head: [dim_k][64], [64][dim_v] */
-    const void *next;  /* the next page's block, to be prefetched, or NULL */
+    const float *bias;             /* [rows], added to scores before the soft cap; NULL: nothing */
+    const float *q;                /* [rows][dim_k], already multiplied by the attention scale */
+    const void *k, *v;             /* the page's blocks of this head: [dim_k][64], [64][dim_v] */
+    rq_attend_code code_k, code_v; /* form SAME: k and v it is */
+    const int16_t *q_codes;        /* where K is in code: what attend_reduce makes of q, [rows][dim_k], */
+    const float *q_scales;         /* [rows][rq_kv_groups(code_k.form, dim_k)] */
+    const void *next;              /* the next page's block, to be prefetched, or NULL */
     uint32_t next_bytes;
     const uint8_t *lo, *hi; /* per query: visible keys [lo, hi) of this page; lo >= hi: none */
     float *max, *sum, *out; /* [rows], [rows], [rows][pad_v] */
     float *panel;           /* scratch: [max(dim_k, 64)][16] */
     float *scores;          /* scratch: [rows][64] */
+    void *codes;            /* scratch for coded pages: rq_attend_code_scratch(rows) bytes, 64-byte aligned */
 } rq_attend_block;
 
 typedef struct rq_vec {
@@ -53,6 +75,10 @@ typedef struct rq_vec {
                  rq_pairing pairing);
     void (*to_f16)(const float *x, uint16_t *y, size_t n); /* round to nearest even */
 
+    /* A row of queries for keys in code: int16 codes, in the order in which the words of the form come apart,
+     * and a scale for each of the form's groups, times `unit` and the attention scale that q already has. */
+    void (*attend_reduce)(const float *q, uint32_t dim_k, rq_kv_form form, float unit, int16_t *codes,
+                          float *scales);
     /* Adds a page to the state of a block of queries. */
     void (*attend_page)(const rq_attend_block *block);
     /* state = merge(state, other): n rows with row strides in floats. A row whose `other` maximum is -inf saw

@@ -1,0 +1,410 @@
+/* coded_impl.h - attention over one page whose K or V is in code, over the registers of simd_int.h. Included by
+ * attend_impl.h.
+ *
+ * A group's codes become int16 levels in scratch once, "pairs" of two elements of K (or two tokens of V) next to
+ * each other, and serve all rows: scores = sum over groups of q_scale * key_scale * (q_codes . levels), and for
+ * V the weights p * value_scale of a row are brought to int16 by their largest, out += weight_scale * (weights .
+ * levels). Queries and weights of 15 bits cost on the usual instruction sets what 7 bits would (one multiply-add
+ * of pairs instead of one of bytes and its widening), and their rounding is far below that of the codes.
+ *
+ * The integer sums are exact: a group has less than 128 elements, 64 tokens, of at most 127 * 32767 each. Float
+ * operations on a score or an output element are the same few in the same order whatever the block, so its bits
+ * depend on its row alone; and they are the same on every instruction set. */
+#include "backends/cpu/vec/simd_int.h"
+
+/* ---- codes to levels -------------------------------------------------------------------------------------- */
+
+typedef struct rq_tables {
+    vi first, second;
+} rq_tables;
+
+/* C2, C3: one table, the predecessor's bit is bit 3 of the index. C4: one for each value of that bit. Q4_0: code
+ * less 8 (Q8_0 needs none). */
+static rq_tables tables_of(rq_kv_form form, const int8_t (*level)[16])
+{
+    int8_t t[2][16];
+    for (int i = 0; i < 16; i++) {
+        bool wide = form == RQ_KV_C4;
+        t[0][i] = (int8_t)(!rq_kv_form_is_code(form) ? i - 8 : wide ? level[0][i] : level[i / 8][i % 8]);
+        t[1][i] = wide ? level[1][i] : 0;
+    }
+    return (rq_tables){vi_table(t[0]), vi_table(t[1])};
+}
+
+/* Logical words that one batch of physical ones holds, and how many those are. */
+RQ_INLINE uint32_t batch_of(rq_kv_form form, uint32_t left)
+{
+    uint32_t n = form == RQ_KV_C3 ? 4 : form == RQ_KV_C2 ? 2 : 1;
+    return n <= left ? n : 1;
+}
+RQ_INLINE uint32_t words_of_batch(uint32_t n)
+{
+    return n == 4 ? 3 : 1;
+}
+
+/* Logical words w[0 .. n) of VL columns from physical words `stride` apart. */
+RQ_INLINE void open_words(const uint32_t *p, size_t stride, uint32_t n, vi *w)
+{
+    if (n == 4) {
+        const vi low = vi_set(0x77777777);
+        vi a = vi_load(p), b = vi_load(p + stride), c = vi_load(p + 2 * stride);
+        w[0] = vi_and(a, low);
+        w[1] = vi_and(b, low);
+        w[2] = vi_and(c, low);
+        w[3] =
+            vi_or(vi_or(vi_and(vi_shr(a, 3), vi_set(0x11111111)), vi_and(vi_shr(b, 2), vi_set(0x22222222))),
+                  vi_and(vi_shr(c, 1), vi_set(0x44444444)));
+    } else if (n == 2) {
+        const vi low = vi_set(0x33333333);
+        vi a = vi_load(p);
+        w[0] = vi_and(a, low);
+        w[1] = vi_and(vi_shr(a, 2), low);
+    } else {
+        w[0] = vi_load(p);
+    }
+}
+
+/* The eight levels of each lane of a logical word as four pairs (0 4, 1 5, 2 6, 3 7), rows of `to`. `before`:
+ * the words of the predecessors. */
+RQ_INLINE void put_levels(vi w, vi before, const rq_kv_form form, const rq_tables *t, int32_t *to,
+                          size_t stride)
+{
+    const vi nibble = vi_set(0x0f0f0f0f);
+    vi even, odd;
+    if (form == RQ_KV_C4) {
+        vi low = vi_and(w, nibble), high = vi_and(vi_shr(w, 4), nibble);
+        even = vi_pick(vi_lookup(t->first, low), vi_lookup(t->second, low), vi_shl(before, 7));
+        odd = vi_pick(vi_lookup(t->first, high), vi_lookup(t->second, high), vi_shl(before, 3));
+    } else {
+        if (form != RQ_KV_Q4_0) w = vi_or(w, vi_shl(vi_and(before, vi_set(0x11111111)), 3));
+        even = vi_lookup(t->first, vi_and(w, nibble));
+        odd = vi_lookup(t->first, vi_and(vi_shr(w, 4), nibble));
+    }
+    vi_store(to, vi_even(even));
+    vi_store(to + stride, vi_even(odd));
+    vi_store(to + 2 * stride, vi_odd(even));
+    vi_store(to + 3 * stride, vi_odd(odd));
+}
+
+/* K of a group of `units` times eight elements: [4 units][64] pairs. */
+RQ_INLINE void k_levels(const uint32_t *p, uint32_t units, const rq_kv_form form, const rq_tables *t,
+                        int32_t *to)
+{
+    for (size_t token = 0; token < KEYS; token += VL) {
+        vi w[16];
+        const uint32_t *from = p + token;
+        for (uint32_t r = 0, n; r < units; r += n) {
+            n = batch_of(form, units - r);
+            open_words(from, KEYS, n, w + r);
+            from += words_of_batch(n) * KEYS;
+        }
+        vi before = vi_shl(w[units - 1], 4);
+        for (uint32_t r = 0; r < units; r++) {
+            put_levels(w[r], before, form, t, to + (size_t)4 * r * KEYS + token, KEYS);
+            before = w[r];
+        }
+    }
+}
+
+/* V of a group, from its first element's words on: [32][stride] pairs. May write VL - 8 columns more. */
+RQ_INLINE void v_levels(const uint32_t *p, size_t dim_v, uint32_t units, const rq_kv_form form,
+                        const rq_tables *t, int32_t *to, size_t stride)
+{
+    uint32_t words[4][144]; /* logical words; the first eight are the predecessors of elements 0 .. 7 */
+    for (uint32_t o = 0, n; o < 8; o += n) {
+        n = batch_of(form, 8 - o);
+        for (size_t e = 0; e < (size_t)8 * units; e += VL) {
+            vi w[4];
+            open_words(p + e, dim_v, n, w);
+            for (uint32_t i = 0; i < n; i++) vi_store(words[i] + 8 + e, w[i]);
+        }
+        p += words_of_batch(n) * dim_v;
+        for (uint32_t i = 0; i < n; i++) {
+            words[i][0] = 0;
+            memcpy(words[i] + 1, words[i] + (size_t)8 * units, 7 * sizeof words[i][0]);
+            for (size_t e = 0; e < (size_t)8 * units; e += VL)
+                put_levels(vi_load(words[i] + 8 + e), vi_load(words[i] + e), form, t,
+                           to + 4 * (o + i) * stride + e, stride);
+        }
+    }
+}
+
+/* Q8_0: rows of words of four bytes to two rows of pairs each (0 2, 1 3), n columns of each. */
+RQ_INLINE void byte_levels(const uint32_t *p, size_t step, size_t rows, size_t n, int32_t *to, size_t stride)
+{
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < n; i += VL) {
+            vi w = vi_load(p + r * step + i);
+            vi_store(to + 2 * r * stride + i, vi_even(w));
+            vi_store(to + (2 * r + 1) * stride + i, vi_odd(w));
+        }
+}
+
+/* A group of K; returns where the next one's words begin. */
+static const uint32_t *open_k(const rq_attend_code *c, const uint32_t *p, uint32_t size, const rq_tables *t,
+                              int32_t *to)
+{
+    switch (c->form) {
+    case RQ_KV_C2:
+        k_levels(p, size / 8, RQ_KV_C2, t, to);
+        break;
+    case RQ_KV_C3:
+        k_levels(p, size / 8, RQ_KV_C3, t, to);
+        break;
+    case RQ_KV_C4:
+        k_levels(p, size / 8, RQ_KV_C4, t, to);
+        break;
+    case RQ_KV_Q4_0:
+        k_levels(p, size / 8, RQ_KV_Q4_0, t, to);
+        break;
+    default:
+        byte_levels(p, KEYS, size / 4, KEYS, to, KEYS);
+        return p + (size_t)size / 4 * KEYS;
+    }
+    return p + (size_t)rq_kv_words(c->form, size / 8) * KEYS;
+}
+
+static void open_v(const rq_attend_code *c, uint32_t first, uint32_t size, uint32_t dim_v, const rq_tables *t,
+                   int32_t *to, size_t stride)
+{
+    const uint32_t *p = (const uint32_t *)c->words + first;
+    switch (c->form) {
+    case RQ_KV_C2:
+        v_levels(p, dim_v, size / 8, RQ_KV_C2, t, to, stride);
+        break;
+    case RQ_KV_C3:
+        v_levels(p, dim_v, size / 8, RQ_KV_C3, t, to, stride);
+        break;
+    case RQ_KV_C4:
+        v_levels(p, dim_v, size / 8, RQ_KV_C4, t, to, stride);
+        break;
+    case RQ_KV_Q4_0:
+        v_levels(p, dim_v, size / 8, RQ_KV_Q4_0, t, to, stride);
+        break;
+    default:
+        byte_levels(p, dim_v, KEYS / 4, size, to, stride);
+    }
+}
+
+/* Scales of group g of the page's tokens. */
+static void open_scales(const rq_attend_code *c, uint32_t g, float *to)
+{
+    if (rq_kv_form_is_code(c->form)) {
+        const uint8_t *e = (const uint8_t *)c->scales + (size_t)g * KEYS;
+        for (int t = 0; t < KEYS; t += VL) vf_store(to + t, vf_code_scales(e + t));
+    } else {
+        const uint16_t *h = (const uint16_t *)c->scales + (size_t)g * KEYS;
+        for (int t = 0; t < KEYS; t += VL) vf_store(to + t, vf_load_f16(h + t));
+    }
+}
+
+/* ---- floats to int16 ------------------------------------------------------------------------------------- */
+
+/* Brings n floats (a multiple of 8) to int16 by the largest; returns what 1 stands for. All zero: 0, and so it
+ * is below 2^-100, where 32767 / x may be infinite; codes 0 and a scale of NaN where one is not finite. */
+RQ_INLINE float reduce(const float *x, size_t n, bool bytes, int16_t *codes)
+{
+    const vi magnitude = vi_set(0x7fffffff);
+    vi m = vi_set(0);
+    size_t i = 0;
+    for (; i + VL <= n; i += VL) m = vi_max(m, vi_and(vi_load(x + i), magnitude));
+    int32_t lanes[VL], bits = 0;
+    vi_store(lanes, m);
+    for (int j = 0; j < VL; j++) bits = lanes[j] > bits ? lanes[j] : bits;
+    for (; i < n; i++) {
+        int32_t one;
+        memcpy(&one, x + i, sizeof one);
+        one &= 0x7fffffff;
+        bits = one > bits ? one : bits;
+    }
+    float largest;
+    memcpy(&largest, &bits, sizeof largest);
+    if (bits >= 0x7f800000 || largest < 0x1p-100f) {
+        memset(codes, 0, n * sizeof *codes);
+        return bits >= 0x7f800000 ? NAN : 0.0f;
+    }
+    float factor = 32767.0f / largest;
+    for (i = 0; i < n; i += 8) pack_eight(x + i, factor, bytes, codes + i);
+    return largest * (1.0f / 32767.0f);
+}
+
+static void attend_reduce(const float *q, uint32_t dim_k, rq_kv_form form, float unit, int16_t *codes,
+                          float *scales)
+{
+    uint32_t groups = rq_kv_groups(form, dim_k);
+    for (uint32_t g = 0; g < groups; g++) {
+        uint32_t size = rq_kv_group_size(form, dim_k, g);
+        scales[g] = reduce(q, size, form == RQ_KV_Q8_0, codes) * unit;
+        q += size;
+        codes += size;
+    }
+}
+
+/* ---- products -------------------------------------------------------------------------------------------- */
+
+/* Where a product goes: c[row][column] (+)= float(sum) * by[row] (* times[column]). */
+typedef struct rq_target {
+    float *c;
+    size_t ldc;
+    const float *by;
+    size_t by_step;
+    const float *times; /* NULL: 1 */
+    bool add;
+} rq_target;
+
+/* m rows by w registers from `column` on, of which the first n columns are wanted; sum over pairs k of
+ * a[row][k] b[k][column]. m and w are constants where this is inlined. */
+RQ_INLINE void code_rows(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_pairs,
+                         const rq_target *to, size_t row, size_t column, size_t n, const int m, const int w)
+{
+    vi acc[CODE_ROWS][64 / VL];
+    UNROLL
+    for (int i = 0; i < m; i++) UNROLL
+    for (int j = 0; j < w; j++) acc[i][j] = vi_set(0);
+    a += row * lda;
+    b += column;
+    for (size_t k = 0; k < n_pairs; k++) {
+        vi y[64 / VL];
+        UNROLL
+        for (int j = 0; j < w; j++) {
+            y[j] = vi_load(b + k * ldb + (size_t)j * VL);
+            if (m > 1) RQ_PIN(y[j]);
+        }
+        UNROLL
+        for (int i = 0; i < m; i++) {
+            vi x = vi_set((uint32_t)a[(size_t)i * lda + k]);
+            UNROLL
+            for (int j = 0; j < w; j++) acc[i][j] = vi_dot(acc[i][j], x, y[j]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < m; i++) {
+        vf by = vf_set(to->by[(row + (size_t)i) * to->by_step]);
+        float *c = to->c + (row + (size_t)i) * to->ldc + column;
+        UNROLL
+        for (int j = 0; j < w; j++) {
+            size_t at = (size_t)j * VL;
+            vf sum = vf_mul(vi_float(acc[i][j]), by);
+            if (to->times) sum = vf_mul(sum, vf_load(to->times + column + at));
+            if (at + VL <= n) {
+                vf_store(c + at, to->add ? vf_add(vf_load(c + at), sum) : sum);
+            } else if (at < n) {
+                vf old = to->add ? vf_load_part(c + at, n - at) : vf_set(0.0f);
+                vf_store_part(c + at, to->add ? vf_add(old, sum) : sum, n - at);
+            }
+        }
+    }
+}
+
+/* n_columns: a multiple of 8; b has rows for a multiple of 16. */
+static void code_product(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_pairs,
+                         const rq_target *to, size_t n_columns, size_t rows)
+{
+    /* few rows: more registers across, so that additions do not wait for each other */
+    enum { ONE = 64 / VL < 8 ? 64 / VL : 8, MORE = 32 / VL < 4 ? 32 / VL : 4 };
+    size_t column = 0;
+    if (rows == 1)
+        for (; column + (size_t)ONE * VL <= n_columns; column += (size_t)ONE * VL)
+            code_rows(a, lda, b, ldb, n_pairs, to, 0, column, (size_t)ONE * VL, 1, ONE);
+    if (rows == 2)
+        for (; column + (size_t)MORE * VL <= n_columns; column += (size_t)MORE * VL)
+            code_rows(a, lda, b, ldb, n_pairs, to, 0, column, (size_t)MORE * VL, 2, MORE);
+    if (rows == 3 && CODE_ROWS >= 3)
+        for (; column + (size_t)MORE * VL <= n_columns; column += (size_t)MORE * VL)
+            code_rows(a, lda, b, ldb, n_pairs, to, 0, column, (size_t)MORE * VL, CODE_ROWS >= 3 ? 3 : 1,
+                      MORE);
+    /* all columns for a few rows, then the next rows: a group's levels stay in the nearest cache */
+    size_t n_blocks = (rows + CODE_ROWS - 1) / CODE_ROWS, step = (rows + n_blocks - 1) / n_blocks;
+    for (size_t row = 0, first = column; row < rows; row += step)
+        for (column = first; column < n_columns; column += RQ_PANEL) {
+            size_t n = n_columns - column < RQ_PANEL ? n_columns - column : RQ_PANEL;
+            switch (rows - row < step ? rows - row : step) {
+#define RQ_CASE(m)                                                                                           \
+    case m:                                                                                                  \
+        if ((m) <= (int)CODE_ROWS)                                                                           \
+            code_rows(a, lda, b, ldb, n_pairs, to, row, column, n, (m) <= (int)CODE_ROWS ? (m) : 1, COLS);   \
+        break;
+                RQ_CASE(1)
+                RQ_CASE(2)
+                RQ_CASE(3)
+                RQ_CASE(4)
+                RQ_CASE(5)
+                RQ_CASE(6)
+                RQ_CASE(7)
+                RQ_CASE(8)
+                RQ_CASE(9)
+                RQ_CASE(10)
+                RQ_CASE(11)
+                RQ_CASE(12)
+#undef RQ_CASE
+            }
+        }
+}
+
+/* ---- a page ---------------------------------------------------------------------------------------------- */
+
+static bool in_code(const rq_attend_code *c)
+{
+    return rq_kv_bits(c->form) != 0;
+}
+
+/* Parts of rq_attend_block.codes. */
+enum { LEVEL_COLUMNS = 144 };
+typedef struct rq_code_scratch {
+    int32_t *levels;  /* [32 .. 64][64 .. 144] pairs */
+    float *scales;    /* [64] */
+    float *by;        /* [rows] */
+    int16_t *weights; /* [rows][64] */
+} rq_code_scratch;
+
+static rq_code_scratch code_scratch(const rq_attend_block *b, size_t rows)
+{
+    rq_code_scratch s;
+    s.levels = b->codes;
+    s.scales = (float *)b->codes + KEYS / 2 * LEVEL_COLUMNS;
+    s.by = s.scales + KEYS;
+    s.weights = (int16_t *)(void *)(s.by + rows);
+    return s;
+}
+
+static void scores_of_codes(const rq_attend_block *b, size_t rows)
+{
+    const rq_attend_code *c = &b->code_k;
+    rq_code_scratch s = code_scratch(b, rows);
+    rq_tables tables = tables_of(c->form, c->level);
+    const uint32_t *p = c->words;
+    uint32_t groups = rq_kv_groups(c->form, b->dim_k), first = 0;
+    for (uint32_t g = 0; g < groups; g++) {
+        uint32_t size = rq_kv_group_size(c->form, b->dim_k, g);
+        p = open_k(c, p, size, &tables, s.levels);
+        open_scales(c, g, s.scales);
+        rq_target to = {b->scores, KEYS, b->q_scales + g, groups, s.scales, g > 0};
+        code_product((const int32_t *)(const void *)(b->q_codes + first), b->dim_k / 2, s.levels, KEYS,
+                     size / 2, &to, KEYS, rows);
+        first += size;
+    }
+}
+
+static void weigh_codes(const rq_attend_block *b, size_t rows)
+{
+    const rq_attend_code *c = &b->code_v;
+    rq_code_scratch s = code_scratch(b, rows);
+    rq_tables tables = tables_of(c->form, c->level);
+    uint32_t groups = rq_kv_groups(c->form, b->dim_v), first = 0;
+    for (uint32_t g = 0; g < groups; g++) {
+        uint32_t size = rq_kv_group_size(c->form, b->dim_v, g);
+        size_t stride = (size + RQ_PANEL - 1) / RQ_PANEL * RQ_PANEL;
+        open_v(c, first, size, b->dim_v, &tables, s.levels, stride);
+        open_scales(c, g, s.scales);
+        for (size_t r = 0; r < rows; r++) {
+            float w[KEYS];
+            for (int t = 0; t < KEYS; t += VL)
+                vf_store(w + t, vf_mul(vf_load(b->scores + r * KEYS + t), vf_load(s.scales + t)));
+            s.by[r] = reduce(w, KEYS, c->form == RQ_KV_Q8_0, s.weights + r * KEYS) * c->unit;
+        }
+        rq_target to = {b->out + first, b->pad_v, s.by, 1, NULL, true};
+        code_product((const int32_t *)(const void *)s.weights, KEYS / 2, s.levels, stride, KEYS / 2, &to,
+                     size, rows);
+        first += size;
+    }
+}

@@ -1,0 +1,200 @@
+/* check.c - every invariant of the cache, from scratch. */
+#include "engine/cache/internal.h"
+
+#include "backends/base/mem.h"
+
+#include <string.h>
+
+/* What the check counts itself. */
+typedef struct tally {
+    const rq_cache *c;
+    uint32_t *node_refs;  /* [n_nodes] */
+    uint32_t *exact_refs; /* [n_nodes][n_groups] */
+    uint8_t *in_tree;     /* [n_nodes] */
+    uint32_t n_in_tree;
+} tally;
+
+/* Marks a page as seen; false if it was, or is not one of the pool. */
+static bool see(uint8_t *seen, const rq_pool *p, uint32_t page)
+{
+    if (page >= p->n_pages || seen[page]) return false;
+    seen[page] = 1;
+    return true;
+}
+
+static bool count_seq(tally *t, const rq_seq *s)
+{
+    const rq_cache *c = t->c;
+    uint32_t parent = RQ_NO_NODE;
+    if (s->n_nodes != s->n_done / RQ_PAGE_TOKENS || s->n_tokens < s->n_done) return false;
+    for (uint32_t i = 0; i < s->n_nodes; i++) {
+        uint32_t n = s->path[i];
+        if (n >= c->n_nodes || !t->in_tree[n] || c->nodes[n].parent != parent || c->nodes[n].index != i)
+            return false;
+        parent = n;
+        t->node_refs[n]++;
+        for (uint32_t g = 0; g < c->n_groups; g++) {
+            const rq_node_pages *p = rq_pages_of(c, n, g);
+            bool bound = rq_exact_is_bound(c, g, i), held = bound || i >= s->low[g];
+            if (!bound && held) t->exact_refs[(size_t)n * c->n_groups + g]++;
+            uint32_t exact = held ? p->page[RQ_PAGE_EXACT] : RQ_NO_PAGE;
+            if (held && exact == RQ_NO_PAGE) return false;
+            if (s->pages[RQ_PAGE_EXACT][g][i] != exact) return false;
+            if (s->pages[RQ_PAGE_CODED][g][i] != p->page[RQ_PAGE_CODED]) return false;
+        }
+    }
+    for (uint32_t g = 0; g < c->n_groups; g++) /* what the next token reads is there */
+        if (s->low[g] > rq_kv_boundary(&c->groups[g], (uint32_t)s->n_done)) return false;
+    return true;
+}
+
+static bool check_node(const tally *t, uint32_t n)
+{
+    const rq_cache *c = t->c;
+    const rq_node *node = &c->nodes[n];
+    if (node->refs != t->node_refs[n]) return false;
+    for (uint32_t g = 0; g < c->n_groups; g++) {
+        const rq_node_pages *p = rq_pages_of(c, n, g);
+        if (p->exact_refs != t->exact_refs[(size_t)n * c->n_groups + g]) return false;
+        if (rq_exact_is_bound(c, g, node->index) && p->page[RQ_PAGE_EXACT] == RQ_NO_PAGE) return false;
+        if (rq_has_coded(c, g, node->index) != (p->page[RQ_PAGE_CODED] != RQ_NO_PAGE)) return false;
+    }
+    return true;
+}
+
+/* The tree below `first`, iteratively: children know their parent. */
+static bool walk_tree(tally *t)
+{
+    const rq_cache *c = t->c;
+    uint32_t n = c->root_child, parent = RQ_NO_NODE, elder = RQ_NO_NODE;
+    while (n != RQ_NO_NODE) {
+        const rq_node *node = &c->nodes[n];
+        if (n >= c->n_nodes || t->in_tree[n] || node->parent != parent || node->elder != elder) return false;
+        if (node->index != (parent == RQ_NO_NODE ? 0 : c->nodes[parent].index + 1)) return false;
+        if (parent != RQ_NO_NODE && node->refs > c->nodes[parent].refs) return false;
+        if (rq_node_find(c, parent, node->ids) != n) return false; /* and nobody has the same tokens */
+        t->in_tree[n] = 1;
+        t->n_in_tree++;
+        parent = n;
+        elder = RQ_NO_NODE;
+        uint32_t next = node->child;
+        while (next == RQ_NO_NODE && parent != RQ_NO_NODE) {
+            elder = parent;
+            next = c->nodes[parent].younger;
+            parent = c->nodes[parent].parent;
+        }
+        n = next;
+    }
+    return t->n_in_tree == c->n_nodes_used;
+}
+
+/* Counts a list; -1 when its links disagree or it is longer than there are nodes. */
+static int64_t list_length(const rq_cache *c, const rq_list *l, uint32_t chain, uint8_t *member)
+{
+    uint32_t before = RQ_NO_NODE;
+    int64_t n = 0;
+    for (uint32_t at = l->first; at != RQ_NO_NODE; n++) {
+        const rq_link *k = &c->links[(size_t)chain * c->n_nodes + at];
+        if (n > c->n_nodes || k->before != before || member[at]) return -1;
+        member[at] = 1;
+        before = at;
+        at = k->behind;
+    }
+    return before == l->last ? n : -1;
+}
+
+static bool check_lists(const tally *t, uint8_t *member)
+{
+    const rq_cache *c = t->c;
+    memset(member, 0, c->n_nodes + 1);
+    if (list_length(c, &c->unused, 0, member) < 0) return false;
+    for (uint32_t n = 0; n < c->n_nodes; n++)
+        if (member[n] != (t->in_tree[n] && c->nodes[n].refs == 0)) return false;
+    /* children before their parents */
+    memset(member, 0, c->n_nodes + 1);
+    for (uint32_t at = c->unused.first; at != RQ_NO_NODE; at = c->links[at].behind) {
+        for (uint32_t child = c->nodes[at].child; child != RQ_NO_NODE; child = c->nodes[child].younger)
+            if (!member[child]) return false;
+        member[at] = 1;
+    }
+    for (uint32_t g = 0; g < c->n_groups; g++) {
+        for (int marked = 0; marked < 2; marked++) {
+            memset(member, 0, c->n_nodes + 1);
+            if (list_length(c, &c->loose[g][marked], 1 + g, member) < 0) return false;
+            for (uint32_t n = 0; n < c->n_nodes; n++) {
+                const rq_node_pages *p = rq_pages_of(c, n, g);
+                bool loose = t->in_tree[n] && !rq_exact_is_bound(c, g, c->nodes[n].index) &&
+                             p->page[RQ_PAGE_EXACT] != RQ_NO_PAGE && p->exact_refs == 0 &&
+                             c->nodes[n].marked == marked;
+                if (member[n] != loose) return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* Every page is in exactly one place: a node, a sequence's own end, or free. */
+static bool check_pool(const tally *t, uint32_t g, rq_page_form form, uint8_t *seen)
+{
+    const rq_cache *c = t->c;
+    const rq_pool *p = &c->pools[g][form];
+    uint32_t idle = 0, reserved = 0, count = 0;
+    memset(seen, 0, p->n_pages);
+    if (p->n_free > p->n_pages || (uint64_t)p->n_free + p->n_idle < p->n_reserved) return false;
+    for (uint32_t i = 0; i < p->n_free; i++, count++)
+        if (!see(seen, p, p->free_ids[i])) return false;
+    for (uint32_t n = 0; n < c->n_nodes; n++) {
+        uint32_t page = t->in_tree[n] ? rq_pages_of(c, n, g)->page[form] : RQ_NO_PAGE;
+        if (page == RQ_NO_PAGE) continue;
+        if (!see(seen, p, page)) return false;
+        count++;
+        idle += c->nodes[n].refs == 0;
+    }
+    for (uint32_t i = 0; i < c->n_seqs; i++) {
+        const rq_seq *s = &c->seqs[i];
+        uint32_t n_pages = rq_cache_pages_for(s->n_tokens);
+        for (uint32_t k = s->n_nodes; k < c->max_pages; k++) {
+            uint32_t page = s->pages[form][g][k];
+            bool full = k < s->n_tokens / RQ_PAGE_TOKENS;
+            bool want = form == RQ_PAGE_EXACT ? k < n_pages : full && rq_has_coded(c, g, k);
+            if ((page != RQ_NO_PAGE) != want) return false;
+            if (page == RQ_NO_PAGE) continue;
+            if (page >= p->n_pages && form == RQ_PAGE_EXACT) {
+                bool legal =
+                    page - p->n_pages < c->n_scratch[g] && full && k >= rq_cache_pages_for(s->n_done);
+                if (!legal) return false;
+                continue;
+            }
+            if (!see(seen, p, page)) return false;
+            count++;
+        }
+        reserved += form == rq_main_form(c, g) ? s->reserved[g] : 0;
+    }
+    if (form == rq_main_form(c, g) && idle != p->n_idle) return false;
+    return count == p->n_pages && reserved == p->n_reserved;
+}
+
+bool rq_cache_consistent(const rq_cache *c)
+{
+    uint32_t most = c->n_nodes + 1;
+    for (uint32_t g = 0; g < c->n_groups; g++)
+        for (int form = 0; form < RQ_PAGE_FORMS; form++)
+            if (c->pools[g][form].n_pages > most) most = c->pools[g][form].n_pages;
+    tally t = {.c = c,
+               .node_refs = rq_calloc(most, sizeof *t.node_refs),
+               .exact_refs = rq_calloc(most, c->n_groups * sizeof *t.exact_refs),
+               .in_tree = rq_calloc(most, 1)};
+    uint8_t *seen = rq_calloc(most, 1);
+    bool ok =
+        t.node_refs != NULL && t.exact_refs != NULL && t.in_tree != NULL && seen != NULL && walk_tree(&t);
+    for (uint32_t i = 0; i < c->n_seqs && ok; i++) ok = count_seq(&t, &c->seqs[i]);
+    for (uint32_t n = 0; n < c->n_nodes && ok; n++) ok = !t.in_tree[n] || check_node(&t, n);
+    ok = ok && check_lists(&t, seen);
+    for (uint32_t g = 0; g < c->n_groups && ok; g++)
+        ok = check_pool(&t, g, RQ_PAGE_EXACT, seen) && check_pool(&t, g, RQ_PAGE_CODED, seen);
+    rq_free(t.node_refs);
+    rq_free(t.exact_refs);
+    rq_free(t.in_tree);
+    rq_free(seen);
+    return ok;
+}

@@ -1,0 +1,166 @@
+/* internal.h - what the files of the cache share. */
+#ifndef RQ_ENGINE_CACHE_INTERNAL_H
+#define RQ_ENGINE_CACHE_INTERNAL_H
+
+#include "engine/cache/cache.h"
+
+#include <stddef.h>
+
+#define RQ_NO_NODE UINT32_MAX
+
+/* A pool of pages of one form of one group. n_idle pages belong to nodes nobody uses, and can be had by evicting
+ * them; counted and reserved where rq_pool_is_counted. n_reserved <= n_free + n_idle always. */
+typedef struct rq_pool {
+    uint32_t n_pages, n_free, n_idle, n_reserved;
+    uint32_t *free_ids; /* a stack of n_free ids */
+} rq_pool;
+
+/* A full page in the tree. */
+typedef struct rq_node {
+    uint64_t key;
+    uint32_t index;                         /* page index */
+    uint32_t refs;                          /* sequences whose path goes through it */
+    uint32_t parent, child, elder, younger; /* elder, younger: among its parent's children */
+    uint32_t hash_next;                     /* also the list of unused nodes */
+    bool marked;
+    int32_t ids[RQ_PAGE_TOKENS];
+} rq_node;
+
+/* A node's pages of one group. */
+typedef struct rq_node_pages {
+    uint32_t page[RQ_PAGE_FORMS];
+    uint32_t
+        exact_refs; /* sequences that may read the exact page; counted where it can be let go by itself */
+} rq_node_pages;
+
+typedef struct rq_list {
+    uint32_t first, last;
+} rq_list;
+
+typedef struct rq_link {
+    uint32_t before, behind;
+} rq_link;
+
+typedef struct rq_seq {
+    uint64_t n_done;   /* tokens it holds */
+    uint64_t n_tokens; /* what it is extended to, >= n_done */
+    uint64_t limit;    /* tokens its reservation is for; 0: none */
+    uint32_t n_nodes;  /* n_done / 64 */
+    uint32_t *path;
+    uint8_t *marks; /* by page index */
+    int32_t tail[RQ_PAGE_TOKENS];
+    uint32_t
+        low[RQ_MAX_GROUPS]; /* exact pages of path nodes that can be let go are held from this index on */
+    uint32_t reserved[RQ_MAX_GROUPS];
+    uint32_t *pages[RQ_PAGE_FORMS][RQ_MAX_GROUPS]; /* the tables */
+    uint32_t *sent[RQ_PAGE_FORMS][RQ_MAX_GROUPS];  /* what the device knows */
+    uint32_t dirty_first[RQ_PAGE_FORMS][RQ_MAX_GROUPS], dirty_end[RQ_PAGE_FORMS][RQ_MAX_GROUPS];
+} rq_seq;
+
+struct rq_cache {
+    rq_cache_group groups[RQ_MAX_GROUPS];
+    uint32_t n_groups, n_seqs, max_pages;
+    rq_pool pools[RQ_MAX_GROUPS][RQ_PAGE_FORMS];
+    uint32_t n_scratch[RQ_MAX_GROUPS];
+    uint32_t n_retained[RQ_MAX_GROUPS]; /* exact pages beyond the sequences' shares */
+
+    uint64_t root_key;
+    uint32_t root_child;
+    uint32_t n_nodes, n_nodes_used, free_node;
+    rq_node *nodes;
+    rq_node_pages *node_pages; /* [n_nodes][n_groups] */
+    uint32_t *buckets;
+    uint32_t n_buckets; /* a power of two */
+    /* Lists by last use. Chain 0: nodes nobody uses, children before their parents. Chain 1 + group: exact pages
+     * that can be let go and that no sequence holds; plain ones and marked ones. */
+    rq_link *links; /* [1 + n_groups][n_nodes] */
+    rq_list unused, loose[RQ_MAX_GROUPS][2];
+
+    rq_seq *seqs;
+    uint32_t *words; /* behind the sequences' arrays */
+    uint8_t *marks;
+    uint32_t *found; /* max_pages nodes of a match */
+    rq_page_copy *copies;
+    uint32_t n_copies;
+};
+
+/* Does the group's exact page of this index live and die with its node? Else it can be let go before. */
+static inline bool rq_exact_is_bound(const rq_cache *c, uint32_t g, uint32_t index)
+{
+    return !rq_group_is_coded(&c->groups[g]) || index < c->groups[g].sink_pages;
+}
+
+/* Has the group a coded page of this index? */
+static inline bool rq_has_coded(const rq_cache *c, uint32_t g, uint32_t index)
+{
+    return rq_group_is_coded(&c->groups[g]) && index >= c->groups[g].sink_pages;
+}
+
+/* The pool of the group that holds what it was made for, and whose pages are reserved. */
+static inline rq_page_form rq_main_form(const rq_cache *c, uint32_t g)
+{
+    return rq_group_is_coded(&c->groups[g]) ? RQ_PAGE_CODED : RQ_PAGE_EXACT;
+}
+
+/* Pages of the main pool that indices [0, n_pages) take. */
+static inline uint32_t rq_main_pages(const rq_cache *c, uint32_t g, uint32_t n_pages)
+{
+    uint32_t sinks = c->groups[g].sink_pages;
+    if (!rq_group_is_coded(&c->groups[g])) return n_pages;
+    return n_pages > sinks ? n_pages - sinks : 0;
+}
+
+static inline uint32_t rq_pool_left(const rq_pool *p)
+{
+    return p->n_free + p->n_idle - p->n_reserved;
+}
+
+static inline rq_node_pages *rq_pages_of(const rq_cache *c, uint32_t node, uint32_t g)
+{
+    return &c->node_pages[(size_t)node * c->n_groups + g];
+}
+
+/* ---- tree.c ----------------------------------------------------------------------------------------------- */
+
+/* A page of the pool, evicting what is least useful. RQ_NO_PAGE when everything is in use. */
+uint32_t rq_take_page(rq_cache *c, uint32_t g, rq_page_form form);
+/* Gives a page back; RQ_NO_PAGE and scratch pages are ignored. */
+void rq_give_page(rq_cache *c, uint32_t g, rq_page_form form, uint32_t page);
+
+/* The child of `parent` (RQ_NO_NODE: of the root) with these 64 tokens, or RQ_NO_NODE. */
+uint32_t rq_node_find(const rq_cache *c, uint32_t parent, const int32_t *ids);
+/* A new child without pages, used by one sequence. */
+uint32_t rq_node_add(rq_cache *c, uint32_t parent, const int32_t *ids);
+/* Removes a node, with everything below it, and frees its pages. Nobody uses those below; the node itself nobody,
+ * or the caller alone, who holds its exact pages. */
+void rq_node_remove(rq_cache *c, uint32_t node);
+void rq_node_ref(rq_cache *c, uint32_t node);
+void rq_node_unref(rq_cache *c, uint32_t node);
+/* A sequence begins, or ends, to hold an exact page that can be let go. */
+void rq_exact_hold(rq_cache *c, uint32_t node, uint32_t g);
+void rq_exact_drop(rq_cache *c, uint32_t node, uint32_t g);
+/* Puts an exact page that nobody holds into the node, which has none. */
+void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page);
+void rq_node_mark(rq_cache *c, uint32_t node);
+
+/* ---- seq.c ------------------------------------------------------------------------------------------------ */
+
+void rq_table_set(rq_seq *s, rq_page_form form, uint32_t g, uint32_t index, uint32_t page);
+/* Writes the tables' entries of path node `index`: pages it holds, by low[]. */
+void rq_table_show(rq_cache *c, rq_seq *s, uint32_t index);
+/* Undoes an extension that was not committed. */
+void rq_seq_undo(rq_cache *c, rq_seq *s);
+/* The path ends after n_nodes nodes from now on (path[] is filled), and exact pages are held as position m, the
+ * next to be written, demands; they are there. */
+void rq_seq_hold(rq_cache *c, rq_seq *s, uint32_t n_nodes, uint64_t m);
+/* Are the exact pages there that the token at position m reads, in these n_nodes nodes? */
+bool rq_path_serves(const rq_cache *c, const uint32_t *path, uint32_t n_nodes, uint64_t m);
+/* Gives the sequence a partial last page, a copy of pages from[g]. False, with nothing changed, when there is
+ * no page for it. */
+bool rq_seq_copy_tail(rq_cache *c, rq_seq *s, const uint32_t *from);
+/* Frees the partial last page. */
+void rq_seq_drop_tail(rq_cache *c, rq_seq *s);
+/* Brings the reservation in line with what the sequence has. */
+void rq_seq_reserve(rq_cache *c, rq_seq *s);
+
+#endif
