@@ -31,9 +31,9 @@ void main()
         } else if (split_max != NOTHING) {
             float m = max(total_max, split_max), a = total_max == NOTHING ? 0.0 : exp_below(total_max - m),
                   b = exp_below(split_max - m);
-            total_sum = total_sum * a + p.d[1] * b;
+            total_sum = merge(total_sum, a, p.d[1], b);
             [[unroll]] for (uint i = 0u; i < MAX_V; i++)
-                if (tid + 64u * i < dv) total[i] = total[i] * a + p.d[2u + tid + 64u * i] * b;
+                if (tid + 64u * i < dv) total[i] = merge(total[i], a, p.d[2u + tid + 64u * i], b);
             total_max = m;
         }
     }

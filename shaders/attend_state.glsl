@@ -16,3 +16,10 @@ float exp_below(float x)
     p = p * r + 5.0000001201e-1;
     return (p * r * r + r + 1.0) * uintBitsToFloat(uint(int(k) + 127) << 23);
 }
+
+float merge(float x, float a, float y, float b)
+{
+    precise float t = x * a;
+    t = fma(y, b, t);
+    return t;
+}

@@ -37,9 +37,9 @@ void main()
             weights8(w + uint64_t(first + r) * push.u[2], push.a[1], j, n_in, v);
             [[unroll]] for (uint c = 0u; c < 8u; c++) {
                 if (c >= COLS) break;
-                float s = 0.0;
+                precise float s = 0.0;
                 [[unroll]] for (uint i = 0u; i < 8u; i++)
-                    if (8u * j + i < n_in) s = s + v[i] * F32(x).d[c * push.u[3] + 8u * j + i];
+                    if (8u * j + i < n_in) s = fma(v[i], F32(x).d[c * push.u[3] + 8u * j + i], s);
                 acc[r][c] = acc[r][c] + s;
             }
         }

@@ -200,7 +200,12 @@ static void attend(vk_builder *b, const rq_op *op)
     uint32_t tiles = bucket / RQ_TILE_TOKENS + 2 * (bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS);
     uint32_t work = splits ? bucket * split_pages : tiles < bucket ? tiles : bucket;
     if (work > caps->max_work) work = caps->max_work;
-    vk_dispatch(b, VK_ATTEND, no_constants, &push, work, heads, queries, splits);
+    /* rows of a workgroup: its shared memory holds eight, and few rows need no more */
+    uint32_t group = heads / g->n_heads, rows = 1, per_invocation = 1;
+    while (rows < 8 && rows < queries * group) rows *= 2;
+    while (64 * per_invocation < g->dim_v) per_invocation *= 2;
+    vk_dispatch(b, VK_ATTEND, (uint32_t[VK_CONSTANTS]){rows, per_invocation}, &push, work, g->n_heads,
+                divide_up(queries * group, rows), splits);
     if (splits) vk_dispatch(b, VK_ATTEND_MERGE, no_constants, &push, work, heads, queries, true);
 }
 
