@@ -16,6 +16,7 @@ EXCEPTIONS = {
     "tools/rqvk-inspect.c": ("engine/gguf/", "backends/formats/"),
     "tools/rqvk-synth.c": ("engine/gguf/", "backends/formats/"),
     "tools/inspect/": ("engine/gguf/", "backends/formats/"),
+    "tools/kv-levels/": ("backends/formats/",),
     "tools/synth/": ("engine/gguf/", "backends/formats/"),
     "tools/kv/": ("engine/kv.h", "backends/formats/", "backends/cache.h"),
     "tools/ppl/": ("engine/kv.h", "backends/cache.h"),

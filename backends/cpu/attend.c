@@ -1,4 +1,4 @@
-/* attend.c - attention over the pages of the cache.
+/* attend.c - attention over the pages of the cache, exact ones and coded ones.
  *
  * A unit is (work item, KV head, block of queries): at most BLOCK_ROWS rows (queries x the query heads of the KV
  * head), so that queries, state and one widened page stay in the second-level cache. For each split of
@@ -7,9 +7,13 @@
  * that are one split each leave their state in a partial buffer, and a second instruction merges those. Both do
  * the same arithmetic in the same order, so a query's bits depend on its position and the cache alone.
  *
+ * In which form a query reads a page is a function of positions (rq_kv_reads_exact). Inside a tile at most the
+ * last query differs from the others, so a page may be visited in both forms, each for its own queries.
+ *
  * Memory: a generated token reads each visible page of K and V once (all query heads of a KV head together); a
  * prompt reads it once for every BLOCK_ROWS rows, from the third-level cache as a rule. */
 #include "backends/cpu/program.h"
+#include "backends/formats/kv_codec.h"
 
 #include <math.h>
 #include <string.h>
@@ -20,8 +24,13 @@ typedef struct attend_args {
     rq_tensor q;
     float *y;          /* [dim_v * n_q, T] */
     uint64_t y_stride; /* floats */
+    const float *mean; /* [dim_k, heads] or NULL */
+    uint64_t mean_stride;
+    uint32_t kv_per_mean; /* KV heads that share a column of it */
     const rq_cache_pool *pool;
-    const uint32_t *table;
+    const uint32_t *table, *coded_table; /* coded_table NULL: exact pages only */
+    rq_attend_code code_k, code_v;       /* of coded pages, but for the addresses */
+    uint32_t k_groups;
     uint32_t max_pages, n_seqs;
     uint32_t cache_group, layer;
     uint32_t n_kv, group; /* KV heads, query heads for each */
@@ -31,7 +40,8 @@ typedef struct attend_args {
     /* partial results: [slot][query head] of (max, sum, values [dim_v]) in shared scratch */
     uint64_t partials, partial_floats;
     /* this worker's scratch */
-    uint64_t own_q, own_panel, own_scores, own_split, own_total;
+    uint64_t own_q, own_bias, own_panel, own_scores, own_split, own_total;
+    uint64_t own_q_codes, own_q_scales, own_codes;
 } attend_args;
 
 /* max, sum and values of some rows. */
@@ -55,11 +65,12 @@ static void reset(attend_state *s, uint32_t rows, uint32_t pad_v)
 }
 
 /* The block of a page index of the sequence, NULL when the table has no page there. */
-static const uint8_t *page_at(const attend_args *a, uint32_t seq, uint32_t index, uint32_t head)
+static const uint8_t *page_at(const attend_args *a, uint32_t seq, uint32_t index, uint32_t head, bool coded)
 {
     if (seq >= a->n_seqs || index >= a->max_pages) return NULL;
-    uint32_t page = a->table[(size_t)seq * a->max_pages + index];
-    return page < a->pool->n_pages ? rq_page_block(a->pool, page, a->layer, head) : NULL;
+    size_t entry = (size_t)seq * a->max_pages + index;
+    return coded ? rq_pool_coded_block(a->pool, a->coded_table[entry], a->layer, head)
+                 : rq_pool_exact_block(a->pool, a->table[entry], a->layer, head);
 }
 
 /* Visible keys [lo, hi) of page `index` for a query at position `pos`. */
@@ -75,13 +86,45 @@ static uint32_t max_rows_of(const attend_args *a)
     return a->block_queries * a->group;
 }
 
+/* Points the block at a page. */
+static void show_page(const attend_args *a, rq_attend_block *b, const uint8_t *page, bool coded)
+{
+    const rq_coded_layout *l = &a->pool->coded_layout;
+    b->k = page;
+    b->v = page + (coded ? l->k_bytes : a->pool->layout.k_bytes);
+    b->code_k.form = b->code_v.form = RQ_KV_SAME;
+    if (!coded) return;
+    b->code_k = a->code_k;
+    b->code_v = a->code_v;
+    b->code_k.words = b->k;
+    b->code_v.words = b->v;
+    b->code_k.scales = page + l->k_bytes + l->v_bytes;
+    b->code_v.scales = page + l->k_bytes + l->v_bytes + l->k_scale_bytes;
+}
+
+/* Adds page `index` in one form for the queries that read it in that form. */
+static void attend_form(const rq_cpu_worker *w, const attend_args *a, rq_attend_block *b, uint32_t seq,
+                        uint32_t head, const uint32_t *pos, uint32_t index, bool coded, uint8_t *lo,
+                        uint8_t *hi)
+{
+    const uint8_t *page = page_at(a, seq, index, head, coded);
+    if (!page) return;
+    const rq_cache_group *g = a->pool->group;
+    for (uint32_t i = 0; i < b->n_queries; i++)
+        if (rq_kv_reads_exact(g, pos[i], index) != coded)
+            visible(pos[i], g->window, index, &lo[i], &hi[i]);
+        else
+            lo[i] = hi[i] = 0;
+    show_page(a, b, page, coded);
+    w->vec->attend_page(b);
+}
+
 /* State of queries [first, first + n) of the step over pages [p0, p1), which lie in one split. */
 static void attend_split(const rq_cpu_worker *w, const attend_args *a, uint32_t seq, uint32_t head,
                          uint32_t first, uint32_t n, uint32_t p0, uint32_t p1, attend_state *s)
 {
     const uint32_t *pos = rq_cpu_token_pos(w) + first;
-    const rq_page_layout *layout = &a->pool->layout;
-    uint32_t window = a->pool->group->window;
+    const rq_cache_group *g = a->pool->group;
     uint8_t lo[RQ_TILE_TOKENS], hi[RQ_TILE_TOKENS];
     rq_attend_block b = {
         .n_queries = n,
@@ -89,11 +132,13 @@ static void attend_split(const rq_cpu_worker *w, const attend_args *a, uint32_t 
         .dim_k = a->dim_k,
         .dim_v = a->dim_v,
         .pad_v = a->pad_v,
-        .type_k = a->pool->group->type_k,
-        .type_v = a->pool->group->type_v,
+        .type_k = g->type_k,
+        .type_v = g->type_v,
         .softcap = a->softcap,
+        .bias = a->mean ? (const float *)(w->own + a->own_bias) : NULL,
         .q = (const float *)(w->own + a->own_q),
-        .next_bytes = (uint32_t)layout->head_bytes,
+        .q_codes = (const int16_t *)(w->own + a->own_q_codes),
+        .q_scales = (const float *)(w->own + a->own_q_scales),
         .lo = lo,
         .hi = hi,
         .max = s->max,
@@ -101,31 +146,44 @@ static void attend_split(const rq_cpu_worker *w, const attend_args *a, uint32_t 
         .out = s->out,
         .panel = (float *)(w->own + a->own_panel),
         .scores = (float *)(w->own + a->own_scores),
+        .codes = w->own + a->own_codes,
     };
     reset(s, n * a->group, a->pad_v);
-    const uint8_t *page = page_at(a, seq, p0, head);
     for (uint32_t p = p0; p < p1; p++) {
-        const uint8_t *next = p + 1 < p1 ? page_at(a, seq, p + 1, head) : NULL;
-        if (page) {
-            for (uint32_t i = 0; i < n; i++) visible(pos[i], window, p, &lo[i], &hi[i]);
-            b.k = page;
-            b.v = page + layout->k_bytes;
-            b.next = next;
-            w->vec->attend_page(&b);
-        }
-        page = next;
+        /* fetched ahead: the next page as the first query will read it */
+        bool next_coded = p + 1 < p1 && !rq_kv_reads_exact(g, pos[0], p + 1);
+        b.next = p + 1 < p1 ? page_at(a, seq, p + 1, head, next_coded) : NULL;
+        b.next_bytes = (uint32_t)(next_coded ? a->pool->coded_layout.head_bytes : a->pool->layout.head_bytes);
+        bool any[2] = {false, false};
+        for (uint32_t i = 0; i < n; i++) any[!rq_kv_reads_exact(g, pos[i], p)] = true;
+        if (any[1] && a->coded_table) attend_form(w, a, &b, seq, head, pos, p, true, lo, hi);
+        if (any[0]) attend_form(w, a, &b, seq, head, pos, p, false, lo, hi);
     }
 }
 
-/* Queries times the scale, [n * group][dim_k]. */
+/* Queries times the scale, [n * group][dim_k]; what coded pages need of them; their product with the mean. */
 static void load_queries(const rq_cpu_worker *w, const attend_args *a, uint32_t head, uint32_t first,
                          uint32_t n)
 {
-    float *to = (float *)(w->own + a->own_q);
+    float *to = (float *)(w->own + a->own_q), *bias = (float *)(w->own + a->own_bias);
+    float *scales = (float *)(w->own + a->own_q_scales);
+    int16_t *codes = (int16_t *)(w->own + a->own_q_codes);
+    const float *mean = a->mean ? a->mean + head / a->kv_per_mean * a->mean_stride : NULL;
     for (uint32_t t = first; t < first + n; t++)
-        for (uint32_t g = 0; g < a->group; g++, to += a->dim_k)
+        for (uint32_t g = 0; g < a->group; g++, to += a->dim_k) {
             w->vec->scale((const float *)(a->q.p + (head * a->group + g) * a->q.nb[1] + t * a->q.nb[2]),
                           a->scale, to, a->dim_k);
+            if (rq_kv_bits(a->code_k.form)) {
+                w->vec->attend_reduce(to, a->dim_k, a->code_k.form, a->code_k.unit, codes, scales);
+                codes += a->dim_k;
+                scales += a->k_groups;
+            }
+            if (mean) {
+                double sum = 0;
+                for (uint32_t i = 0; i < a->dim_k; i++) sum += (double)to[i] * (double)mean[i];
+                *bias++ = (float)sum;
+            }
+        }
 }
 
 static float *partial_at(const rq_cpu_worker *w, const attend_args *a, uint32_t slot, uint32_t q_head)
@@ -216,6 +274,17 @@ static void run_merge(rq_cpu_worker *w, const void *args)
     }
 }
 
+static rq_attend_code code_of(rq_kv_form form, bool is_v)
+{
+    const rq_kv_codec *row = rq_kv_codec_of(form);
+    rq_attend_code c = {.form = form, .unit = 1};
+    if (row) {
+        c.level = row->level;
+        c.unit = row->unit * (is_v ? row->gain_v : row->gain_k);
+    }
+    return c;
+}
+
 static uint64_t place(uint64_t *at, uint64_t floats)
 {
     uint64_t here = *at;
@@ -238,6 +307,13 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
     a->y = (float *)(void *)y.p;
     a->y_stride = y.nb[1] / sizeof(float);
     a->table = a->pool->table->host;
+    bool coded = rq_group_is_coded(g);
+    if (coded) {
+        a->coded_table = a->pool->coded_table->host;
+        a->code_k = code_of(g->form_k, false);
+        a->code_v = code_of(g->form_v, true);
+        a->k_groups = rq_kv_groups(g->form_k, g->dim_k);
+    }
     a->max_pages = bindings->caps->max_pages;
     a->n_seqs = bindings->caps->n_seqs;
     a->n_kv = g->n_heads;
@@ -252,6 +328,16 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
         rq_cpu_fail(b, "queries do not have the shape of the cache group");
         return;
     }
+    rq_tensor mean = rq_cpu_tensor(b, op->n_in > 2 ? op->in[2] : 0);
+    if (mean.p && a->softcap > 0) {
+        a->mean = (const float *)(const void *)mean.p;
+        a->mean_stride = mean.ne[1] > 1 ? mean.nb[1] / sizeof(float) : 0;
+        a->kv_per_mean = mean.ne[1] ? a->n_kv / mean.ne[1] : 0;
+        if (a->kv_per_mean == 0 || a->n_kv % mean.ne[1]) {
+            rq_cpu_fail(b, "attention has %u KV heads, the mean of its keys %u", a->n_kv, mean.ne[1]);
+            return;
+        }
+    }
     uint32_t bucket = rq_cpu_tape(b)->bucket, most = bucket < RQ_TILE_TOKENS ? bucket : RQ_TILE_TOKENS;
     a->block_queries = BLOCK_ROWS / a->group;
     if (a->block_queries > most) a->block_queries = most;
@@ -264,6 +350,12 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
     a->own_scores = place(&own, rows * RQ_PAGE_TOKENS);
     a->own_split = place(&own, rows * (2 + a->pad_v));
     a->own_total = place(&own, rows * (2 + a->pad_v));
+    a->own_bias = place(&own, a->mean ? rows : 0);
+    if (coded) {
+        a->own_q_codes = place(&own, rows * a->dim_k / 2);
+        a->own_q_scales = place(&own, rows * a->k_groups);
+        a->own_codes = place(&own, rq_attend_code_scratch(rows) / sizeof(float) + 1);
+    }
     rq_cpu_own(b, own);
     a->partial_floats = (a->dim_v + 2 + 15) / 16 * 16; /* no two results share a cache line */
     if (bucket <= 8)

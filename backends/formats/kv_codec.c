@@ -5,21 +5,20 @@
 
 #include "backends/formats/kv_codec_impl.h"
 
-/* Levels of two-state trellises, trained for Gaussian elements by tools/kv-levels. Values in units of the
- * standard deviation are about level * 2^(-base / 512) / 64. */
+/* Levels of two-state trellises, trained on normal values by tools/kv-levels. */
 static const rq_kv_codec rows[] = {
-    {2, {{-63, -1, 55, 127}, {-127, -55, 1, 63}}, 0x1p-6f, -27, 1.0f, 1.0f},
+    {2, {{-64, -3, 51, 127}, {-127, -51, 3, 64}}, 0x1p-6f, 19, 1.0f, 1.0f},
     {3,
-     {{-91, -49, -23, 0, 23, 46, 71, 127}, {-127, -71, -46, -23, 0, 23, 49, 91}},
+     {{-90, -51, -24, -1, 22, 45, 73, 127}, {-127, -73, -45, -22, 1, 24, 51, 90}},
      0x1p-6f,
-     161,
+     183,
      1.0f,
      1.0f},
     {4,
-     {{-127, -74, -55, -40, -29, -19, -9, 0, 9, 19, 29, 39, 50, 65, 87, 104},
-      {-104, -87, -65, -50, -39, -29, -19, -9, 0, 9, 19, 29, 40, 55, 74, 127}},
+     {{-105, -77, -58, -44, -32, -21, -10, 0, 11, 21, 32, 43, 55, 69, 90, 127},
+      {-127, -90, -69, -55, -43, -32, -21, -11, 0, 10, 21, 32, 44, 58, 77, 105}},
      0x1p-6f,
-     261,
+     259,
      1.0f,
      1.0f},
 };

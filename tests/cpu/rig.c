@@ -1,6 +1,7 @@
 #include "tests/cpu/rig.h"
 
 #include "backends/base/mem.h"
+#include "backends/formats/kv_codec.h"
 
 #include <math.h>
 #include <string.h>
@@ -37,6 +38,18 @@ static rq_memory *memory(rig *r, uint64_t bytes)
     return m;
 }
 
+/* A table of all sequences, neighbours far apart. */
+static rq_memory *scattered(rig *r)
+{
+    rq_memory *m = memory(r, r->pool.n_pages * sizeof(uint32_t));
+    uint32_t *table = m->host;
+    for (uint32_t s = 0; s < r->caps.n_seqs; s++)
+        for (uint32_t p = 0; p < r->caps.max_pages; p++)
+            table[s * r->caps.max_pages + p] =
+                (p % 2 ? p / 2 : r->caps.max_pages - 1 - p / 2) * r->caps.n_seqs + s;
+    return m;
+}
+
 void rig_open(rig *r, const char *implementation, uint32_t threads, const rq_cache_group *group,
               const rq_step_caps *caps)
 {
@@ -58,12 +71,15 @@ void rig_open(rig *r, const char *implementation, uint32_t threads, const rq_cac
     r->pool.n_slabs = (r->pool.n_pages + 3) / 4;
     for (uint32_t i = 0; i < r->pool.n_slabs; i++)
         r->pool.slabs[i] = memory(r, 4 * r->pool.layout.page_bytes);
-    r->pool.table = memory(r, r->pool.n_pages * sizeof(uint32_t));
-    uint32_t *table = r->pool.table->host;
-    for (uint32_t s = 0; s < r->caps.n_seqs; s++)
-        for (uint32_t p = 0; p < r->caps.max_pages; p++) /* neighbours far apart */
-            table[s * r->caps.max_pages + p] =
-                (p % 2 ? p / 2 : r->caps.max_pages - 1 - p / 2) * r->caps.n_seqs + s;
+    r->pool.table = scattered(r);
+    if (!rq_group_is_coded(group)) return;
+    r->pool.coded_layout = rq_coded_layout_of(group);
+    r->pool.coded_layout.slab_shift = 2;
+    r->pool.n_coded = r->pool.n_pages;
+    r->pool.n_coded_slabs = r->pool.n_slabs;
+    for (uint32_t i = 0; i < r->pool.n_coded_slabs; i++)
+        r->pool.coded_slabs[i] = memory(r, 4 * r->pool.coded_layout.page_bytes);
+    r->pool.coded_table = scattered(r);
 }
 
 void rig_close(rig *r)
@@ -77,6 +93,8 @@ void rig_close(rig *r)
     for (int i = 0; i < RQ_PERSIST_COUNT; i++) b->release(r->persist[i]);
     for (uint32_t i = 0; i < r->pool.n_slabs; i++) b->release(r->pool.slabs[i]);
     b->release(r->pool.table);
+    for (uint32_t i = 0; i < r->pool.n_coded_slabs; i++) b->release(r->pool.coded_slabs[i]);
+    b->release(r->pool.coded_table);
     rq_free(r->step.words);
     b->close(r->device);
 }
@@ -86,6 +104,8 @@ void rig_fresh_cache(rig *r)
     /* 0xff.. is a NaN as f16 and as f32 */
     for (uint32_t i = 0; i < r->pool.n_slabs; i++)
         memset(r->pool.slabs[i]->host, 0xff, r->pool.slabs[i]->bytes);
+    for (uint32_t i = 0; i < r->pool.n_coded_slabs; i++)
+        memset(r->pool.coded_slabs[i]->host, 0xff, r->pool.coded_slabs[i]->bytes);
 }
 
 const uint32_t *rig_table(const rig *r, uint32_t seq)
@@ -103,7 +123,8 @@ static uint8_t *block(const rig *r, uint32_t layer, uint32_t seq, uint32_t head,
 static void put(uint8_t *base, rq_type type, size_t i, float x)
 {
     uint16_t h = rq_f32_to_f16(x);
-    if (type == RQ_TYPE_F16)
+    if (type == RQ_TYPE_BF16) h = rq_f32_to_bf16(x);
+    if (type != RQ_TYPE_F32)
         memcpy(base + 2 * i, &h, 2);
     else
         memcpy(base + 4 * i, &x, 4);
@@ -113,9 +134,9 @@ static float get(const uint8_t *base, rq_type type, size_t i)
 {
     uint16_t h;
     float x;
-    memcpy(&x, base + 4 * (type == RQ_TYPE_F16 ? 0 : i), 4);
-    memcpy(&h, base + 2 * (type == RQ_TYPE_F16 ? i : 0), 2);
-    return type == RQ_TYPE_F16 ? rq_f16_to_f32(h) : x;
+    memcpy(&x, base + 4 * (type == RQ_TYPE_F32 ? i : 0), 4);
+    memcpy(&h, base + 2 * (type == RQ_TYPE_F32 ? 0 : i), 2);
+    return type == RQ_TYPE_F32 ? x : type == RQ_TYPE_BF16 ? rq_bf16_to_f32(h) : rq_f16_to_f32(h);
 }
 
 void rig_put(rig *r, uint32_t layer, uint32_t seq, uint32_t pos, const float *k, const float *v)
@@ -138,6 +159,47 @@ float rig_v(const rig *r, uint32_t layer, uint32_t seq, uint32_t head, uint32_t 
 {
     return get(block(r, layer, seq, head, pos) + r->pool.layout.k_bytes, r->group.type_v,
                pos % 64 * r->group.dim_v + d);
+}
+
+/* One side of all heads. x holds a block as rq_kv_encode_block takes it. */
+static void encode_side(rig *r, uint32_t layer, uint32_t seq, uint32_t index, bool is_v, float *x)
+{
+    const rq_cache_group *g = &r->group;
+    const rq_coded_layout *l = &r->pool.coded_layout;
+    rq_kv_form form = is_v ? g->form_v : g->form_k;
+    uint32_t d = is_v ? g->dim_v : g->dim_k, page = rig_table(r, seq)[index],
+             coded = ((const uint32_t *)r->pool.coded_table->host)[seq * r->caps.max_pages + index];
+    for (uint32_t h = 0; h < g->n_heads; h++) {
+        const uint8_t *from = rq_pool_exact_block(&r->pool, page, layer, h);
+        uint8_t *to = rq_pool_coded_block(&r->pool, coded, layer, h);
+        uint8_t *words = to + (is_v ? l->k_bytes : 0);
+        uint8_t *scales = to + l->k_bytes + l->v_bytes + (is_v ? l->k_scale_bytes : 0);
+        if (rq_kv_bits(form) == 0) {
+            memcpy(words, from + (is_v ? r->pool.layout.k_bytes : 0), is_v ? l->v_bytes : l->k_bytes);
+            continue;
+        }
+        for (uint32_t i = 0; i < d; i++)
+            for (uint32_t t = 0; t < RQ_PAGE_TOKENS; t++)
+                x[i * RQ_PAGE_TOKENS + t] = is_v ? rig_v(r, layer, seq, h, index * RQ_PAGE_TOKENS + t, i)
+                                                 : rig_k(r, layer, seq, h, index * RQ_PAGE_TOKENS + t, i);
+        rq_kv_encode_block(NULL, form, is_v, d, x, (uint32_t *)(void *)words, scales);
+    }
+}
+
+void rig_encode(rig *r, uint32_t layer, uint32_t seq, uint32_t index)
+{
+    uint32_t d = r->group.dim_k > r->group.dim_v ? r->group.dim_k : r->group.dim_v;
+    float *x = rq_calloc((size_t)d * RQ_PAGE_TOKENS, sizeof *x);
+    encode_side(r, layer, seq, index, false, x);
+    encode_side(r, layer, seq, index, true, x);
+    rq_free(x);
+}
+
+void rig_forget(rig *r, uint32_t seq, uint32_t index)
+{
+    uint32_t page = rig_table(r, seq)[index];
+    memset((uint8_t *)r->pool.slabs[page / 4]->host + page % 4 * r->pool.layout.page_bytes, 0xff,
+           r->pool.layout.page_bytes);
 }
 
 void rig_weight(rig *r, uint32_t index, const void *bytes, uint64_t n)

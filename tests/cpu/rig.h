@@ -45,6 +45,11 @@ void rig_put(rig *r, uint32_t layer, uint32_t seq, uint32_t pos, const float *k,
 float rig_k(const rig *r, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, uint32_t d);
 float rig_v(const rig *r, uint32_t layer, uint32_t seq, uint32_t head, uint32_t pos, uint32_t d);
 
+/* Brings page `index` of a sequence into coded form (the group has one), in one layer. */
+void rig_encode(rig *r, uint32_t layer, uint32_t seq, uint32_t index);
+/* Fills the exact page with NaN, in every layer. */
+void rig_forget(rig *r, uint32_t seq, uint32_t index);
+
 /* A weight the next tape may use by index; copied. */
 void rig_weight(rig *r, uint32_t index, const void *bytes, uint64_t n);
 

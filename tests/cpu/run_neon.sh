@@ -17,3 +17,5 @@ flags="-std=gnu17 -O2 -ftree-vectorize -Wall -Wextra -Wno-unused-parameter -ffp-
 qemu-aarch64 -cpu cortex-a53 "$work/test_matmul"
 qemu-aarch64 -cpu max "$work/test_matmul" | tee "$work/log"
 grep -q "ran neon_dot" "$work/log"
+# The codecs of the cache, which live with the formats.
+"$src/tests/formats/run_neon.sh" "$src" "$work"

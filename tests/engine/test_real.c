@@ -108,21 +108,29 @@ static void collect(rq_session *s, answer *a)
 
 static void test_same_text_beside_others(void **state)
 {
-    static const char *const files[] = {"llama-Q4_K_M.gguf", "qwen3.gguf", "qwen3moe.gguf"};
-    enum { SESSIONS = 4 };
+    static const struct {
+        const char *file, *type_k, *type_v;
+    } runs[] = {{"llama-Q4_K_M.gguf", "f16", "f16"},
+                {"qwen3.gguf", "f16", "f16"},
+                {"qwen3moe.gguf", "f16", "f16"},
+                {"llama-Q4_K_M.gguf", "wht3", "wht3"},
+                {"qwen3.gguf", "q8_0", "planar4"}};
+    enum { SESSIONS = 4, RUNS = sizeof runs / sizeof *runs };
     /* one prompt of each kind: a token, less than a narrow step, several pieces, more than 512 positions (from
      * where attention is computed in splits) */
     static const size_t sizes[SESSIONS] = {1, 7, 150, 600};
     static rq_token prompt[SESSIONS][600];
     static answer alone[SESSIONS], beside;
-    for (size_t f = 0; f < 3; f++) {
-        rq_model *model = load(data_file(files[f]));
+    for (size_t f = 0; f < RUNS; f++) {
+        rq_model *model = load(data_file(runs[f].file));
         rq_model_info info;
         rq_model_describe(model, &info);
         for (uint32_t round = 0; round < 2; round++) {
-            rq_engine *engine = engine_of(
-                model,
-                &(rq_engine_params){.n_ctx = 640, .n_sessions = round == 0 ? 1 : SESSIONS, .n_batch = 64});
+            rq_engine *engine = engine_of(model, &(rq_engine_params){.n_ctx = 640,
+                                                                     .n_sessions = round == 0 ? 1 : SESSIONS,
+                                                                     .n_batch = 64,
+                                                                     .type_k = runs[f].type_k,
+                                                                     .type_v = runs[f].type_v});
             rq_session *s[SESSIONS];
             if (round == 0) {
                 s[0] = session_of(engine);

@@ -236,6 +236,120 @@ static void soft_cap(void **state)
     bench_close(b);
 }
 
+/* A quarter turn of a pair, and a Hadamard pair whose second element is mirrored. */
+static void rotation(void **state)
+{
+    const rq_rotation_block blocks[] = {{0, 1, 2, false}, {2, 1, 2, true}};
+    bench *b = bench_open(1, 0, 0);
+    rq_ref data = rq_tape_weight(&b->t, 0, RQ_TYPE_F32, (uint32_t[4]){6, 1, 1, 1}, "r");
+    rq_ref mean = rq_tape_weight(&b->t, 1, RQ_TYPE_F32, (uint32_t[4]){4, 2, 1, 1}, "m");
+    rq_ref lambda = rq_tape_weight(&b->t, 2, RQ_TYPE_F32, (uint32_t[4]){4, 1, 1, 1}, "l");
+    memcpy(b->weights[0], (float[]){0, -1, 1, 0, 1, -1}, 24);
+    memcpy(b->weights[1], (float[]){1, 1, 1, 1, 0, 0, 0, 10}, 32);
+    memcpy(b->weights[2], (float[]){2, 1, 1, 2}, 16);
+    rq_ref x = rq_tape_act(&b->t, RQ_TYPE_F32, 4, 4, 1, 1); /* the first two heads take the first mean */
+    for (int h = 0; h < 4; h++) memcpy(b->memory[x] + 4 * h, (float[]){3, 4, 5, 6}, 16);
+    rq_ref y = rq_op_rotate(&b->t, x, data, mean, lambda, blocks, 2, false);
+    rq_ref z = rq_op_rotate(&b->t, x, data, mean, lambda, blocks, 2, true);
+    rq_ref only = rq_op_rotate(&b->t, x, 0, mean, 0, NULL, 0, false);
+    bench_run(b);
+    const double first[] = {-3, 4, -6 / sqrt(2), 14 / sqrt(2)}, last[] = {-4, 6, 13 / sqrt(2), -3 / sqrt(2)};
+    const double back[] = {5, -2, 1 + 11 / sqrt(2), 1 + 1 / sqrt(2)}; /* of 4 -3, 11 and -1 mirrored */
+    for (int i = 0; i < 4; i++) {
+        near(b->memory[y][i], first[i]); /* of 4 3 4 10 */
+        near(b->memory[y][4 + i], first[i]);
+        near(b->memory[y][8 + i], last[i]); /* of 6 4 5 -8 */
+        near(b->memory[z][i], back[i]);
+        near(b->memory[only][4 + i], 2 + i);
+        near(b->memory[only][12 + i], i == 3 ? -4 : 3 + i);
+    }
+    bench_close(b);
+}
+
+/* Page 0 has ones as values; its coded form has one key and one value that are not zero. The query at 126 reads the
+ * first, the one at 127 the second. */
+static void two_forms(void **state)
+{
+    bench *b = bench_open(2, 126, 0);
+    b->group.form_k = b->group.form_v = RQ_KV_Q8_0;
+    b->group.recent_pages = 1;
+    memset(b->slab_bytes, 0, b->slab.bytes);
+    b->pages[0] = 0, b->pages[1] = 1;
+    uint32_t codes_of[2] = {0, RQ_NO_PAGE};
+    rq_memory coded_table = {.host = codes_of, .bytes = sizeof codes_of};
+    b->pool.coded_layout = rq_coded_layout_of(&b->group);
+    const rq_coded_layout *l = &b->pool.coded_layout;
+    assert_int_equal(l->head_bytes, 2 * 64 * (8 + 2)); /* a byte for each element, a scale for each row */
+    uint8_t *block = rq_calloc(1, l->page_bytes);
+    rq_memory coded = {.host = block, .bytes = l->page_bytes};
+    b->pool.coded_slabs[0] = &coded;
+    b->pool.coded_table = &coded_table;
+    b->pool.n_coded = b->pool.n_coded_slabs = 1;
+    float *values = (float *)b->slab_bytes + b->pool.layout.k_bytes / 4;
+    for (uint32_t t = 0; t < 64; t++) values[8 * t] = 1;
+    uint16_t *scales = (uint16_t *)(void *)(block + l->k_bytes + l->v_bytes);
+    block[4 * 5] = 2;                                  /* K: word 0 of token 5, byte 0 is element 0 */
+    scales[5] = 0x3800;                                /* 0.5 */
+    block[l->k_bytes + (uint64_t)4 * (8 + 3) + 1] = 4; /* V: word 1 of element 3, byte 1 is token 5 */
+    scales[64 + 5] = 0x4000;                           /* 2 */
+    rq_ref q = rq_tape_act(&b->t, RQ_TYPE_F32, 8, 1, 2, 1);
+    b->memory[q][0] = b->memory[q][8] = (float)log(4);
+    rq_ref y = rq_op_attend(&b->t, rq_tape_cache(&b->t, 0, 0), q, 8, 1, 0);
+    bench_run(b);
+    near(b->memory[y][0], 64.0 / 127);
+    near(b->memory[y][3], 0);
+    near(b->memory[y][8], 0);
+    near(b->memory[y][8 + 3], 4 * 8 / (4 + 127.0));
+
+    /* what encoding makes of rows whose largest element is 127, and of nothing */
+    rq_encode encode = {0, 0};
+    assert_true(rq_step_add_encode(&b->step, 0, encode.exact, encode.coded));
+    float *keys = b->slab_bytes;
+    keys[2 * 64 + 7] = -127;
+    keys[3 * 64 + 7] = 64.2f;
+    rq_tape encoding;
+    rq_tape_init(&encoding, 1);
+    rq_op_kv_encode(&encoding, rq_tape_cache(&encoding, 0, 0));
+    rq_reference_env env = {.pools = &b->pool, .caps = &b->caps, .step_words = b->words};
+    assert_int_equal(rq_reference_run(&encoding, &encoding.ops[0], &env, NULL), RQ_OK);
+    assert_int_equal((int8_t)block[4 * 7 + 2], -127);
+    assert_int_equal((int8_t)block[4 * 7 + 3], 64);
+    assert_int_equal(block[4 * 5], 0);
+    assert_int_equal(scales[7], 0x3c00);
+    assert_int_equal(scales[5], 0);
+    rq_tape_free(&encoding);
+    rq_free(block);
+    bench_close(b);
+}
+
+/* Round to nearest even; a mean shifts the scores of a soft cap, and nothing else. */
+static void bf16_and_means(void **state)
+{
+    bench *b = bench_open(2, 0, 0);
+    b->group.type_k = b->group.type_v = RQ_TYPE_BF16;
+    b->pool.layout = rq_page_layout_of(&b->group);
+    rq_ref cache = rq_tape_cache(&b->t, 0, 0);
+    rq_ref q = rq_tape_act(&b->t, RQ_TYPE_F32, 8, 1, 2, 1), k = rq_tape_act(&b->t, RQ_TYPE_F32, 8, 1, 2, 1);
+    rq_ref mean = rq_tape_weight(&b->t, 0, RQ_TYPE_F32, (uint32_t[4]){8, 1, 1, 1}, "m");
+    b->weights[0][0] = 2;
+    b->memory[q][8] = 3;
+    b->memory[k][8] = 4;
+    b->memory[k][1] = 1 + 0x1p-8f; /* halfway */
+    b->memory[k][2] = 1 + 0x3p-8f;
+    rq_op_kv_write(&b->t, cache, k, k);
+    rq_ref y = rq_op_attend_mean(&b->t, cache, q, mean, 8, 1, 5),
+           z = rq_op_attend_mean(&b->t, cache, q, mean, 8, 1, 0);
+    bench_run(b);
+    const uint16_t *page =
+        (const uint16_t *)(const void *)((char *)b->slab_bytes + b->pool.layout.page_bytes);
+    assert_int_equal(page[64], 0x3f80);
+    assert_int_equal(page[2 * 64], 0x3f82);
+    double s0 = 5 * tanh(6.0 / 5), s1 = 5 * tanh(18.0 / 5); /* 3 * 2 more than 0 and 12 */
+    near(b->memory[y][8], 4 * exp(s1) / (exp(s0) + exp(s1)));
+    near(b->memory[z][8], 4 * exp(12) / (1 + exp(12)));
+    bench_close(b);
+}
+
 static void rows_and_ids(void **state)
 {
     bench *b = bench_open(2, 0, 0);
@@ -273,9 +387,10 @@ static void embedding(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(pointwise), cmocka_unit_test(products), cmocka_unit_test(rotary),
-        cmocka_unit_test(attention), cmocka_unit_test(soft_cap), cmocka_unit_test(rows_and_ids),
-        cmocka_unit_test(embedding),
+        cmocka_unit_test(pointwise),      cmocka_unit_test(products), cmocka_unit_test(rotary),
+        cmocka_unit_test(attention),      cmocka_unit_test(soft_cap), cmocka_unit_test(rows_and_ids),
+        cmocka_unit_test(embedding),      cmocka_unit_test(rotation), cmocka_unit_test(two_forms),
+        cmocka_unit_test(bf16_and_means),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -244,8 +244,18 @@ static void test_table(void **state)
     text = written(write_table, &w);
     assert_string_equal(text, "| name  | x    |\n|-------|-----:|\n| a,\"b/ | 0.33 |\n| c     |      |\n");
     free(text);
-    kv_table_text(&w.table, "half a row");
     rq_error err = {0};
+    assert_int_equal(kv_table_show(&w.table, "x", &err), RQ_OK);
+    w.format = KV_TABLE_CSV;
+    text = written(write_table, &w);
+    assert_string_equal(text, "x\n0.333333333\n\n");
+    free(text);
+    w.format = KV_TABLE_MD;
+    text = written(write_table, &w);
+    assert_string_equal(text, "| x    |\n|-----:|\n| 0.33 |\n|      |\n");
+    free(text);
+    assert_int_equal(kv_table_show(&w.table, "x,y", &err), RQ_ERR_ARGUMENT);
+    kv_table_text(&w.table, "half a row");
     assert_int_equal(kv_table_write(&w.table, KV_TABLE_MD, "tool", NULL, 0, stdout, &err), RQ_ERR_INTERNAL);
     kv_table_free(&w.table);
 }

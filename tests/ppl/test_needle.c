@@ -29,6 +29,7 @@ static void check_list(const char *source, const char *start, const char *const 
 {
     const char *begin = strstr(source, start), *second = begin ? strstr(begin, "    [\n") : NULL;
     assert_non_null(second);
+    if (!second) return;
     second = strstr(second + 5, "    [\n");
     assert_non_null(second);
     const char *end = strstr(second, "\n    ],");

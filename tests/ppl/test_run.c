@@ -54,7 +54,7 @@ static void plain_row(void *user, size_t position, const float *logits)
     plain *p = user;
     if (position < p->first) return;
     double sum = 0;
-    for (uint32_t i = 0; i < p->n_vocab; i++) sum += exp(logits[i]);
+    for (uint32_t i = 0; i < p->n_vocab; i++) sum += exp((double)logits[i]);
     p->nll += log(sum) - logits[p->tokens[position + 1]];
     p->n++;
 }
@@ -87,16 +87,16 @@ static void test_ppl(void **state)
     rq_entries entries = {0};
     rq_error err = {0};
     assert_int_equal(rq_entries_parse("f32,f16,nonsense9,q8_0,wht3:cal,wht3,wht2", &entries, &err), RQ_OK);
-    rq_ppl_job job = job_of(&entries, 704, 3);
+    rq_ppl_job job = job_of(&entries, 704, 2);
     rq_ppl_results r;
     assert_int_equal(rq_ppl_run(&job, &r, &err), RQ_OK);
-    assert_int_equal(r.n_done, 3);
+    assert_int_equal(r.n_done, 2);
     rq_ppl_figures reference, f[7];
     assert_int_equal(rq_ppl_figures_of(&job, &r, &r.reference, &reference, &err), RQ_OK);
     for (int i = 0; i < 7; i++)
         if (!r.columns[i].refused[0])
             assert_int_equal(rq_ppl_figures_of(&job, &r, &r.columns[i], &f[i], &err), RQ_OK);
-    assert_int_equal(reference.n, 3 * 351);
+    assert_int_equal(reference.n, 2 * 351);
     double want = plain_nll(&job);
     if (fabs(log(reference.ppl) - want) > 1e-5 * want) fail_msg("%.8f is not %.8f", log(reference.ppl), want);
     /* The same format again: the same bits. */

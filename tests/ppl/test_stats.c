@@ -133,12 +133,12 @@ static void test_rows(void **state)
     float shifted[5];
     for (int i = 0; i < 5; i++) shifted[i] = y[i] + 64;
     near(rq_compare_row(shifted, 5, 3, z, p, &reference).kl, 0.154671268533442, 1e-6);
-    assert_true(fabs(rq_compare_row(z, 5, 0, z, p, &reference).kl) < 1e-15);
+    assert_true(fabs((double)rq_compare_row(z, 5, 0, z, p, &reference).kl) < 1e-15);
     /* What is far out stays finite; what is not finite is said. */
     static const float wide[] = {1e30f, -1e30f, 0, 0, 0}, bad[] = {1, NAN, 0, 0, 0},
                        worse[] = {1, INFINITY, 0, 0, 0};
     rq_reference_of(wide, 5, p, &reference);
-    assert_true(reference.finite && reference.likeliest == 0 && fabs(p[0] - 1) < 1e-6);
+    assert_true(reference.finite && reference.likeliest == 0 && fabs((double)p[0] - 1) < 1e-6);
     assert_false(rq_compare_row(bad, 5, 0, wide, p, &reference).finite);
     assert_false(rq_compare_row(worse, 5, 0, wide, p, &reference).finite);
     rq_reference_of(bad, 5, p, &reference);

@@ -174,7 +174,7 @@ rq_status kv_manifest_parse(const char *text, size_t bytes, const char *label, k
     memset(out, 0, sizeof *out);
     if (bytes > MAX_MANIFEST_BYTES)
         return rq_fail(err, RQ_ERR_FORMAT, "%s is too long for a manifest", label);
-    cJSON *root = cJSON_ParseWithLength(text, bytes);
+    cJSON *root = kv_json_parse(text, bytes);
     if (!root) return rq_fail(err, RQ_ERR_FORMAT, "%s is no JSON text", label);
     rq_status s = read_root(root, label, &m, err);
     cJSON_Delete(root);

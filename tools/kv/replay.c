@@ -15,7 +15,7 @@
 static const char yardstick[] = "ref-q4_0-h64";
 
 typedef struct replay {
-    const char *formats, *profile, *detail, *table, *svg, *output;
+    const char *formats, *profile, *detail, *table, *svg, *output, *columns;
     uint32_t n_positions;
     float bound;
     bool opponent, json, csv;
@@ -160,6 +160,7 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
 {
     rq_kv_profile *profile = NULL;
     rq_status s = kv_format_list_add(&o->list, o->formats, err);
+    if (!s && o->columns) s = kv_table_show(&o->rows, o->columns, err);
     if (!s && o->opponent) s = kv_format_list_add_foreign(&o->list, err);
     if (!s && o->table && !(o->bound > 0)) s = kv_format_list_add(&o->list, yardstick, err);
     if (!s && o->list.n == 0) s = rq_fail(err, RQ_ERR_ARGUMENT, "--formats names no format");
@@ -173,7 +174,7 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
                        .formats = &o->list,
                        .profile = profile,
                        .n_positions = o->n_positions};
-        o->progress = rq_progress_start(stderr, "replay", "heads", heads * o->list.n);
+        o->progress = rq_progress_start(stderr, "replay", "runs", heads * o->list.n);
         s = kv_replay_run(&r, receive, o, err);
         rq_progress_end(&o->progress);
     }
@@ -231,6 +232,12 @@ static void add_options(rq_options *options, replay *o)
                                         .value = "FILE",
                                         .shown = "standard output",
                                         .help = "where it goes"});
+    rq_options_add(options, (rq_option){.names = "--columns",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &o->columns,
+                                        .value = "LIST",
+                                        .shown = "all",
+                                        .help = "only these columns"});
     rq_options_add(options, (rq_option){.names = "--svg",
                                         .kind = RQ_OPT_STRING,
                                         .target = &o->svg,

@@ -12,7 +12,7 @@
 
 typedef struct synth {
     kv_experiment base;
-    const char *sets, *formats, *svg, *output;
+    const char *sets, *formats, *svg, *output, *columns;
     float spread;
     bool opponent, json, csv;
     kv_format_list list;
@@ -116,9 +116,9 @@ static rq_status run(synth *o, rq_error *err)
     kv_result results[KV_MAX_FORMATS];
     kv_table table;
     kv_table_start(&table, columns, sizeof columns / sizeof *columns);
+    rq_status s = o->columns ? kv_table_show(&table, o->columns, err) : RQ_OK;
     rq_progress progress =
-        rq_progress_start(stderr, "measure", "heads", (uint64_t)o->n_kinds * o->base.n_heads * o->list.n);
-    rq_status s = RQ_OK;
+        rq_progress_start(stderr, "measure", "runs", (uint64_t)o->n_kinds * o->base.n_heads * o->list.n);
     for (size_t k = 0; !s && k < o->n_kinds; k++) {
         kv_experiment e = o->base;
         e.set = o->kinds[k];
@@ -201,6 +201,12 @@ static void add_options(rq_options *options, synth *o)
                                         .value = "FILE",
                                         .shown = "standard output",
                                         .help = "where it goes"});
+    rq_options_add(options, (rq_option){.names = "--columns",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &o->columns,
+                                        .value = "LIST",
+                                        .shown = "all",
+                                        .help = "only these columns"});
     rq_options_add(options, (rq_option){.names = "--svg",
                                         .kind = RQ_OPT_STRING,
                                         .target = &o->svg,

@@ -43,6 +43,23 @@ void kv_table_number(kv_table *t, double number)
     append(t, (kv_cell){.number = number});
 }
 
+rq_status kv_table_show(kv_table *t, const char *names, rq_error *err)
+{
+    for (size_t i = 0; i < t->n_columns; i++) t->hidden[i] = true;
+    for (const char *p = names; *p;) {
+        size_t bytes = strcspn(p, ","), i = 0;
+        while (i < t->n_columns &&
+               (strlen(t->columns[i].name) != bytes || memcmp(t->columns[i].name, p, bytes) != 0))
+            i++;
+        if (i == t->n_columns)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "the table has no column %.*s",
+                           (int)(bytes < 40 ? bytes : 40), p);
+        t->hidden[i] = false;
+        p += bytes + (p[bytes] == ',');
+    }
+    return RQ_OK;
+}
+
 rq_status kv_table_format_of(const char *name, kv_table_format *format, rq_error *err)
 {
     static const char *const names[] = {"md", "csv", "json"};
@@ -101,18 +118,34 @@ static void csv_text(FILE *out, const char *text)
 
 static void write_csv(const kv_table *t, FILE *out)
 {
+    const char *comma = "";
     for (size_t i = 0; i < t->n_columns; i++) {
-        fputs(i ? "," : "", out);
+        if (t->hidden[i]) continue;
+        fputs(comma, out);
         csv_text(out, t->columns[i].name);
+        comma = ",";
     }
     for (size_t i = 0; i < t->n_cells; i++) {
-        fputs(i % t->n_columns ? "," : "\n", out);
+        if (i % t->n_columns == 0) comma = "\n";
+        if (t->hidden[i % t->n_columns]) continue;
+        fputs(comma, out);
+        comma = ",";
         if (t->cells[i].text)
             csv_text(out, t->cells[i].text);
         else if (isfinite(t->cells[i].number))
             fprintf(out, "%.9g", t->cells[i].number);
     }
     fputc('\n', out);
+}
+
+static void json_cell(const kv_cell *cell, FILE *out)
+{
+    if (cell->text)
+        kv_json_string(out, cell->text);
+    else if (isfinite(cell->number))
+        fprintf(out, "%.9g", cell->number);
+    else
+        fputs("null", out);
 }
 
 static void write_json(const kv_table *t, const char *tool, const kv_note *notes, size_t n_notes, FILE *out)
@@ -128,17 +161,16 @@ static void write_json(const kv_table *t, const char *tool, const kv_note *notes
         kv_json_string(out, notes[i].value);
     }
     fputs(",\n \"rows\": [", out);
+    const char *before = "";
     for (size_t i = 0; i < t->n_cells; i++) {
         size_t column = i % t->n_columns;
-        fputs(column ? ", " : i ? "},\n  {" : "\n  {", out);
+        if (column == 0) before = i ? "},\n  {" : "\n  {";
+        if (t->hidden[column]) continue;
+        fputs(before, out);
         kv_json_string(out, t->columns[column].name);
         fputs(": ", out);
-        if (t->cells[i].text)
-            kv_json_string(out, t->cells[i].text);
-        else if (isfinite(t->cells[i].number))
-            fprintf(out, "%.9g", t->cells[i].number);
-        else
-            fputs("null", out);
+        json_cell(&t->cells[i], out);
+        before = ", ";
     }
     fputs(t->n_cells ? "}]}\n" : "]}\n", out);
 }
@@ -173,19 +205,25 @@ static int width_md(const kv_table *t, size_t column)
 static void write_md(const kv_table *t, FILE *out)
 {
     char text[128];
-    for (size_t i = 0; i < t->n_columns; i++) fprintf(out, "| %-*s ", width_md(t, i), t->columns[i].name);
+    int width[KV_MAX_COLUMNS];
+    for (size_t i = 0; i < t->n_columns; i++) {
+        width[i] = width_md(t, i);
+        if (!t->hidden[i]) fprintf(out, "| %-*s ", width[i], t->columns[i].name);
+    }
     fputs("|\n", out);
     for (size_t i = 0; i < t->n_columns; i++) {
         bool is_text = t->n_cells > i && t->cells[i].text;
+        if (t->hidden[i]) continue;
         fputc('|', out);
-        for (int w = width_md(t, i) + (is_text ? 2 : 1); w > 0; w--) fputc('-', out);
+        for (int w = width[i] + (is_text ? 2 : 1); w > 0; w--) fputc('-', out);
         if (!is_text) fputc(':', out);
     }
     fputs("|\n", out);
     for (size_t i = 0; i < t->n_cells; i++) {
+        size_t column = i % t->n_columns;
         format_md(t, i, text, sizeof text);
-        fprintf(out, t->cells[i].text ? "| %-*s " : "| %*s ", width_md(t, i % t->n_columns), text);
-        if (i % t->n_columns == t->n_columns - 1) fputs("|\n", out);
+        if (!t->hidden[column]) fprintf(out, t->cells[i].text ? "| %-*s " : "| %*s ", width[column], text);
+        if (column == t->n_columns - 1) fputs("|\n", out);
     }
 }
 

@@ -29,11 +29,13 @@ typedef struct kv_cell {
     double number;
 } kv_cell;
 
+enum { KV_MAX_COLUMNS = 32 };
+
 typedef struct kv_table {
-    const kv_column *columns; /* borrowed */
+    const kv_column *columns; /* borrowed; at most KV_MAX_COLUMNS */
     size_t n_columns, n_cells, cap;
     kv_cell *cells;
-    bool failed;
+    bool failed, hidden[KV_MAX_COLUMNS];
 } kv_table;
 
 /* What produced a table, beside its rows: {"model", "x.gguf"}. */
@@ -46,6 +48,10 @@ void kv_table_free(kv_table *t);
 void kv_table_text(kv_table *t, const char *text);
 /* Not a number or infinite: an empty cell, null in JSON. */
 void kv_table_number(kv_table *t, double number);
+
+/* Only the columns in a comma-separated list are written from now on, in the table's order. RQ_ERR_ARGUMENT for a name
+ * that is none. */
+rq_status kv_table_show(kv_table *t, const char *names, rq_error *err);
 
 /* Sets *format from "md", "csv" or "json". */
 rq_status kv_table_format_of(const char *name, kv_table_format *format, rq_error *err);

@@ -18,6 +18,16 @@ static const struct {
 
 /* ---- reading -------------------------------------------------------------------------------------------- */
 
+struct cJSON *kv_json_parse(const char *text, size_t bytes)
+{
+    const char *end = NULL;
+    cJSON *root = cJSON_ParseWithLengthOpts(text, bytes, &end, false);
+    while (root && end < text + bytes && strchr(" \t\r\n", *end) && *end) end++;
+    if (root && end == text + bytes) return root;
+    cJSON_Delete(root);
+    return NULL;
+}
+
 /* A number that is a whole one from 0 to 2^53. */
 static bool whole(const cJSON *item, uint64_t *out)
 {
@@ -99,7 +109,7 @@ rq_status kv_tensors_parse(const uint8_t *data, uint64_t bytes, const char *labe
     if (header < 2 || header > KV_MAX_HEADER_BYTES || header > bytes - 8 || data[8] != '{')
         return rq_fail(err, RQ_ERR_FORMAT, "%s is no safetensors file: its header's length is not right",
                        label);
-    cJSON *root = cJSON_ParseWithLength((const char *)data + 8, header);
+    cJSON *root = kv_json_parse((const char *)data + 8, header);
     if (!root) return rq_fail(err, RQ_ERR_FORMAT, "%s: its header is no JSON text", label);
     kv_tensors result = {.data = data, .bytes = bytes};
     rq_status s = read_header(root, 8 + header, bytes, label, &result, err);

@@ -13,6 +13,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct cJSON;
+/* The tree of a JSON text with nothing but white space behind it; NULL otherwise. For cJSON_Delete. */
+struct cJSON *kv_json_parse(const char *text, size_t bytes);
+
 enum { KV_TENSOR_NAME = 64, KV_TENSOR_DIMS = 4, KV_MAX_TENSORS = 64, KV_MAX_HEADER_BYTES = 1 << 20 };
 
 typedef enum kv_dtype { KV_F32, KV_F16, KV_I32 } kv_dtype;

@@ -190,7 +190,7 @@ static rq_status run(settings *set, const rq_model *model, rq_error *err)
     if (!s) s = rq_entries_check_foreign(&entries, err);
     if (!s) s = choose_lengths(set, &info, &job, err);
     uint64_t cells = rq_needle_n_cells(&job);
-    if (!s) job.n_each = (uint32_t)((set->trials + cells - 1) / cells);
+    if (!s && cells) job.n_each = (uint32_t)((set->trials + cells - 1) / cells);
 
     char *text = NULL;
     size_t bytes = 0;

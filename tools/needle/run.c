@@ -127,8 +127,11 @@ static rq_status do_lane(void *user, uint32_t lane, rq_error *err)
     rq_needle_results *results = r->results;
     rq_buf text = {.max = 1 << 16};
     rq_seat *seats = rq_calloc(r->job->entries->n, sizeof *seats);
-    rq_status s = seats ? open_seats(r, lane, seats, err)
-                        : rq_fail(err, RQ_ERR_MEMORY, "out of memory for the engines");
+    rq_status s = RQ_ERR_MEMORY;
+    if (seats)
+        s = open_seats(r, lane, seats, err);
+    else
+        rq_fail(err, s, "out of memory for the engines");
     uint64_t index;
     while (!s && !atomic_load(&r->stop) && (index = atomic_fetch_add(&r->next, 1)) < results->n_trials) {
         bool complete = false;

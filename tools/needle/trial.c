@@ -65,8 +65,8 @@ rq_status rq_needle_haystack_make(const rq_model *model, const char *text, size_
     rq_needle_haystack h = {0};
     size_t n = 0, start = 0;
     h.text = folded(text, bytes, &n);
-    rq_status s = h.text ? count_tokens(model, " and", 4, &h.n_pad, err)
-                         : rq_fail(err, RQ_ERR_MEMORY, "out of memory for %zu bytes of text", bytes);
+    if (!h.text) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %zu bytes of text", bytes);
+    rq_status s = count_tokens(model, " and", 4, &h.n_pad, err);
     for (size_t i = 0; i < n && !s; i++) {
         if (!strchr(".!?;:", h.text[i]) || h.text[i + 1] != ' ') continue;
         s = add_sentence(model, &h, h.text + start, i + 1 - start, err);
@@ -215,7 +215,7 @@ rq_status rq_needle_trial_make(const rq_model *model, const rq_needle_haystack *
                                double depth, rq_needle_trial *out, rq_error *err)
 {
     rq_needle_random random = rq_needle_random_start(seed, index);
-    fact facts[MAX_FACTS];
+    fact facts[MAX_FACTS] = {0};
     uint32_t n_facts = 1 + rq_needle_below(&random, MAX_FACTS), n_answer = 0, n_question = 0;
     rq_status s = make_facts(model, &random, facts, n_facts, err);
     if (s) return s;

@@ -184,9 +184,11 @@ static rq_status do_lane(void *user, uint32_t index, rq_error *err)
     l.logits = rq_malloc(cells * sizeof *l.logits);
     l.probabilities = rq_malloc(cells * sizeof *l.probabilities);
     l.rows = rq_calloc(r->piece, sizeof *l.rows);
-    rq_status s = l.seats && l.tokens && l.logits && l.probabilities && l.rows
-                      ? open_seats(&l, index, err)
-                      : rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u rows of logits", r->piece);
+    rq_status s = RQ_ERR_MEMORY;
+    if (l.seats && l.tokens && l.logits && l.probabilities && l.rows)
+        s = open_seats(&l, index, err);
+    else
+        rq_fail(err, s, "out of memory for %u rows of logits", r->piece);
     size_t window;
     while (!s && !atomic_load(&r->stop) &&
            (window = atomic_fetch_add(&r->next_window, 1)) < results->n_windows) {
@@ -267,7 +269,7 @@ rq_status rq_ppl_run(const rq_ppl_job *job, rq_ppl_results *out, rq_error *err)
     if (s) return s;
     uint32_t lanes = job->n_lanes ? job->n_lanes : 1,
              threads = job->n_threads ? job->n_threads : rq_processors();
-    if (lanes > out->n_windows) lanes = (uint32_t)out->n_windows;
+    if (lanes > out->n_windows) lanes = out->n_windows ? (uint32_t)out->n_windows : 1;
     r.lane_threads = threads / lanes ? threads / lanes : 1;
     uint64_t rows = PIECE_BYTES / lanes / (2 * sizeof(float) * (uint64_t)info.n_vocab);
     r.piece = rows < 1 ? 1 : rows > LARGEST_PIECE ? LARGEST_PIECE : (uint32_t)rows;

@@ -1,0 +1,202 @@
+/* Reuse on the whole engine: what is taken from the cache has the bits of what would have been computed, in every
+ * format; and only what is new is computed. Small random models (tests/data/oracle). */
+#include "backends/base/mem.h"
+#include "engine/rqvk.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { CTX = 900, MOST = 64, SESSIONS = 4 };
+
+typedef struct format {
+    const char *k, *v;
+    uint32_t recent, sinks;
+} format;
+
+static const format formats[] = {
+    {"f16", "f16", 0, 0}, {"planar3", "planar3", 64, 0}, {"iso4", "q8_0", 128, 4}, {"q4_0", "f16", 64, 0}};
+
+typedef struct bench {
+    rq_model *model;
+    rq_engine *engine;
+    rq_session *s[SESSIONS];
+    uint32_t n_vocab;
+} bench;
+
+static void open_bench(bench *b, const char *file, const format *f)
+{
+    char path[512];
+    rq_error err = {0};
+    rq_model_info info;
+    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, file);
+    if (rq_model_load(path, &b->model, &err) != RQ_OK) fail_msg("%s", err.text);
+    rq_model_describe(b->model, &info);
+    b->n_vocab = info.n_vocab;
+    rq_engine_params p = {.n_ctx = CTX,
+                          .n_sessions = SESSIONS,
+                          .n_batch = 256,
+                          .n_threads = 1,
+                          .type_k = f->k,
+                          .type_v = f->v,
+                          .kv_recent = f->recent,
+                          .kv_sinks = f->sinks};
+    if (rq_engine_create(b->model, &p, &b->engine, &err) != RQ_OK) fail_msg("%s", err.text);
+    for (int i = 0; i < SESSIONS; i++) assert_int_equal(rq_session_create(b->engine, &b->s[i], NULL), RQ_OK);
+}
+
+static void close_bench(bench *b)
+{
+    for (int i = 0; i < SESSIONS; i++) rq_session_free(b->s[i]);
+    rq_engine_free(b->engine);
+    rq_model_free(b->model);
+}
+
+/* An answer, with the log-probabilities that show every bit of the logits that matter. */
+typedef struct answer {
+    rq_token ids[MOST];
+    rq_token_logprob top[MOST][RQ_MAX_LOGPROBS];
+    uint32_t n, n_reused;
+} answer;
+
+static void submit(rq_session *s, const rq_token *ids, size_t n, const size_t *ends, size_t n_ends,
+                   uint32_t max, bool fresh)
+{
+    rq_request r = rq_request_default();
+    rq_error err = {0};
+    r.max_tokens = max;
+    r.sampling.seed = n;
+    r.sampling.temperature = 1;
+    r.ignore_eos = true;
+    r.n_logprobs = RQ_MAX_LOGPROBS;
+    r.fresh = fresh;
+    if (rq_submit(s, ids, n, ends, n_ends, &r, &err) != RQ_OK) fail_msg("%s", err.text);
+}
+
+static void collect(rq_session *s, answer *a)
+{
+    rq_event e;
+    memset(a, 0, sizeof *a);
+    for (;;) {
+        assert_int_equal(rq_next(s, &e, -1, NULL), RQ_OK);
+        if (e.finish != RQ_FINISH_NONE) break;
+        assert_true(a->n < MOST);
+        memcpy(a->top[a->n], e.top, e.n_top * sizeof *e.top);
+        a->ids[a->n++] = e.token;
+    }
+    assert_int_equal(e.finish, RQ_FINISH_LENGTH);
+    a->n_reused = e.n_reused;
+}
+
+static void check_same(const answer *a, const answer *b)
+{
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->ids, b->ids, a->n * sizeof *a->ids);
+    assert_memory_equal(a->top, b->top, sizeof a->top);
+}
+
+static void make_prompt(rq_token *ids, size_t n, uint32_t number, uint32_t n_vocab)
+{
+    uint64_t x = number * 2654435761u + 1;
+    for (size_t i = 0; i < n; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        ids[i] = (rq_token)((x >> 33) % n_vocab);
+    }
+}
+
+static uint64_t step_tokens(const bench *b)
+{
+    rq_engine_stats st;
+    rq_engine_get_stats(b->engine, &st);
+    return st.step_tokens;
+}
+
+/* A request that reuses what it finds; then the same from scratch, on another engine with nothing in it. */
+static uint32_t compare(bench *b, bench *empty, int session, const rq_token *ids, size_t n,
+                        const size_t *ends, size_t n_ends, uint32_t max, answer *got)
+{
+    static answer want;
+    uint64_t before = step_tokens(b);
+    submit(b->s[session], ids, n, ends, n_ends, max, false);
+    collect(b->s[session], got);
+    assert_int_equal(step_tokens(b) - before, n - got->n_reused + got->n - 1);
+    submit(empty->s[0], ids, n, NULL, 0, max, true);
+    collect(empty->s[0], &want);
+    assert_int_equal(want.n_reused, 0);
+    check_same(got, &want);
+    return got->n_reused;
+}
+
+static void conversation(const char *file, const format *f)
+{
+    bench b, empty;
+    static answer got;
+    static rq_token ids[CTX], other[CTX];
+    open_bench(&b, file, f);
+    open_bench(&empty, file, f);
+    make_prompt(ids, CTX, 1, b.n_vocab);
+    size_t ends[3] = {150, 300, 420};
+    assert_int_equal(compare(&b, &empty, 0, ids, 420, ends, 3, 60, &got), 0);
+    /* the next turn: the whole answer is known, but its last token */
+    memcpy(ids + 420, got.ids, got.n * sizeof *ids);
+    assert_int_equal(compare(&b, &empty, 0, ids, 520, NULL, 0, 10, &got), 479);
+    /* the same in another session */
+    assert_int_equal(compare(&b, &empty, 1, ids, 520, NULL, 0, 10, &got), 512); /* 7 are not worth a copy */
+    /* the answer left out: from the question's end */
+    memcpy(other, ids, sizeof other);
+    make_prompt(other + 420, 200, 2, b.n_vocab);
+    assert_in_range(compare(&b, &empty, 2, other, 600, NULL, 0, 10, &got), 384, 420);
+    /* another conversation behind the same system prompt */
+    make_prompt(other + 150, 600, 3, b.n_vocab);
+    assert_in_range(compare(&b, &empty, 3, other, 500, NULL, 0, 10, &got), 128, 150);
+    /* cut back by hand */
+    assert_int_equal(rq_session_truncate(b.s[0], 500, NULL), RQ_OK);
+    compare(&b, &empty, 0, ids, 700, NULL, 0, 10, &got);
+    close_bench(&b);
+    close_bench(&empty);
+}
+
+static void test_same_bits(void **state)
+{
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        conversation("llama.gguf", &formats[i]);
+        conversation("qwen3.gguf", &formats[i]);
+    }
+}
+
+/* Choices of one prompt at once: each has the bits it has alone, and the prompt is read about once. */
+static void test_choices(void **state)
+{
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
+        bench b, empty;
+        static answer want, got;
+        static rq_token ids[CTX];
+        open_bench(&b, "llama.gguf", &formats[i]);
+        open_bench(&empty, "llama.gguf", &formats[i]);
+        make_prompt(ids, CTX, 1, b.n_vocab);
+        submit(empty.s[0], ids, 600, NULL, 0, 20, true);
+        collect(empty.s[0], &want);
+        for (int k = 0; k < SESSIONS; k++) submit(b.s[k], ids, 600, NULL, 0, 20, false);
+        for (int k = 0; k < SESSIONS; k++) {
+            collect(b.s[k], &got);
+            check_same(&got, &want);
+        }
+        assert_true(step_tokens(&b) <= 600 + SESSIONS * (16 + 19));
+        close_bench(&b);
+        close_bench(&empty);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_choices),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,62 @@
+#!/bin/sh
+# rqvk-kv from end to end on a small model with random weights: capture, calibrate, replay with and without the
+# profile, the table for "auto", and what it says when something is wrong. $1 rqvk-kv, $2 rqvk-synth, $3 a folder.
+set -eu
+kv=$1 synth=$2 dir=$3
+rm -rf "$dir"
+mkdir -p "$dir"
+cd "$dir"
+fail() { echo "$1" >&2; exit 1; }
+# The exit code and the one sentence of a refusal.
+refused() {
+    want=$1
+    shift
+    if "$@" >out.txt 2>err.txt; then fail "not refused: $*"; fi
+    [ "$(wc -l <err.txt)" = 1 ] || fail "not one sentence: $(cat err.txt)"
+    grep -q "$want" err.txt || fail "another sentence than \"$want\": $(cat err.txt)"
+}
+
+"$synth" tiny.gguf --preset tiny-qwen3 >/dev/null
+"$synth" other.gguf --preset tiny-qwen3 --seed 2 >/dev/null
+i=0
+while [ $i -lt 200 ]; do echo "Line $i says that $((i * 7919 % 1000)) is not $((i * 104729 % 1000))."; i=$((i + 1)); done >text.txt
+
+"$kv" capture -m tiny.gguf -f text.txt -o cap --layers 0-1 --tokens 300 2>/dev/null
+[ -s cap/manifest.json ] && [ -s cap/layer-000.safetensors ] && [ -s cap/layer-001.safetensors ] || fail "no capture"
+"$kv" calibrate -m tiny.gguf -f text.txt -o tiny.prof --window 512 --so8 >report.txt 2>/dev/null
+grep -q energy_around_mean report.txt || fail "no report of the calibration"
+"$kv" replay cap --formats wht3,so83,f16 --opponent --detail head --json --svg r.svg >plain.json 2>/dev/null
+"$kv" replay cap --formats wht3,so83,f16 --profile tiny.prof --table tiny.table --csv >with.csv 2>/dev/null
+grep -q '"layer": "1", "head": "0", "format": "wht3", "bits_k": 3.125' plain.json || fail "no row for a head"
+grep -q '"layer": "all", "head": "all", "format": "ref-turbo4"' plain.json || fail "no row for an opponent"
+grep -q "^all,all,wht3,3.125" with.csv || fail "no row in the CSV"
+grep -q "</svg>" r.svg || fail "no drawing"
+head -1 tiny.table | grep -q "rqvk-kvtable 1" || fail "no table for auto"
+grep -q "^pair wht3 so83 3.125" tiny.table || fail "no pair in the table"
+# A learned rotation is a rotation of its own: the profile must have changed what so83 does.
+a=$(grep '"layer": "all"' plain.json | grep '"so83"' | sed 's/.*"k_nmse": \([^,]*\),.*/\1/')
+b=$(grep "^all,all,so83" with.csv | cut -d, -f6)
+[ "$a" != "$b" ] || fail "the profile changed nothing"
+
+"$kv" synth --set all --formats wht2 --heads 1 --keys 128 --queries 4 --csv >synth.csv 2>/dev/null
+[ "$(wc -l <synth.csv)" = 8 ] || fail "synth did not measure seven sets"
+
+refused "no command" "$kv" nonsense
+refused "no set" "$kv" synth --set nothing
+refused "wht9" "$kv" synth --formats wht9
+refused "multiple of 8" "$kv" synth --formats ref-turbo3 --dim 100
+refused "FOLDER" "$kv" capture -m tiny.gguf -f text.txt
+refused "list of layers" "$kv" capture -m tiny.gguf -f text.txt -o cap2 --layers 1,0-
+refused "layer" "$kv" capture -m tiny.gguf -f text.txt -o cap2 --layers 7
+[ ! -e cap2/manifest.json ] || fail "a failed capture left a manifest"
+refused "trained context" "$kv" calibrate -m tiny.gguf -f text.txt --window 1000000
+refused "none.txt" "$kv" calibrate -m tiny.gguf -f none.txt
+refused "folder of a capture" "$kv" replay
+refused "manifest.json" "$kv" replay nowhere
+"$kv" calibrate -m other.gguf -f text.txt -o other.prof --window 64 --tokens 64 >/dev/null 2>&1
+refused "another model" "$kv" replay cap --formats wht3 --profile other.prof
+printf 'x' >>cap/manifest.json
+refused "JSON" "$kv" replay cap --formats wht3
+for command in synth capture replay calibrate; do
+    "$kv" $command --help | grep -q "usage: rqvk-kv $command" || fail "no help for $command"
+done
