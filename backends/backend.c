@@ -1,9 +1,18 @@
 #include "backends/backend.h"
+
+#ifdef RQVK_HAS_VULKAN
 #include "backends/vulkan/vulkan.h"
+#endif
 
 #include <string.h>
 
-static const rq_backend *const backends[] = {&rq_backend_cpu, &rq_backend_vulkan, NULL};
+static const rq_backend *const backends[] = {
+    &rq_backend_cpu,
+#ifdef RQVK_HAS_VULKAN
+    &rq_backend_vulkan,
+#endif
+    NULL,
+};
 
 const rq_backend *const *rq_backends(void)
 {

@@ -31,6 +31,16 @@ function(rqvk_test name)
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}")
 endfunction()
 
+# rqvk_vulkan_test(NAME): the same program once more, over Vulkan (llvmpipe where there is no card), with the
+# validation layers on; only in builds with Vulkan.
+function(rqvk_vulkan_test name)
+    if(NOT RQVK_TESTS OR NOT RQVK_VULKAN)
+        return()
+    endif()
+    add_test(NAME ${name}_vulkan COMMAND ${name} vulkan)
+    set_tests_properties(${name}_vulkan PROPERTIES TIMEOUT 900 LABELS vulkan ENVIRONMENT RQVK_VK_VALIDATE=1)
+endfunction()
+
 # rqvk_fuzzer(NAME SOURCES... LINK targets...): a libFuzzer program, only with RQVK_FUZZ and clang.
 function(rqvk_fuzzer name)
     cmake_parse_arguments(A "" "" "SOURCES;LINK" ${ARGN})

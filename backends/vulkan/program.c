@@ -198,7 +198,7 @@ static void record(vk_device *d, VkCommandBuffer c, const vk_program *p, const d
     *bound = at->pipeline;
     d->vk.vkCmdPushConstants(c, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof at->push, &at->push);
     d->vk.vkCmdDispatch(c, at->x, at->y, at->z);
-    (void)p;
+    
 }
 
 /* Time of an operation on a slow card, so that no submit comes near the limit at which systems reset a device:

@@ -1,6 +1,8 @@
 #include "tests/ops/walk.h"
 
+#ifdef RQVK_HAS_VULKAN
 #include "backends/vulkan/vulkan.h"
+#endif
 
 #include <math.h>
 #include <setjmp.h>
@@ -46,7 +48,7 @@ enum { ROW_BYTES = 1 << 16 };
 /* Caches for comparison live on the processor alone; cards refuse them when a tape is compiled. */
 static bool refused(const walker *w, const op_case *c)
 {
-    return w->device->backend == &rq_backend_vulkan &&
+    return w->device->backend != &rq_backend_cpu &&
            (c->form_k == RQ_KV_Q4_0 || c->form_v == RQ_KV_Q4_0 || c->form_k == RQ_KV_TRIP ||
             c->form_v == RQ_KV_TRIP);
 }
@@ -149,7 +151,9 @@ static void the_table(void **state)
     uint32_t n_opened = 0;
     for (const rq_backend *const *b = rq_backends(); *b; b++)
         for (uint32_t i = 0; i < sizeof names / sizeof *names; i++) {
-            if (only && strcmp(only, names[i]) != 0) continue;
+            bool card = strcmp(names[i], "vulkan") == 0; /* slow on llvmpipe: when asked for by name */
+            if (only ? strcmp(only, names[i]) != 0 : card) continue;
+            if (card == (*b == &rq_backend_cpu)) continue;
             rq_device_options options = {.n_threads = 2, .implementation = names[i]};
             walker w = {.implementation = names[i], .verbose = verbose};
             case_data_init(&w.data);
@@ -163,7 +167,9 @@ static void the_table(void **state)
             printf("%s %s: %u cases, worst error as a share of the tolerance:\n", (*b)->name, names[i],
                    w.n_cases);
             report(&w, of_table);
+#ifdef RQVK_HAS_VULKAN
             if (*b == &rq_backend_vulkan) assert_int_equal(rq_vulkan_messages(w.device), 0);
+#endif
             (*b)->close(w.device);
             case_data_free(&w.data);
             assert_int_equal(w.n_failed, 0);
