@@ -87,7 +87,7 @@ static void try_scale(const rq_kv_codec *row, const int64_t *x, uint32_t G, int3
     int32_t j = now.e - ((first < 1 ? 1 : first > 255 ? 255 : first) - 16);
     assert_true(j >= 0 && j < 128);
     assert_true(gain <= INT32_MAX);
-    now.score = gain > 0 ? (uint64_t)gain * mantissa[j % 8] << (j / 8) : 0;
+    now.score = gain > 0 ? (uint64_t)gain * mantissa[j & 7] << (j / 8) : 0;
     if (now.score > best->score) *best = now;
 }
 
