@@ -42,6 +42,8 @@ typedef struct rq_cache_params {
     const uint32_t *pages, *coded_pages, *scratch_pages; /* of each group; the last two NULL: none */
     uint32_t n_seqs, max_pages;                          /* sequences, and pages of each */
     uint64_t seed;                                       /* what else the pages' content depends on */
+    uint64_t
+        key_mask; /* bits of a key that count, 0: all; few in tests, so that different tokens share keys */
 } rq_cache_params;
 
 /* Page numbers must fit: pages * 64 <= UINT32_MAX. A group with a coded form needs n_seqs times its share of exact

@@ -64,7 +64,7 @@ struct rq_cache {
     uint32_t n_scratch[RQ_MAX_GROUPS];
     uint32_t n_retained[RQ_MAX_GROUPS]; /* exact pages beyond the sequences' shares */
 
-    uint64_t root_key;
+    uint64_t root_key, key_mask;
     uint32_t root_child;
     uint32_t n_nodes, n_nodes_used, free_node;
     rq_node *nodes;

@@ -106,7 +106,7 @@ void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page)
 static uint64_t key_of(const rq_cache *c, uint32_t parent, const int32_t *ids)
 {
     uint64_t before = parent == RQ_NO_NODE ? c->root_key : c->nodes[parent].key;
-    return XXH3_64bits_withSeed(ids, RQ_PAGE_TOKENS * sizeof *ids, before);
+    return XXH3_64bits_withSeed(ids, RQ_PAGE_TOKENS * sizeof *ids, before) & c->key_mask;
 }
 
 uint32_t rq_node_find(const rq_cache *c, uint32_t parent, const int32_t *ids)
