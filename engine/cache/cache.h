@@ -106,7 +106,7 @@ typedef struct rq_cache_match {
 rq_cache_match rq_cache_advance(rq_cache *cache, uint32_t seq, const int32_t *ids, uint64_t n);
 
 /* Says that a later request may well go on from position n of this sequence (reached or not): the exact pages
- * needed there are kept longer than others. */
+ * needed there are kept longer than others, and longer than those marked before. */
 void rq_cache_mark(rq_cache *cache, uint32_t seq, uint64_t n);
 /* Forgets the sequence's marks (not those of nodes that exist already). */
 void rq_cache_unmark(rq_cache *cache, uint32_t seq);

@@ -141,6 +141,7 @@ void rq_exact_hold(rq_cache *c, uint32_t node, uint32_t g);
 void rq_exact_drop(rq_cache *c, uint32_t node, uint32_t g);
 /* Puts an exact page that nobody holds into the node, which has none. */
 void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page);
+/* Marks it; marked again, its exact pages count as used just now. */
 void rq_node_mark(rq_cache *c, uint32_t node);
 
 /* ---- seq.c ------------------------------------------------------------------------------------------------ */

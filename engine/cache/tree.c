@@ -219,9 +219,8 @@ void rq_node_unref(rq_cache *c, uint32_t n)
 
 void rq_node_mark(rq_cache *c, uint32_t n)
 {
-    if (c->nodes[n].marked) return;
     for (uint32_t g = 0; g < c->n_groups; g++)
-        if (is_loose(c, n, g)) list_remove(c, &c->loose[g][0], 1 + g, n);
+        if (is_loose(c, n, g)) list_remove(c, loose_list(c, n, g), 1 + g, n);
     c->nodes[n].marked = true;
     for (uint32_t g = 0; g < c->n_groups; g++)
         if (is_loose(c, n, g)) list_append(c, &c->loose[g][1], 1 + g, n);

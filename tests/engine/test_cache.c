@@ -356,6 +356,26 @@ static void test_marked_ends_are_kept(void **state)
     rig_close(&r);
 }
 
+/* A conversation of many turns with one session: the first end (what others begin with, too) is marked again in
+ * every turn, and so outlives the ends of turns that are over. */
+static void test_first_end_outlives_old_turns(void **state)
+{
+    rig r = {.few_keys = false};
+    rq_cache_group group = coded(0, 2);
+    rig_open(&r, &group, 1, 2, 32, 64);
+    for (uint32_t s = 0; s < 2; s++) fill(&r, s, 0, 2048, 1);
+    for (uint32_t turn = 1; turn < 10; turn++) {
+        rq_cache_unmark(r.cache, 0);
+        rq_cache_mark(r.cache, 0, 220);
+        rq_cache_mark(r.cache, 0, 200 * turn); /* the prompt's end */
+        evaluate_all(&r, 0, 200 * turn + 150, 64);
+    }
+    fill(&r, 1, 220, 1828, 2);
+    assert_int_equal(advance_to(&r, 1, 1000), 220);
+    evaluate_all(&r, 1, 500, 64);
+    rig_close(&r);
+}
+
 static void test_cutting_back_to_what_serves(void **state)
 {
     rig r = {.few_keys = false};
@@ -606,6 +626,7 @@ int main(void)
         cmocka_unit_test(test_two_sequences_make_the_same_page),
         cmocka_unit_test(test_exact_pages_are_few),
         cmocka_unit_test(test_marked_ends_are_kept),
+        cmocka_unit_test(test_first_end_outlives_old_turns),
         cmocka_unit_test(test_cutting_back_to_what_serves),
         cmocka_unit_test(test_undone_extension),
         cmocka_unit_test(test_random_walk),
