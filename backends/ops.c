@@ -117,11 +117,12 @@ bool rq_ranges_conflict(const rq_range *a, uint32_t n_a, const rq_range *b, uint
  * error enters through the exponential; 1e-6. bf16: the cached values are exact in f32, so the same. f32: sums
  * and one exponential.
  *
- * Coded pages: queries may be reduced to int8 with one scale for a head, which by the above gives each score an
- * error of 4.2e-5 of its mean square; with scores of unit variance that is the relative error of every weight
- * and of the output (those of different tokens are independent). Weights times scales may be reduced to
- * 0 .. 127 for a page of 64 tokens: 64 errors of w_max^2 / (12 * 127^2) over a sum of squares of at least
- * w_max^2: 3.3e-4 at worst. Together 4e-4.
+ * Coded pages: queries, and weights times scales, may be reduced to integers of b bits and a sign, with one scale
+ * for a head or a part of it and for a page of 64 tokens. By the above a query's rounding gives each score an error
+ * of 8.2 / (12 * 4^b) of its mean square; with scores of unit variance that is the relative error of every weight
+ * and of the output (those of different tokens are independent). Weights err by 64 times w_max^2 / (12 * 4^b) over
+ * a sum of squares of at least w_max^2. With b = 15 that is 6e-9 together, which leaves the error of the exact
+ * pages beside: 1e-6. (With b = 7 it would be 4e-4, more than a wrong gain makes.)
  *
  * Pointwise: + - * of f32 in double and rounded once more have the bits of f32 arithmetic (Figueroa 1995), hence
  * 0; elementary functions may err by 8 units in the last place. */
@@ -168,7 +169,6 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     case RQ_OP_NORM_GLU_MATMULS:
         return 4 * matmul_tolerance(type); /* two products multiplied, |act'| <= 1.13 */
     case RQ_OP_ATTEND:
-        if (type == RQ_TYPE_Q8_0) return 4e-4;
         return type == RQ_TYPE_F32 ? 1e-9 : 1e-6;
     case RQ_OP_QK_NORM_ROPE_WRITE: /* q; a cached element next to a tie may round the other way: v^2 / 3 */
         return matmul_tolerance(type);

@@ -144,8 +144,8 @@ void main()
             if (is_codec(form_v))
                 level_v[tid] = float(bitfieldExtract(int(U8(tables + TAB_LEVELS).d[(form_v - C2) * 32u + tid]), 0, 8));
         }
-        if (is_codec(form_k)) gain_k = F32(tables + TAB_CODEC).d[(form_k - C2) * 3u + 1u];
-        if (is_codec(form_v)) gain_v = F32(tables + TAB_CODEC).d[(form_v - C2) * 3u + 2u];
+        if (is_codec(form_k)) gain_k = F32(tables + TAB_CODEC).d[(form_k - C2) * 5u + 3u];
+        if (is_codec(form_v)) gain_v = F32(tables + TAB_CODEC).d[(form_v - C2) * 5u + 4u];
     }
     uint pos[ROWS], lowest[ROWS], boundary[ROWS], last_pos = 0u;
     [[unroll]] for (uint r = 0u; r < ROWS; r++) {

@@ -145,13 +145,13 @@ void main()
             if (energy != 0u) {
                 precise float p = uintBitsToFloat(largest) * factor;
                 uint peak = uint(roundEven(p));
-                int base = (log2_of(tables, energy) - log2_of(tables, size) +
-                            I32(tables + TAB_CODEC).d[(form - C2) * 3u]) >> 5;
+                uint64_t row = tables + TAB_CODEC + 20u * (form - C2);
+                int base = (log2_of(tables, energy) - log2_of(tables, size) + I32(row).d[0]) >> 5;
                 int above = ((log2_of(tables, peak) - 245) >> 4) - base;
-                int candidate = 16 * exponent - 48 + base - 5, centre = 0;
-                int stride = above <= 6 ? 2 : above <= 12 ? 4 : above <= 28 ? 8 : 16;
+                int stride = above <= 10 ? 2 : above <= 18 ? 4 : 8, n_left = stride > 2 ? 4 : 3, centre = 0;
+                int candidate =
+                    16 * exponent - 48 + base + ((I32(row).d[1] * above + I32(row).d[2]) >> 5) - stride;
                 int origin = clamp(candidate, 1, 255) - 16;
-                uint n_tried = 0u;
                 uint64_t best_score = 0ul;
                 for (uint guard = 0u; guard < 16u; guard++) {
                     int tried = clamp(candidate, 1, 255);
@@ -167,16 +167,17 @@ void main()
                         best_score = score;
                         best = uint(tried);
                     }
-                    n_tried++;
-                    if (n_tried < 5u) {
+                    n_left--;
+                    if (n_left > 0 && centre == 0) {
                         candidate += stride;
-                    } else if ((n_tried & 1u) != 0u) {
+                    } else if (n_left > 0) {
+                        candidate = centre + stride;
+                    } else {
                         if (stride == 1) break;
                         stride /= 2;
+                        n_left = 2;
                         centre = best != 0u ? int(best) : origin + 16;
                         candidate = centre - stride;
-                    } else {
-                        candidate = centre + stride;
                     }
                 }
             }

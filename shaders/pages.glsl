@@ -50,8 +50,8 @@ const uint SAME = 0u, Q8_0 = 1u, C2 = 3u, C3 = 4u, C4 = 5u;
 // Tables of the codec rows, behind those of the weights (backends/vulkan/tables.c).
 const uint TAB_LEVELS = 36032u; // int8 [3 rows][2][16]
 const uint TAB_SCALES = 36128u; // f32 [3 rows][256]
-const uint TAB_CODEC = 39200u;  // per row: base (i32), gain of K, gain of V (f32)
-const uint TAB_LOG2 = 39236u;   // u8 [128]
+const uint TAB_CODEC = 39200u;  // i32, per row: base, slope and offset of the search, gains of K and V (f32)
+const uint TAB_LOG2 = 39260u;   // u8 [128]
 
 bool is_codec(uint form)
 {

@@ -184,10 +184,4 @@ void rq_cpu_kv_encode(rq_cpu_builder *b, const rq_op *op);
 /* attend.c */
 void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op);
 
-/* Address of the block of (layer, KV head) of an exact page. */
-static inline uint8_t *rq_page_block(const rq_cache_pool *pool, uint32_t page, uint32_t layer, uint32_t head)
-{
-    return rq_pool_exact_block(pool, page, layer, head);
-}
-
 #endif

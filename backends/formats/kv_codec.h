@@ -7,21 +7,23 @@
  *
  * The encoder is integer arithmetic, so that every implementation writes the same bytes for the same input
  * bits. Per row (token) and group of G elements:
- *   1. An element that is not finite counts as 0 (and is counted). E is the exponent of the largest magnitude:
- *      max < 2^E, at least -24. x_i = round half even (x * 2^(11 - E)), so |x_i| <= 2048.
- *   2. base = 16 E - 48 + ((log(sum x_i^2) - log(G) + row->base) >> 5), where e fits the group's power;
- *      peak = 16 E - 48 + ((log(max |x_i|) - 245) >> 4), where level 127 meets the largest element;
- *      log = rq_kv_log2, in 1/256 octaves. Candidates for e, each clamped to [1, 255]: first = base - 5 and
- *      four more at distances `stride` above it, stride = 2, 4, 8 or 16 for peak - base up to 6, 12, 28 or
- *      more; then, while stride > 1, stride is halved and best - stride and best + stride are tried, best
- *      being the candidate with the best score so far (first, clamped, if none scored). (The scale a few
- *      large elements need lies far above the one that fits the power: a search around `base` alone has ten
- *      times the error there.)
+ *   1. An element that is not finite counts as 0 (and is counted). E is the exponent of the largest one:
+ *      max |x| < 2^E, at least -24. x_i = round half even (x * 2^(11 - E)), so |x_i| <= 2048.
+ *   2. base = (log(sum x_i^2) - log(G) + row->base) >> 5, the scale that fits the group's power, and
+ *      above = ((log(max |x_i|) - 245) >> 4) - base, how far above it level 127 would meet the largest
+ *      element, both in codes; log = rq_kv_log2, in 1/256 octaves. The search starts around
+ *      centre = 16 E - 48 + base + ((row->slope * above + row->offset) >> 5).
+ *      Candidates for e, each clamped to [1, 255]: first = centre - stride, and two more at distances
+ *      `stride` above it, or three more if stride > 2; stride = 2 for above <= 10, 4 for above <= 18, else 8.
+ *      Then, while stride > 1, stride is halved and best - stride and best + stride are tried, best being the
+ *      candidate with the best score so far (first, clamped, if none scored). (Where few large elements
+ *      rule, the best scale lies far above the one that fits the power: a search around that one alone has
+ *      ten times the error.)
  *   3. For a candidate: n = e - 96 - 16 E, at least -47; y_i = (x_i * rq_kv_multiplier(n) + 2048) >> 12,
  *      which is 8 x / (scale of e) in units of a level.
- *   4. The path of codes c_i that minimises sum 8 L_i^2 - 2 y_i L_i = sum (y_i - 8 L_i)^2 / 8 - const: Viterbi
- *      over the two values of the last low bit. Of equal costs: the lower predecessor bit, the lower code, the
- *      lower final bit. `gain` is minus that minimum.
+ *   4. The path of codes c_i that minimises sum 8 L_i^2 - 2 y_i L_i = sum (y_i - 8 L_i)^2 / 8 - const:
+ *      Viterbi over the two values of the last low bit. Of equal costs: the lower predecessor bit, the lower
+ *      code, the lower final bit. `gain` is minus that minimum.
  *   5. score = gain * 2^((e - w) / 8) as integer (rq_kv_score), w = first clamped to [1, 255], minus 16: the
  *      squared error in units of x, up to sign and a constant. The candidate with the largest score is taken,
  *      of equal ones the one tried first. If no score is positive: e = 0 and all codes 0.
@@ -38,11 +40,12 @@ enum { RQ_KV_MAX_GROUP = 120, RQ_KV_MAX_DIM = 512 };
 
 typedef struct rq_kv_codec {
     uint32_t bits;
-    int8_t level[2][16]; /* [predecessor's low bit][code] */
-    float unit;          /* of a level at e = 128 */
-    int32_t base;        /* where the search of the scale starts, in 1/512 octaves */
-    float gain_k;        /* attention multiplies scores of coded K with gain_k, and what coded V adds */
-    float gain_v;        /* to the output with gain_v; 1 .. 1 / (1 - error) */
+    int8_t level[2][16];   /* [predecessor's low bit][code] */
+    float unit;            /* of a level at e = 128 */
+    int32_t base;          /* where the search of the scale starts, in 1/512 octaves */
+    float gain_k;          /* attention multiplies scores of coded K with gain_k, and what coded V adds */
+    float gain_v;          /* to the output with gain_v; 1 .. 1 / (1 - error) */
+    int32_t slope, offset; /* of the search's start over `above`, in 1/32 codes */
 } rq_kv_codec;
 
 /* The row behind C2, C3 or C4; NULL for other forms. */

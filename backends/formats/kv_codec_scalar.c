@@ -62,7 +62,7 @@ static uint8_t encode_row(const rq_kv_codec *row, const int32_t *x, int32_t expo
 {
     memset(codes, 0, G);
     if (energy == 0) return 0;
-    rq_kv_search search = rq_kv_search_start(row, exponent, energy, peak, rq_kv_log2(G));
+    rq_kv_search search = rq_kv_search_start(row, exponent, energy, peak, rq_kv_log2_of(G));
     int32_t y[RQ_KV_MAX_GROUP], gain;
     do {
         int32_t multiplier = rq_kv_search_multiplier(&search);

@@ -122,7 +122,7 @@ RQ_INLINE uint64_t encode_lanes(const rq_kv_codec *row, const lane_levels *l, co
         sum = vi_add_square(sum, sample[i]);
     }
     vi_store(energy, sum);
-    int32_t log_g = rq_kv_log2(G);
+    int32_t log_g = rq_kv_log2_of(G);
     bool active[LANES], any = false;
     for (int k = 0; k < LANES; k++) {
         active[k] = energy[k] > 0;

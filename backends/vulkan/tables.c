@@ -8,7 +8,7 @@
 #include <string.h>
 
 /* As in shaders/pages.glsl. */
-enum { TAB_LEVELS = 36032, TAB_SCALES = 36128, TAB_CODEC = 39200, TAB_LOG2 = 39236, TABLE_BYTES = 39364 };
+enum { TAB_LEVELS = 36032, TAB_SCALES = 36128, TAB_CODEC = 39200, TAB_LOG2 = 39260, TABLE_BYTES = 39388 };
 
 uint8_t *vk_tables_make(uint64_t *bytes)
 {
@@ -41,8 +41,9 @@ uint8_t *vk_tables_make(uint64_t *bytes)
             float scale = rq_kv_scale(row, (uint8_t)e);
             memcpy(out + TAB_SCALES + 4 * (256 * i + e), &scale, 4);
         }
-        memcpy(out + TAB_CODEC + 12 * i, &row->base, 4);
-        memcpy(out + TAB_CODEC + 12 * i + 4, gains, 8);
+        const int32_t search[3] = {row->base, row->slope, row->offset};
+        memcpy(out + TAB_CODEC + 20 * i, search, 12);
+        memcpy(out + TAB_CODEC + 20 * i + 12, gains, 8);
     }
     for (uint32_t i = 0; i < 128; i++) out[TAB_LOG2 + i] = (uint8_t)(rq_kv_log2(128 + i) - 7 * 256);
     *bytes = TABLE_BYTES;

@@ -132,6 +132,7 @@ rq_status rq_cache_create(const rq_cache_params *p, rq_cache **out, rq_error *er
                            rq_cache_wide_share(&p->groups[g], p->max_pages);
     }
     c->root_key = hash_of_formats(c, p->seed);
+    c->key_mask = p->key_mask != 0 ? p->key_mask : UINT64_MAX;
     if (!ok || !make_tree(c) || !make_seqs(c)) {
         rq_cache_free(c);
         return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the cache's page tables");

@@ -42,6 +42,8 @@ typedef struct rq_cache_params {
     const uint32_t *pages, *coded_pages, *scratch_pages; /* of each group; the last two NULL: none */
     uint32_t n_seqs, max_pages;                          /* sequences, and pages of each */
     uint64_t seed;                                       /* what else the pages' content depends on */
+    uint64_t
+        key_mask; /* bits of a key that count, 0: all; few in tests, so that different tokens share keys */
 } rq_cache_params;
 
 /* Page numbers must fit: pages * 64 <= UINT32_MAX. A group with a coded form needs n_seqs times its share of exact
@@ -104,7 +106,7 @@ typedef struct rq_cache_match {
 rq_cache_match rq_cache_advance(rq_cache *cache, uint32_t seq, const int32_t *ids, uint64_t n);
 
 /* Says that a later request may well go on from position n of this sequence (reached or not): the exact pages
- * needed there are kept longer than others. */
+ * needed there are kept longer than others, and longer than those marked before. */
 void rq_cache_mark(rq_cache *cache, uint32_t seq, uint64_t n);
 /* Forgets the sequence's marks (not those of nodes that exist already). */
 void rq_cache_unmark(rq_cache *cache, uint32_t seq);

@@ -64,7 +64,7 @@ struct rq_cache {
     uint32_t n_scratch[RQ_MAX_GROUPS];
     uint32_t n_retained[RQ_MAX_GROUPS]; /* exact pages beyond the sequences' shares */
 
-    uint64_t root_key;
+    uint64_t root_key, key_mask;
     uint32_t root_child;
     uint32_t n_nodes, n_nodes_used, free_node;
     rq_node *nodes;
@@ -141,6 +141,7 @@ void rq_exact_hold(rq_cache *c, uint32_t node, uint32_t g);
 void rq_exact_drop(rq_cache *c, uint32_t node, uint32_t g);
 /* Puts an exact page that nobody holds into the node, which has none. */
 void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page);
+/* Marks it; marked again, its exact pages count as used just now. */
 void rq_node_mark(rq_cache *c, uint32_t node);
 
 /* ---- seq.c ------------------------------------------------------------------------------------------------ */

@@ -256,7 +256,7 @@ void rq_cache_commit(rq_cache *c, uint32_t seq, const int32_t *ids)
 
 bool rq_seq_copy_tail(rq_cache *c, rq_seq *s, const uint32_t *from)
 {
-    uint32_t pages[RQ_MAX_GROUPS], n = 0;
+    uint32_t pages[RQ_MAX_GROUPS] = {0}, n = 0;
     if (c->n_copies + c->n_groups > rq_cache_most_copies(c)) return false;
     for (; n < c->n_groups; n++) {
         const rq_pool *p = &c->pools[n][RQ_PAGE_EXACT];
@@ -322,7 +322,7 @@ static void cut_path(rq_cache *c, rq_seq *s, uint32_t n)
  * nobody else uses the node, by taking its pages. */
 static bool open_last(rq_cache *c, rq_seq *s, uint64_t n_tokens)
 {
-    uint32_t last = s->n_nodes - 1, node = s->path[last], from[RQ_MAX_GROUPS];
+    uint32_t last = s->n_nodes - 1, node = s->path[last], from[RQ_MAX_GROUPS] = {0};
     for (uint32_t g = 0; g < c->n_groups; g++) from[g] = rq_pages_of(c, node, g)->page[RQ_PAGE_EXACT];
     memcpy(s->tail, c->nodes[node].ids, sizeof s->tail);
     /* the copy is taken while the node is held, so that it is not evicted for it */
@@ -330,7 +330,7 @@ static bool open_last(rq_cache *c, rq_seq *s, uint64_t n_tokens)
     bool copied = rq_seq_copy_tail(c, s, from);
     s->n_nodes = last + 1;
     if (!copied && c->nodes[node].refs > 1) return false;
-    uint32_t own[RQ_MAX_GROUPS];
+    uint32_t own[RQ_MAX_GROUPS] = {0};
     for (uint32_t g = 0; g < c->n_groups; g++) own[g] = s->pages[RQ_PAGE_EXACT][g][last];
     rq_seq_hold(c, s, last, n_tokens);
     if (copied) {

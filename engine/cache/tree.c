@@ -106,7 +106,7 @@ void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page)
 static uint64_t key_of(const rq_cache *c, uint32_t parent, const int32_t *ids)
 {
     uint64_t before = parent == RQ_NO_NODE ? c->root_key : c->nodes[parent].key;
-    return XXH3_64bits_withSeed(ids, RQ_PAGE_TOKENS * sizeof *ids, before);
+    return XXH3_64bits_withSeed(ids, RQ_PAGE_TOKENS * sizeof *ids, before) & c->key_mask;
 }
 
 uint32_t rq_node_find(const rq_cache *c, uint32_t parent, const int32_t *ids)
@@ -219,9 +219,8 @@ void rq_node_unref(rq_cache *c, uint32_t n)
 
 void rq_node_mark(rq_cache *c, uint32_t n)
 {
-    if (c->nodes[n].marked) return;
     for (uint32_t g = 0; g < c->n_groups; g++)
-        if (is_loose(c, n, g)) list_remove(c, &c->loose[g][0], 1 + g, n);
+        if (is_loose(c, n, g)) list_remove(c, loose_list(c, n, g), 1 + g, n);
     c->nodes[n].marked = true;
     for (uint32_t g = 0; g < c->n_groups; g++)
         if (is_loose(c, n, g)) list_append(c, &c->loose[g][1], 1 + g, n);

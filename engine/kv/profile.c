@@ -41,24 +41,24 @@ float **rq_kv_part_slot(rq_kv_layer_profile *l, rq_kv_part part)
     return NULL;
 }
 
-rq_status rq_kv_profile_make(uint32_t n_layers, rq_kv_profile **out, rq_error *err)
+rq_kv_profile *rq_kv_profile_make(uint32_t n_layers)
 {
     rq_kv_profile *p = rq_calloc(1, sizeof *p);
-    if (p != NULL) p->layers = rq_calloc(n_layers, sizeof *p->layers);
-    if (p == NULL || p->layers == NULL) {
+    if (p == NULL) return NULL;
+    p->layers = rq_calloc(n_layers, sizeof *p->layers);
+    if (p->layers == NULL) {
         rq_free(p);
-        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a cache profile of %u layers", n_layers);
+        return NULL;
     }
     p->n_layers = n_layers;
-    *out = p;
-    return RQ_OK;
+    return p;
 }
 
 rq_status rq_kv_profile_new(const rq_model *m, uint32_t n_positions, rq_kv_profile **out, rq_error *err)
 {
-    rq_kv_profile *p = NULL;
-    rq_status status = rq_kv_profile_make(m->hp.n_layers, &p, err);
-    if (status != RQ_OK) return status;
+    rq_kv_profile *p = rq_kv_profile_make(m->hp.n_layers);
+    if (p == NULL)
+        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a cache profile of %u layers", m->hp.n_layers);
     rq_kv_identify(m, &p->identity);
     p->n_positions = n_positions;
     p->n_rot = m->hp.n_rot;

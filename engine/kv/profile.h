@@ -10,7 +10,7 @@ enum { RQ_KV_PARTS = RQ_KV_SO8_V + 1 };
 size_t rq_kv_part_floats(const rq_kv_layer_profile *layer, rq_kv_part part);
 float **rq_kv_part_slot(rq_kv_layer_profile *layer, rq_kv_part part);
 
-/* A profile of layers without shapes. */
-rq_status rq_kv_profile_make(uint32_t n_layers, rq_kv_profile **out, rq_error *err);
+/* A profile of layers without shapes; NULL when memory runs out. */
+rq_kv_profile *rq_kv_profile_make(uint32_t n_layers);
 
 #endif

@@ -172,9 +172,10 @@ static rq_status take_profile(reader *r, const char *label, rq_kv_profile **out,
     if (n_layers == 0 || n_layers > RQ_MAX_LAYERS)
         return rq_fail(err, RQ_ERR_FORMAT, "%s: a cache profile has 1 to %d layers, not %u", label,
                        RQ_MAX_LAYERS, n_layers);
-    rq_status status = rq_kv_profile_make(n_layers, out, err);
-    if (status != RQ_OK) return status;
-    rq_kv_profile *p = *out;
+    rq_status status = RQ_OK;
+    rq_kv_profile *p = rq_kv_profile_make(n_layers);
+    if (p == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the cache profile %s", label);
+    *out = p;
     p->identity.model = take_u64(r);
     p->identity.rope = take_u64(r);
     p->n_positions = take_u32(r);

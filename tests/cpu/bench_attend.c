@@ -1,4 +1,5 @@
-/* bench_attend.c - speed of attention; run by hand: bench_attend [threads] [implementation] */
+/* bench_attend.c - speed of attention; run by hand: bench_attend [threads] [implementation] [form] [short]
+ * form: f16 (default), c2, c3, c4, q8_0, q4_0; short: generation and a prompt at one depth only */
 #include "backends/base/mem.h"
 #include "tests/cpu/rig.h"
 
@@ -15,20 +16,44 @@ static double now_ns(clockid_t clock)
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
 }
 
-static void measure(const char *implementation, uint32_t threads, uint32_t heads, uint32_t kv, uint32_t d,
-                    uint32_t layers, uint32_t depth, uint32_t tokens)
+typedef struct setting {
+    const char *implementation;
+    uint32_t threads;
+    rq_kv_form form;
+} setting;
+
+static rq_kv_form form_of(const char *name)
 {
+    static const char *const names[] = {[RQ_KV_Q8_0] = "q8_0",
+                                        [RQ_KV_Q4_0] = "q4_0",
+                                        [RQ_KV_C2] = "c2",
+                                        [RQ_KV_C3] = "c3",
+                                        [RQ_KV_C4] = "c4"};
+    for (int i = RQ_KV_Q8_0; i <= RQ_KV_C4; i++)
+        if (name && strcmp(name, names[i]) == 0) return (rq_kv_form)i;
+    return RQ_KV_SAME;
+}
+
+static void measure(const setting *set, uint32_t heads, uint32_t kv, uint32_t d, uint32_t layers,
+                    uint32_t depth, uint32_t tokens)
+{
+    uint32_t threads = set->threads;
     rq_cache_group group = {.n_layers = layers,
                             .n_heads = kv,
                             .dim_k = d,
                             .dim_v = d,
                             .type_k = RQ_TYPE_F16,
-                            .type_v = RQ_TYPE_F16};
+                            .type_v = RQ_TYPE_F16,
+                            .form_k = set->form,
+                            .form_v = set->form,
+                            .recent_pages = 2};
     rq_step_caps caps = {
         .max_tokens = 2048, .n_groups = 1, .n_seqs = 1, .max_pages = (depth + tokens + 63) / 64};
     rig r;
-    rig_open(&r, implementation, threads, &group, &caps);
+    rig_open(&r, set->implementation, threads, &group, &caps);
     for (uint32_t i = 0; i < r.pool.n_slabs; i++) memset(r.pool.slabs[i]->host, 0x2c, r.pool.slabs[i]->bytes);
+    for (uint32_t i = 0; i < r.pool.n_coded_slabs; i++)
+        memset(r.pool.coded_slabs[i]->host, 0x5c, r.pool.coded_slabs[i]->bytes);
     const uint32_t *table = rig_table(&r, 0);
     static int32_t ids[2048];
     rq_step_reset(&r.step);
@@ -55,7 +80,9 @@ static void measure(const char *implementation, uint32_t threads, uint32_t heads
         best_cpu = cpu < best_cpu ? cpu : best_cpu;
     }
     double seen = (double)tokens * depth + (double)tokens * (tokens + 1) / 2;
-    double bytes = 2.0 * kv * d * 2 * (depth + tokens), flops = 4.0 * heads * d * seen;
+    uint32_t coded = rq_kv_boundary(&group, depth + tokens - 1) * RQ_PAGE_TOKENS;
+    double bytes = 2.0 * kv * d * 2 * (depth + tokens - coded), flops = 4.0 * heads * d * seen;
+    if (coded) bytes += (double)r.pool.coded_layout.layer_bytes * coded / RQ_PAGE_TOKENS;
     printf("threads %u  heads %u/%u  d %u  depth %5u  tokens %4u: %10.0f ns (cpu %10.0f)  %6.2f (%6.2f) GB/s "
            " %7.2f (%7.2f) GFLOP/s\n",
            threads, heads, kv, d, depth, tokens, best, best_cpu, bytes / best, bytes / best_cpu, flops / best,
@@ -66,19 +93,26 @@ static void measure(const char *implementation, uint32_t threads, uint32_t heads
 
 int main(int argc, char **argv)
 {
-    uint32_t threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 2;
-    const char *isa = argc > 2 ? argv[2] : NULL;
-    measure(isa, threads, 16, 8, 128, 1, 448, 1); /* from a cache: what the arithmetic alone takes */
-    measure(isa, threads, 32, 8, 128, 1, 448, 1);
-    measure(isa, threads, 32, 4, 128, 1, 448, 1);
-    measure(isa, threads, 14, 2, 64, 1, 448, 1);
-    measure(isa, threads, 16, 8, 128, 8, 4096, 1);
-    measure(isa, threads, 8, 8, 128, 8, 4096, 1);
-    measure(isa, threads, 32, 8, 128, 8, 4096, 1);
-    measure(isa, threads, 32, 4, 128, 8, 4096, 1);
-    measure(isa, threads, 14, 2, 64, 24, 4096, 1);
-    measure(isa, threads, 16, 8, 128, 8, 4096, 4);
-    measure(isa, threads, 16, 8, 128, 2, 4096, 512);
-    measure(isa, threads, 16, 8, 128, 2, 0, 512);
+    setting set = {.implementation = argc > 2 ? argv[2] : NULL,
+                   .threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 2,
+                   .form = form_of(argc > 3 ? argv[3] : NULL)};
+    if (set.implementation && strcmp(set.implementation, "best") == 0) set.implementation = NULL;
+    if (argc > 4) {
+        measure(&set, 16, 8, 128, 8, 4096, 1);
+        measure(&set, 16, 8, 128, 2, 4096, 512);
+        return 0;
+    }
+    measure(&set, 16, 8, 128, 1, 448, 1); /* from a cache: what the arithmetic alone takes */
+    measure(&set, 32, 8, 128, 1, 448, 1);
+    measure(&set, 32, 4, 128, 1, 448, 1);
+    measure(&set, 14, 2, 64, 1, 448, 1);
+    measure(&set, 16, 8, 128, 8, 4096, 1);
+    measure(&set, 8, 8, 128, 8, 4096, 1);
+    measure(&set, 32, 8, 128, 8, 4096, 1);
+    measure(&set, 32, 4, 128, 8, 4096, 1);
+    measure(&set, 14, 2, 64, 24, 4096, 1);
+    measure(&set, 16, 8, 128, 8, 4096, 4);
+    measure(&set, 16, 8, 128, 2, 4096, 512);
+    measure(&set, 16, 8, 128, 2, 0, 512);
     return 0;
 }

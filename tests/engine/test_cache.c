@@ -23,6 +23,7 @@ typedef struct rig {
     int32_t ids[MOST_SEQS][MOST_TOKENS];
     uint64_t n[MOST_SEQS];
     uint32_t n_copied, n_steps, n_refused;
+    bool few_keys; /* set before it is opened: keys of 2 bits */
 } rig;
 
 static rq_cache_group plain(void)
@@ -43,7 +44,9 @@ static rq_cache_group coded(uint32_t sinks, uint32_t recent)
 static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, uint32_t n_seqs,
                      uint32_t max_pages, uint32_t pages)
 {
+    bool few_keys = r->few_keys;
     memset(r, 0, sizeof *r);
+    r->few_keys = few_keys;
     r->pools = (fake_pools){.n_groups = n_groups, .n_seqs = n_seqs, .max_pages = max_pages};
     for (uint32_t g = 0; g < n_groups; g++) {
         rq_pool_sizes size;
@@ -61,7 +64,8 @@ static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, ui
                                .coded_pages = r->pools.coded_pages,
                                .scratch_pages = r->pools.scratch_pages,
                                .n_seqs = n_seqs,
-                               .max_pages = max_pages};
+                               .max_pages = max_pages,
+                               .key_mask = r->few_keys ? 3 : 0};
     rq_error err = {0};
     if (rq_cache_create(&p, &r->cache, &err) != RQ_OK) fail_msg("%s", err.text);
     r->device = fake_pages_create(&r->pools);
@@ -167,7 +171,7 @@ static void fill(rig *r, uint32_t seq, uint32_t first, uint32_t n, uint32_t numb
 
 static void test_grows_by_pages(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {plain(), plain()};
     rig_open(&r, groups, 2, 2, 4, 4);
     fill(&r, 0, 0, 256, 1);
@@ -199,7 +203,7 @@ static void test_grows_by_pages(void **state)
 static void test_reservation_is_a_promise(void **state)
 {
     for (int kind = 0; kind < 2; kind++) {
-        rig r;
+        rig r = {.few_keys = false};
         rq_cache_group group = kind ? coded(0, 1) : plain();
         rig_open(&r, &group, 1, 3, 10, 10);
         for (uint32_t s = 0; s < 3; s++) fill(&r, s, 0, 640, s);
@@ -227,7 +231,7 @@ static void test_reservation_is_a_promise(void **state)
 
 static void test_sharing_and_copies(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {plain(), plain()};
     rig_open(&r, groups, 2, 3, 8, 8);
     for (uint32_t s = 0; s < 3; s++) fill(&r, s, 0, 512, 1);
@@ -261,7 +265,7 @@ static void test_sharing_and_copies(void **state)
 /* Where there is no page for a copy, a page nobody else uses is opened itself; a shared one is not. */
 static void test_cutting_without_a_page(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {plain(), coded(0, 1)};
     rig_open(&r, groups, 2, 2, 4, 4);
     fill(&r, 0, 0, 256, 1);
@@ -285,7 +289,7 @@ static void test_cutting_without_a_page(void **state)
 
 static void test_two_sequences_make_the_same_page(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {plain(), coded(1, 1)};
     rig_open(&r, groups, 2, 2, 8, 16);
     fill(&r, 0, 0, 512, 1);
@@ -306,7 +310,7 @@ static void test_exact_pages_are_few(void **state)
 {
     for (uint32_t sinks = 0; sinks < 3; sinks++)
         for (uint32_t recent = 1; recent < 4; recent++) {
-            rig r;
+            rig r = {.few_keys = false};
             rq_cache_group group = coded(sinks, recent);
             rig_open(&r, &group, 1, 2, 32, 64);
             assert_true(r.pools.pages[0] < 64);
@@ -327,7 +331,7 @@ static void test_exact_pages_are_few(void **state)
 /* A prompt whose messages end at 300 and 700; then a conversation that differs from it behind 700. */
 static void test_marked_ends_are_kept(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {coded(0, 2), coded(1, 1)};
     rig_open(&r, groups, 2, 2, 32, 64);
     for (uint32_t s = 0; s < 2; s++) fill(&r, s, 0, 2048, 1);
@@ -352,9 +356,29 @@ static void test_marked_ends_are_kept(void **state)
     rig_close(&r);
 }
 
+/* A conversation of many turns with one session: the first end (what others begin with, too) is marked again in
+ * every turn, and so outlives the ends of turns that are over. */
+static void test_first_end_outlives_old_turns(void **state)
+{
+    rig r = {.few_keys = false};
+    rq_cache_group group = coded(0, 2);
+    rig_open(&r, &group, 1, 2, 32, 64);
+    for (uint32_t s = 0; s < 2; s++) fill(&r, s, 0, 2048, 1);
+    for (uint32_t turn = 1; turn < 10; turn++) {
+        rq_cache_unmark(r.cache, 0);
+        rq_cache_mark(r.cache, 0, 220);
+        rq_cache_mark(r.cache, 0, 200 * turn); /* the prompt's end */
+        evaluate_all(&r, 0, 200 * turn + 150, 64);
+    }
+    fill(&r, 1, 220, 1828, 2);
+    assert_int_equal(advance_to(&r, 1, 1000), 220);
+    evaluate_all(&r, 1, 500, 64);
+    rig_close(&r);
+}
+
 static void test_cutting_back_to_what_serves(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group group = coded(0, 1);
     rig_open(&r, &group, 1, 1, 32, 32);
     fill(&r, 0, 0, 2048, 1);
@@ -373,7 +397,7 @@ static void test_cutting_back_to_what_serves(void **state)
 
 static void test_undone_extension(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {coded(0, 1), plain()};
     rig_open(&r, groups, 2, 2, 16, 16);
     fill(&r, 0, 0, 1024, 1);
@@ -402,22 +426,26 @@ static uint32_t random_below(uint32_t n)
     return (uint32_t)(random_state >> 33) % n;
 }
 
-/* Texts that share beginnings: each goes on like an earlier one up to a place, then its own way. */
+/* Texts that share beginnings: each goes on like an earlier one up to a place, then its own way; some come back to
+ * the earlier one's, so that pages with the same tokens have different ones before them. */
 enum { TEXTS = 12 };
 
 static void make_texts(int32_t (*texts)[MOST_TOKENS], uint32_t n_tokens)
 {
     for (uint32_t t = 0; t < TEXTS; t++) {
         uint32_t like = t > 0 ? random_below(t) : 0, up_to = t > 0 ? random_below(n_tokens) : 0;
+        uint32_t back = 1 + random_below(100);
         for (uint32_t i = 0; i < n_tokens; i++)
-            texts[t][i] = i < up_to ? texts[like][i] : (int32_t)(t * 100000 + i);
+            texts[t][i] =
+                i < up_to || (t % 2 && i >= up_to + back) ? texts[like][i] : (int32_t)(t * 100000 + i);
     }
 }
 
 static void random_walk(const rq_cache_group *groups, uint32_t n_groups, uint32_t n_seqs, uint32_t max_pages,
-                        uint32_t pages, uint32_t n_operations)
+                        uint32_t pages, uint32_t n_operations, bool few_keys)
 {
     static rig r;
+    r.few_keys = few_keys;
     static int32_t texts[TEXTS][MOST_TOKENS];
     rig_open(&r, groups, n_groups, n_seqs, max_pages, pages);
     uint32_t most = max_pages * 64;
@@ -495,11 +523,12 @@ static void test_random_walk(void **state)
     rq_cache_group codeds[3] = {coded(1, 2), coded(0, 3), plain()};
     rq_cache_group one[1] = {coded(2, 1)};
     random_state = 1;
-    random_walk(both, 2, 5, 12, 26, 6000);
-    random_walk(plains, 2, 5, 6, 17, 6000);
-    random_walk(codeds, 3, 4, 20, 40, 6000);
-    random_walk(one, 1, 6, 16, 30, 6000);
-    random_walk(both, 2, 1, 8, 8, 3000);
+    random_walk(both, 2, 5, 12, 26, 6000, false);
+    random_walk(both, 2, 5, 12, 26, 3000, true);
+    random_walk(plains, 2, 5, 6, 17, 6000, false);
+    random_walk(codeds, 3, 4, 20, 40, 6000, false);
+    random_walk(one, 1, 6, 16, 30, 6000, false);
+    random_walk(both, 2, 1, 8, 8, 3000, false);
 }
 
 static void test_failing_allocations(void **state)
@@ -539,7 +568,7 @@ static void test_failing_allocations(void **state)
 /* After creation nothing is allocated, whatever happens. */
 static void test_growing_allocates_nothing(void **state)
 {
-    rig r;
+    rig r = {.few_keys = false};
     rq_cache_group groups[2] = {plain(), coded(0, 1)};
     rig_open(&r, groups, 2, 2, 8, 8);
     fill(&r, 0, 0, 512, 1);
@@ -597,6 +626,7 @@ int main(void)
         cmocka_unit_test(test_two_sequences_make_the_same_page),
         cmocka_unit_test(test_exact_pages_are_few),
         cmocka_unit_test(test_marked_ends_are_kept),
+        cmocka_unit_test(test_first_end_outlives_old_turns),
         cmocka_unit_test(test_cutting_back_to_what_serves),
         cmocka_unit_test(test_undone_extension),
         cmocka_unit_test(test_random_walk),

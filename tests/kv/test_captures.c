@@ -295,7 +295,8 @@ static void test_replay(void **state)
     rq_error err = {0};
     write_capture(*state, &m);
     assert_int_equal(kv_format_list_add(&list, "f32,wht3,ref-turbo3", &err), RQ_OK);
-    kv_replay r = {.folder = *state, .manifest = &m, .formats = &list, .n_positions = 7};
+    kv_replay r = {
+        .folder = *state, .manifest = &m, .formats = &list, .n_positions = 7, .gain_k = 1, .gain_v = 1};
     if (kv_replay_run(&r, gather, &g, &err)) fail_msg("%s", err.text);
     assert_int_equal(g.n, 3 * KV_HEADS);
     for (size_t i = 0; i < g.n; i++) {
@@ -307,6 +308,17 @@ static void test_replay(void **state)
         if (i % 3 == 1)
             assert_true(row->quality.k_nmse > 0.015 && row->quality.k_nmse < 0.035 && row->bits_k == 3.125);
         if (i % 3 == 2) assert_true(row->bits_k == 3.25); /* one f16 for a head of 64 */
+    }
+    /* Decoded values twice as large: the output is, too; other systems' formats have no gain. */
+    gathered loud = {.n = 0};
+    r.gain_v = 2;
+    assert_int_equal(kv_replay_run(&r, gather, &loud, &err), RQ_OK);
+    for (size_t i = 0; i < g.n; i++) {
+        if (i % 3 == 1)
+            assert_true(fabs(loud.rows[i].quality.best_gain_v / g.rows[i].quality.best_gain_v - 0.5) < 1e-6);
+        else
+            assert_true(loud.rows[i].quality.best_gain_v == g.rows[i].quality.best_gain_v);
+        assert_true(loud.rows[i].quality.kl == g.rows[i].quality.kl);
     }
 }
 
@@ -338,7 +350,8 @@ static void test_replay_profile(void **state)
     close(fd);
     rq_free(path);
     assert_int_equal(kv_format_list_add(&list, "wht3,ref-turbo3", &err), RQ_OK);
-    kv_replay replay = {.folder = *state, .manifest = &m, .formats = &list, .n_positions = 8};
+    kv_replay replay = {
+        .folder = *state, .manifest = &m, .formats = &list, .n_positions = 8, .gain_k = 1, .gain_v = 1};
     assert_int_equal(kv_replay_run(&replay, gather, &plain, &err), RQ_OK);
     rq_kv_profile *p = profile_of(&m, layers);
     layers[LAYER].mean_k = mean;
@@ -364,7 +377,8 @@ static void test_replay_memory(void **state)
     rq_error err = {0};
     write_capture(*state, &m);
     assert_int_equal(kv_format_list_add(&list, "so83,ref-iso3", &err), RQ_OK);
-    kv_replay r = {.folder = *state, .manifest = &m, .formats = &list, .n_positions = 3};
+    kv_replay r = {
+        .folder = *state, .manifest = &m, .formats = &list, .n_positions = 3, .gain_k = 1, .gain_v = 1};
     int64_t alive = rq_mem_alive();
     for (uint64_t at = 1;; at++) {
         gathered g = {.n = 0};

@@ -102,6 +102,25 @@ def test_reuse(real):
     assert fresh["choices"][0]["message"]["content"] == second["choices"][0]["message"]["content"]
 
 
+def test_prompts_are_read_once(real):
+    """Choices of one prompt, and conversations behind one system prompt: counted where steps are run."""
+    def evaluated(messages, **options):
+        before = real.metrics()["rqvk_prompt_tokens_total"]
+        r = real.post("/v1/chat/completions", {"messages": messages, "max_tokens": 4, **options}).json()
+        return r["usage"], real.metrics()["rqvk_prompt_tokens_total"] - before
+    system = [{"role": "system", "content": "These are rules, and all who ask live by them: be brief. " * 4}]
+    usage, n = evaluated(system + user("one"), n=3, ignore_eos=True)
+    assert usage["prompt_tokens"] > 150
+    assert usage["prompt_tokens"] - 8 <= n <= usage["prompt_tokens"] + 3 * 16
+    assert usage["prompt_tokens_details"]["cached_tokens"] < 8  # how every conversation begins
+    for question in "two", "three", "four":
+        usage, n = evaluated(system + user(question))
+        assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - n
+        assert n < 64 + 40  # what is new, from the start of its page
+    usage, n = evaluated(system + user("one"), cache_prompt=False)
+    assert n == usage["prompt_tokens"]
+
+
 def test_usage_is_what_tokenize_says(real):
     text = "Some text of several words, and a number: 1234."
     tokens = real.post("/tokenize", {"content": text, "add_special": True}).json()["tokens"]

@@ -1,14 +1,16 @@
 /* kv-levels - makes the level tables of the compressed cache's codec rows (backends/formats/kv_codec.c).
  *
- *   kv-levels [BITS [BLOCKS]]      tables of 2, 3, 4 bits or of one width; BLOCKS of 4,096 normal values (256)
+ *   kv-levels [BITS [BLOCKS]]      of 2, 3, 4 bits or of one width; BLOCKS (256) of 4,096 normal values
  *
  * The encoder itself is in the loop, so the tables fit its scale search and its integers:
- *   1. Start: 2^(bits+1) equally spaced levels; the odd ones to table 0, the even ones to table 1, so that low
- *      bits alternate along both.
- *   2. Lloyd's iteration: encode, move each level to the least-squares value of the samples that took it, make the
- *      tables mirror images of each other, scale so that the outermost level is 127 and round. The search of the
- *      scale (five candidates from base - 5 to base + 3 first) is centred on the scales that are chosen.
- *   3. Descent: single levels are changed by small steps as long as that lowers the error on the same samples.
+ *   1. Start: 2^(bits+1) equally spaced levels; the odd ones to table 0, the even ones to table 1, so that
+ *      low bits alternate along both.
+ *   2. Lloyd's iteration: encode, move each level to the least-squares value of the samples that took it,
+ *      make the tables mirror images of each other, scale so that the outermost level is 127 and round.
+ *   3. Descent: single levels are changed by small steps as long as that lowers the error.
+ *   4. The start of the scale search: for single groups every scale is tried; `base` is what fits the power
+ *      on average, `slope` and `offset` the line of least squares through (above, best - base). This is done
+ *      before and during 2, too.
  * Printed is the error on other samples, and the row as C. */
 #include <math.h>
 #include <stdio.h>
@@ -40,10 +42,9 @@ static void fill_normal(samples *s, uint64_t seed)
     }
 }
 
-/* What became of samples: error over power, for each level the sums of its least-squares value, and the mean
- * of log2(scale / unit) of groups of power one. */
+/* What became of samples: error over power, and for each level the sums of its least-squares value. */
 typedef struct outcome {
-    double nmse, product[2][16], square[2][16], log_scale;
+    double nmse, product[2][16], square[2][16];
 } outcome;
 
 static outcome encode(const rq_kv_codec *row, const samples *s)
@@ -55,22 +56,19 @@ static outcome encode(const rq_kv_codec *row, const samples *s)
         const float *x = s->x + (size_t)b * BLOCK;
         rq_kv_encoder_best()->encode(row, x, GROUP, codes, scale);
         for (uint32_t t = 0; t < RQ_PAGE_TOKENS; t++) {
-            double unit = (double)rq_kv_scale(row, scale[t]), group_power = 0;
+            double unit = (double)rq_kv_scale(row, scale[t]);
             for (uint32_t i = 0, state = 0; i < GROUP; i++) {
                 uint32_t at = rq_kv_step_element(GROUP, i) * RQ_PAGE_TOKENS + t, code = codes[at];
                 double v = (double)x[at], d = v - unit * row->level[state][code];
                 error += d * d;
-                group_power += v * v;
+                power += v * v;
                 o.product[state][code] += unit * v;
                 o.square[state][code] += unit * unit;
                 state = code & 1;
             }
-            power += group_power;
-            o.log_scale += (scale[t] - 128) / 16.0 - log2(group_power / GROUP) / 2;
         }
     }
     o.nmse = error / power;
-    o.log_scale /= (double)s->n_blocks * RQ_PAGE_TOKENS;
     return o;
 }
 
@@ -86,11 +84,59 @@ static void set_levels(rq_kv_codec *row, const double *level)
     }
 }
 
-/* A base is rounded down to a code (hence half a code, 16) and lies one code, 32, above the middle of the first
- * five candidates. */
-static void centre_search(rq_kv_codec *row, const outcome *o)
+/* Squared error of token t of a block with scale e. */
+static double group_error(const rq_kv_codec *row, const float *x, uint32_t t, int e)
 {
-    row->base = (int32_t)lround(512 * o->log_scale) + 16 + 32;
+    double unit = (double)rq_kv_scale(row, (uint8_t)e), cost[2] = {0, INFINITY};
+    for (uint32_t i = 0; i < GROUP; i++) {
+        double v = (double)x[rq_kv_step_element(GROUP, i) * RQ_PAGE_TOKENS + t],
+               next[2] = {INFINITY, INFINITY};
+        for (int p = 0; p < 2; p++)
+            for (int c = 0; c < 1 << row->bits; c++) {
+                double d = v - unit * row->level[p][c];
+                next[c & 1] = fmin(next[c & 1], cost[p] + d * d);
+            }
+        cost[0] = next[0];
+        cost[1] = next[1];
+    }
+    return fmin(cost[0], cost[1]);
+}
+
+static void fit_search(rq_kv_codec *row, const samples *s)
+{
+    enum { TOKENS = RQ_PAGE_TOKENS, MOST = 32 * TOKENS };
+    static double power[MOST], peak[MOST], best[MOST];
+    int n = (s->n_blocks < 32 ? s->n_blocks : 32) * TOKENS;
+    double mean = 0, sx = 0, sy = 0, sxx = 0, sxy = 0;
+    for (int g = 0; g < n; g++) { /* all in codes, 16 an octave */
+        const float *x = s->x + (size_t)(g / TOKENS) * BLOCK;
+        double square = 0, largest = 0, least = INFINITY;
+        for (uint32_t i = 0; i < GROUP; i++) {
+            double v = fabs((double)x[i * TOKENS + (uint32_t)g % TOKENS]);
+            square += v * v;
+            largest = fmax(largest, v);
+        }
+        power[g] = 128 + 8 * log2(square / GROUP);
+        peak[g] = 128 + 16 * log2(largest / 127 / (double)row->unit);
+        for (int e = (int)power[g] - 20; e <= (int)power[g] + 30; e++) {
+            double error = group_error(row, x, (uint32_t)g % TOKENS, e);
+            if (error >= least) continue;
+            least = error;
+            best[g] = e;
+        }
+        mean += (best[g] - power[g]) / n;
+    }
+    for (int g = 0; g < n; g++) {
+        double base = power[g] + mean, above = peak[g] - base, y = best[g] - base;
+        sx += above;
+        sy += y;
+        sxx += above * above;
+        sxy += above * y;
+    }
+    double slope = (n * sxy - sx * sy) / (n * sxx - sx * sx);
+    row->base = (int32_t)lround(32 * mean) + 16; /* half a code: both are rounded down to codes */
+    row->slope = (int32_t)lround(32 * slope);
+    row->offset = (int32_t)lround(32 * (sy - slope * sx) / n) + 16;
 }
 
 static void lloyd(rq_kv_codec *row, const samples *s)
@@ -99,6 +145,7 @@ static void lloyd(rq_kv_codec *row, const samples *s)
     double level[16] = {0};
     for (int c = 0; c < n; c++) level[c] = (2 * c + 1.5 - n) / n; /* the odd ones of 2 n places around 0 */
     set_levels(row, level);
+    fit_search(row, s);
     for (int round = 0; round < 60; round++) {
         outcome o = encode(row, s);
         for (int c = 0; c < n; c++) {
@@ -107,7 +154,7 @@ static void lloyd(rq_kv_codec *row, const samples *s)
             if (square > 0) level[c] = product / square;
         }
         set_levels(row, level);
-        centre_search(row, &o);
+        if (round < 3) fit_search(row, s);
     }
 }
 
@@ -136,21 +183,19 @@ static void descend(rq_kv_codec *row, const samples *s)
                 next.level[1][n - 1 - c] = (int8_t)-l;
                 any |= better(&next, s, row, &nmse);
             }
-        outcome o = encode(row, s);
-        centre_search(row, &o);
-        nmse = encode(row, s).nmse;
     }
 }
 
 static void print_row(const rq_kv_codec *row)
 {
-    printf("{%u, {", row->bits);
+    printf("{.bits = %u, .level = {", row->bits);
     for (int b = 0; b < 2; b++) {
         printf("%s{", b ? ", " : "");
         for (int c = 0; c < 1 << row->bits; c++) printf("%s%d", c ? ", " : "", row->level[b][c]);
         printf("}");
     }
-    printf("}, 0x1p-6f, %d, ...}\n", row->base);
+    printf("}, .unit = 0x1p-6f, .base = %d, .slope = %d, .offset = %d}\n", row->base, row->slope,
+           row->offset);
 }
 
 int main(int argc, char **argv)
@@ -176,6 +221,7 @@ int main(int argc, char **argv)
         printf("%u bits: after Lloyd's iteration %.6f\n", bits, encode(&row, &test).nmse);
         fflush(stdout);
         descend(&row, &train);
+        fit_search(&row, &train);
         printf("%u bits: error %.6f\n", bits, encode(&row, &test).nmse);
         print_row(&row);
         fflush(stdout);

@@ -17,7 +17,7 @@ static const char yardstick[] = "ref-q4_0-h64";
 typedef struct replay {
     const char *formats, *profile, *detail, *table, *svg, *output, *columns;
     uint32_t n_positions;
-    float bound;
+    float bound, gain_k, gain_v;
     bool opponent, json, csv;
     kv_format_list list;
     kv_manifest manifest;
@@ -135,7 +135,9 @@ static rq_status print(replay *o, rq_error *err)
         kv_quality mean = kv_quality_mean(&o->of[f].sum);
         add_row(&o->rows, "all", "all", o->list.names[f], o->of[f].bits_k, o->of[f].bits_v, &mean);
     }
-    char tokens[16], positions[16];
+    char tokens[16], positions[16], gain_k[16], gain_v[16];
+    (void)snprintf(gain_k, sizeof gain_k, "%g", (double)o->gain_k);
+    (void)snprintf(gain_v, sizeof gain_v, "%g", (double)o->gain_v);
     (void)snprintf(tokens, sizeof tokens, "%u", o->manifest.n_tokens);
     (void)snprintf(positions, sizeof positions, "%u", o->n_positions);
     const kv_note notes[] = {{"commit", RQVK_COMMIT},
@@ -145,7 +147,9 @@ static rq_status print(replay *o, rq_error *err)
                              {"capture_commit", o->manifest.commit},
                              {"tokens", tokens},
                              {"positions", positions},
-                             {"profile", o->profile ? o->profile : "none"}};
+                             {"profile", o->profile ? o->profile : "none"},
+                             {"gain_k", gain_k},
+                             {"gain_v", gain_v}};
     kv_table_format format = o->json ? KV_TABLE_JSON : o->csv ? KV_TABLE_CSV : KV_TABLE_MD;
     FILE *out = o->output ? fopen(o->output, "w") : stdout;
     if (!out) return rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->output, strerror(errno));
@@ -173,7 +177,9 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
                        .manifest = &o->manifest,
                        .formats = &o->list,
                        .profile = profile,
-                       .n_positions = o->n_positions};
+                       .n_positions = o->n_positions,
+                       .gain_k = (double)o->gain_k,
+                       .gain_v = (double)o->gain_v};
         o->progress = rq_progress_start(stderr, "replay", "runs", heads * o->list.n);
         s = kv_replay_run(&r, receive, o, err);
         rq_progress_end(&o->progress);
@@ -217,6 +223,18 @@ static void add_options(rq_options *options, replay *o)
                                .target = &o->detail,
                                .choices = "all,layer,head",
                                .help = "rows for everything together, for layers too, or for heads too"});
+    rq_options_add(options, (rq_option){.names = "--gain-k",
+                                        .kind = RQ_OPT_F32,
+                                        .target = &o->gain_k,
+                                        .min = 0.5,
+                                        .max = 2,
+                                        .help = "factor on decoded keys of our own codes"});
+    rq_options_add(options, (rq_option){.names = "--gain-v",
+                                        .kind = RQ_OPT_F32,
+                                        .target = &o->gain_v,
+                                        .min = 0.5,
+                                        .max = 2,
+                                        .help = "factor on decoded values of our own codes"});
     rq_options_heading(options, "Output");
     rq_options_add(options, (rq_option){.names = "--json",
                                         .kind = RQ_OPT_FLAG,
@@ -268,6 +286,7 @@ int kv_replay_main(int argc, char **argv)
     o->formats = kv_format_all;
     o->detail = "all";
     o->n_positions = 64;
+    o->gain_k = o->gain_v = 1;
     kv_table_start(&o->rows, columns, sizeof columns / sizeof *columns);
     rq_options options = {0};
     add_options(&options, o);

@@ -10,6 +10,7 @@ enum { SEED_K = 1, SEED_V = 2 };
 /* Everything about one KV head of one layer. */
 typedef struct head {
     const rq_kv_layer_profile *profile; /* NULL: none */
+    double gain_k, gain_v;
     uint32_t index;
     kv_case c;
     float *k, *v, *q, *k_hat, *v_hat;
@@ -39,7 +40,7 @@ static rq_status head_load(const kv_replay *r, const kv_capture_layer *l, const 
 {
     uint32_t n = r->manifest->n_tokens, group = l->n_heads / l->n_heads_kv;
     uint32_t n_positions = r->n_positions < n ? r->n_positions : n, n_queries = n_positions * group;
-    head h = {.index = index};
+    head h = {.index = index, .gain_k = r->gain_k, .gain_v = r->gain_v};
     h.k = rq_malloc(sizeof(float) * n * l->dim_k);
     h.v = rq_malloc(sizeof(float) * n * l->dim_v);
     h.k_hat = rq_malloc(sizeof(float) * n * l->dim_k);
@@ -77,7 +78,7 @@ static rq_status head_load(const kv_replay *r, const kv_capture_layer *l, const 
 
 /* out = what is left of rows after the format, with the shift and the scales of a profile around it. */
 static rq_status trip(const kv_format *f, bool is_v, const float *rows, uint32_t n, uint32_t dim,
-                      const float *mean, const float *lambda, float *out, rq_error *err)
+                      const float *mean, const float *lambda, double gain, float *out, rq_error *err)
 {
     for (size_t i = 0; i < (size_t)n * dim; i++) {
         float x = rows[i] - (mean ? mean[i % dim] : 0);
@@ -85,7 +86,7 @@ static rq_status trip(const kv_format *f, bool is_v, const float *rows, uint32_t
     }
     rq_status s = kv_format_trip(f, is_v, out, n, err);
     for (size_t i = 0; !s && i < (size_t)n * dim; i++) {
-        float x = lambda ? out[i] / lambda[i % dim] : out[i];
+        float x = (float)gain * (lambda ? out[i] / lambda[i % dim] : out[i]);
         out[i] = x + (mean ? mean[i % dim] : 0);
     }
     return s;
@@ -122,10 +123,13 @@ static rq_status run_format(const head *h, const kv_exact *exact, const char *na
         kv_format_free(k);
         return s;
     }
-    if (kv_format_is_foreign(k) || kv_format_is_exact(k)) p = &nothing;
+    bool coded = !kv_format_is_foreign(k) && !kv_format_is_exact(k);
+    if (!coded) p = &nothing;
     s = trip(k, false, h->k, h->c.n, dim_k, of_head(p->mean_k, i, dim_k), of_head(p->lambda_k, i, dim_k),
-             h->k_hat, err);
-    if (!s) s = trip(v, true, h->v, h->c.n, dim_v, of_head(p->mean_v, i, dim_v), NULL, h->v_hat, err);
+             coded ? h->gain_k : 1, h->k_hat, err);
+    if (!s)
+        s = trip(v, true, h->v, h->c.n, dim_v, of_head(p->mean_v, i, dim_v), NULL, coded ? h->gain_v : 1,
+                 h->v_hat, err);
     if (!s) s = kv_measure(exact, h->k_hat, h->v_hat, &row->quality, err);
     row->format = name;
     row->bits_k = kv_format_bits(k, false);

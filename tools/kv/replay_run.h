@@ -14,6 +14,7 @@ typedef struct kv_replay {
     const rq_kv_profile *profile; /* NULL: none. Foreign and exact formats never use it. */
     uint32_t
         n_positions; /* whose queries are looked at, for each head; spread over the last 3/4 of the text */
+    double gain_k, gain_v; /* on decoded rows of our own codes, between the mean and the rotation; 1: none */
 } kv_replay;
 
 typedef struct kv_replay_row {

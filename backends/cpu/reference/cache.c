@@ -118,7 +118,7 @@ rq_status rq_ref_kv_encode(const rq_ref_run *r)
 
 /* ---- attention ------------------------------------------------------------------------------------------- */
 
-/* What a KV head's page holds in each form, as attention sees it: K [dim_k][64] and V [dim_v][64], gains
+/* What a KV head's page holds in each form, as attention sees it: K [dim_k][64] and V [64][dim_v], gains
  * included. Blocks are decoded when they are wanted first. */
 typedef struct decoded {
     double *block[RQ_PAGE_FORMS];
@@ -132,6 +132,7 @@ typedef struct attention {
     decoded *pages; /* [page index][KV head] of the sequence in hand */
     uint32_t seq;
     double *scores; /* room for every position of a sequence */
+    double *out;    /* [dim_v] */
     bool failed;
 } attention;
 
@@ -144,14 +145,15 @@ static double gain_of(rq_kv_form form, bool is_v)
 static void decode_side(const side *s, bool coded, double *to, float *room)
 {
     if (coded && s->form != RQ_KV_SAME && s->form != RQ_KV_TRIP) {
+        double gain = gain_of(s->form, s->is_v);
         rq_kv_decode_block(s->form, s->is_v, s->d, (const uint32_t *)(void *)s->words, s->scales, room);
-        for (uint64_t i = 0; i < (uint64_t)s->d * RQ_PAGE_TOKENS; i++)
-            to[i] = (double)room[i] * gain_of(s->form, s->is_v);
+        for (uint32_t i = 0; i < s->d; i++)
+            for (uint32_t t = 0; t < RQ_PAGE_TOKENS; t++)
+                to[place(s, i, t)] = (double)room[(size_t)i * RQ_PAGE_TOKENS + t] * gain;
         return;
     }
-    for (uint32_t i = 0; i < s->d; i++)
-        for (uint32_t t = 0; t < RQ_PAGE_TOKENS; t++)
-            to[(uint64_t)i * RQ_PAGE_TOKENS + t] = take(coded ? s->words : s->exact, place(s, i, t), s->type);
+    for (uint64_t i = 0; i < (uint64_t)s->d * RQ_PAGE_TOKENS; i++)
+        to[i] = take(coded ? s->words : s->exact, i, s->type);
 }
 
 /* The page as a query at `position` reads it; zeros where there is no page. NULL when memory ran out. */
@@ -201,31 +203,32 @@ static void attend_head(attention *a, uint32_t t, uint32_t head)
         for (uint32_t i = 0; i < g->dim_k; i++)
             of_mean += (double)*rq_ref_f32(&a->q, i, head, t, 0) *
                        (double)*rq_ref_f32(&a->mean, i, kv_head / (g->n_heads / a->mean.v->ne[1]), 0, 0);
-    for (uint32_t j = first; j <= last; j++) {
-        const double *page = page_of(a, j / RQ_PAGE_TOKENS, kv_head, last);
-        if (!page) return;
-        double s = of_mean;
-        for (uint32_t i = 0; i < g->dim_k; i++)
-            s += (double)*rq_ref_f32(&a->q, i, head, t, 0) *
-                 page[(uint64_t)i * RQ_PAGE_TOKENS + j % RQ_PAGE_TOKENS];
-        s *= scale;
-        if (softcap > 0) s = softcap * tanh(s / softcap);
-        a->scores[j] = s;
-        if (s > largest) largest = s;
-    }
-    for (uint32_t j = first; j <= last; j++) {
-        a->scores[j] = exp(a->scores[j] - largest);
-        sum += a->scores[j];
-    }
-    for (uint32_t i = 0; i < g->dim_v; i++) {
-        double o = 0;
-        for (uint32_t j = first; j <= last; j++) {
-            const double *v =
-                page_of(a, j / RQ_PAGE_TOKENS, kv_head, last) + (uint64_t)g->dim_k * RQ_PAGE_TOKENS;
-            o += a->scores[j] * v[(uint64_t)i * RQ_PAGE_TOKENS + j % RQ_PAGE_TOKENS];
+    for (uint32_t p = first / RQ_PAGE_TOKENS; p <= last / RQ_PAGE_TOKENS; p++) {
+        const double *keys = page_of(a, p, kv_head, last);
+        if (!keys) return;
+        double s[RQ_PAGE_TOKENS];
+        for (uint32_t j = 0; j < RQ_PAGE_TOKENS; j++) s[j] = of_mean;
+        for (uint32_t i = 0; i < g->dim_k; i++, keys += RQ_PAGE_TOKENS) {
+            double q = *rq_ref_f32(&a->q, i, head, t, 0);
+            for (uint32_t j = 0; j < RQ_PAGE_TOKENS; j++) s[j] += q * keys[j];
         }
-        *rq_ref_f32(&a->y, (uint64_t)head * g->dim_v + i, t, 0, 0) = (float)(o / sum);
+        for (uint32_t j = 0; j < RQ_PAGE_TOKENS; j++) {
+            double x = s[j] * scale;
+            a->scores[p * RQ_PAGE_TOKENS + j] = softcap > 0 ? softcap * tanh(x / softcap) : x;
+        }
     }
+    for (uint32_t j = first; j <= last; j++)
+        if (a->scores[j] > largest) largest = a->scores[j];
+    for (uint32_t i = 0; i < g->dim_v; i++) a->out[i] = 0;
+    for (uint32_t j = first; j <= last; j++) {
+        double weight = exp(a->scores[j] - largest);
+        const double *v = page_of(a, j / RQ_PAGE_TOKENS, kv_head, last) +
+                          (uint64_t)g->dim_k * RQ_PAGE_TOKENS + (uint64_t)(j % RQ_PAGE_TOKENS) * g->dim_v;
+        for (uint32_t i = 0; i < g->dim_v; i++) a->out[i] += weight * v[i];
+        sum += weight;
+    }
+    for (uint32_t i = 0; i < g->dim_v; i++)
+        *rq_ref_f32(&a->y, (uint64_t)head * g->dim_v + i, t, 0, 0) = (float)(a->out[i] / sum);
 }
 
 rq_status rq_ref_attend(const rq_ref_run *r)
@@ -241,7 +244,8 @@ rq_status rq_ref_attend(const rq_ref_run *r)
     size_t max_pages = r->env->caps->max_pages;
     a.scores = rq_calloc(max_pages * RQ_PAGE_TOKENS, sizeof *a.scores);
     a.pages = rq_calloc(max_pages * a.pool->group->n_heads, sizeof *a.pages);
-    a.failed = !a.scores || !a.pages;
+    a.out = rq_calloc(a.pool->group->dim_v, sizeof *a.out);
+    a.failed = !a.scores || !a.pages || !a.out;
     for (uint32_t t = 0; t < r->tape->bucket && !a.failed; t++) {
         const rq_run *run = rq_ref_run_of(r, t);
         if (!run) continue;
@@ -252,5 +256,6 @@ rq_status rq_ref_attend(const rq_ref_run *r)
     if (a.pages) forget_pages(&a);
     rq_free(a.pages);
     rq_free(a.scores);
+    rq_free(a.out);
     return a.failed ? rq_fail(r->err, RQ_ERR_MEMORY, "out of memory for attention") : RQ_OK;
 }

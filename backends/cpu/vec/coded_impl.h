@@ -64,10 +64,9 @@ RQ_INLINE void open_words(const uint32_t *p, size_t stride, uint32_t n, vi *w)
     }
 }
 
-/* The eight levels of each lane of a logical word as four pairs (0 4, 1 5, 2 6, 3 7), rows of `to`. `before`:
- * the words of the predecessors. */
-RQ_INLINE void put_levels(vi w, vi before, const rq_kv_form form, const rq_tables *t, int32_t *to,
-                          size_t stride)
+/* The eight levels of each lane of a logical word as four pairs (0 4, 1 5, 2 6, 3 7). `before`: the words of the
+ * predecessors. */
+RQ_INLINE void levels_of(vi w, vi before, const rq_kv_form form, const rq_tables *t, vi *pairs)
 {
     const vi nibble = vi_set(0x0f0f0f0f);
     vi even, odd;
@@ -80,10 +79,28 @@ RQ_INLINE void put_levels(vi w, vi before, const rq_kv_form form, const rq_table
         even = vi_lookup(t->first, vi_and(w, nibble));
         odd = vi_lookup(t->first, vi_and(vi_shr(w, 4), nibble));
     }
-    vi_store(to, vi_even(even));
-    vi_store(to + stride, vi_even(odd));
-    vi_store(to + 2 * stride, vi_odd(even));
-    vi_store(to + 3 * stride, vi_odd(odd));
+    pairs[0] = vi_even(even);
+    pairs[1] = vi_even(odd);
+    pairs[2] = vi_odd(even);
+    pairs[3] = vi_odd(odd);
+}
+
+RQ_INLINE void put_levels(vi w, vi before, const rq_kv_form form, const rq_tables *t, int32_t *to,
+                          size_t stride)
+{
+    vi pairs[4];
+    levels_of(w, before, form, t, pairs);
+    for (int j = 0; j < 4; j++) vi_store(to + (size_t)j * stride, pairs[j]);
+}
+
+/* All logical words of VL columns, `units` of them. */
+RQ_INLINE void open_column(const uint32_t *p, size_t stride, uint32_t units, const rq_kv_form form, vi *w)
+{
+    for (uint32_t r = 0, n; r < units; r += n) {
+        n = batch_of(form, units - r);
+        open_words(p, stride, n, w + r);
+        p += words_of_batch(n) * stride;
+    }
 }
 
 /* K of a group of `units` times eight elements: [4 units][64] pairs. */
@@ -92,12 +109,7 @@ RQ_INLINE void k_levels(const uint32_t *p, uint32_t units, const rq_kv_form form
 {
     for (size_t token = 0; token < KEYS; token += VL) {
         vi w[16];
-        const uint32_t *from = p + token;
-        for (uint32_t r = 0, n; r < units; r += n) {
-            n = batch_of(form, units - r);
-            open_words(from, KEYS, n, w + r);
-            from += words_of_batch(n) * KEYS;
-        }
+        open_column(p + token, KEYS, units, form, w);
         vi before = vi_shl(w[units - 1], 4);
         for (uint32_t r = 0; r < units; r++) {
             put_levels(w[r], before, form, t, to + (size_t)4 * r * KEYS + token, KEYS);
@@ -106,27 +118,35 @@ RQ_INLINE void k_levels(const uint32_t *p, uint32_t units, const rq_kv_form form
     }
 }
 
-/* V of a group, from its first element's words on: [32][stride] pairs. May write VL - 8 columns more. */
+enum { MAX_COLUMNS = 144 }; /* a group, the eight columns before it and as many behind */
+
+/* V's logical words of a group, from its first element's physical words on: [8][MAX_COLUMNS]. The first eight of
+ * each row are the predecessors of elements 0 .. 7; what is past the last may be written. */
+RQ_INLINE void v_words(const uint32_t *p, size_t dim_v, uint32_t units, const rq_kv_form form,
+                       uint32_t *words)
+{
+    for (size_t e = 0; e < (size_t)8 * units; e += VL) {
+        vi w[8];
+        open_column(p + e, dim_v, 8, form, w);
+        for (int o = 0; o < 8; o++) vi_store(words + o * MAX_COLUMNS + 8 + e, w[o]);
+    }
+    for (int o = 0; o < 8; o++, words += MAX_COLUMNS) {
+        words[0] = 0;
+        memcpy(words + 1, words + (size_t)8 * units, 7 * sizeof *words);
+    }
+}
+
+/* V of a group: [32][stride] pairs. */
 RQ_INLINE void v_levels(const uint32_t *p, size_t dim_v, uint32_t units, const rq_kv_form form,
                         const rq_tables *t, int32_t *to, size_t stride)
 {
-    uint32_t words[4][144]; /* logical words; the first eight are the predecessors of elements 0 .. 7 */
-    for (uint32_t o = 0, n; o < 8; o += n) {
-        n = batch_of(form, 8 - o);
+    uint32_t words[8 * MAX_COLUMNS];
+    v_words(p, dim_v, units, form, words);
+    for (size_t o = 0; o < 8; o++)
         for (size_t e = 0; e < (size_t)8 * units; e += VL) {
-            vi w[4];
-            open_words(p + e, dim_v, n, w);
-            for (uint32_t i = 0; i < n; i++) vi_store(words[i] + 8 + e, w[i]);
+            const uint32_t *w = words + o * MAX_COLUMNS + e;
+            put_levels(vi_load(w + 8), vi_load(w), form, t, to + 4 * o * stride + e, stride);
         }
-        p += words_of_batch(n) * dim_v;
-        for (uint32_t i = 0; i < n; i++) {
-            words[i][0] = 0;
-            memcpy(words[i] + 1, words[i] + (size_t)8 * units, 7 * sizeof words[i][0]);
-            for (size_t e = 0; e < (size_t)8 * units; e += VL)
-                put_levels(vi_load(words[i] + 8 + e), vi_load(words[i] + e), form, t,
-                           to + 4 * (o + i) * stride + e, stride);
-        }
-    }
 }
 
 /* Q8_0: rows of words of four bytes to two rows of pairs each (0 2, 1 3), n columns of each. */
@@ -140,9 +160,7 @@ RQ_INLINE void byte_levels(const uint32_t *p, size_t step, size_t rows, size_t n
         }
 }
 
-/* A group of K; returns where the next one's words begin. */
-static const uint32_t *open_k(const rq_attend_code *c, const uint32_t *p, uint32_t size, const rq_tables *t,
-                              int32_t *to)
+static void open_k(const rq_attend_code *c, const uint32_t *p, uint32_t size, const rq_tables *t, int32_t *to)
 {
     switch (c->form) {
     case RQ_KV_C2:
@@ -159,9 +177,7 @@ static const uint32_t *open_k(const rq_attend_code *c, const uint32_t *p, uint32
         break;
     default:
         byte_levels(p, KEYS, size / 4, KEYS, to, KEYS);
-        return p + (size_t)size / 4 * KEYS;
     }
-    return p + (size_t)rq_kv_words(c->form, size / 8) * KEYS;
 }
 
 static void open_v(const rq_attend_code *c, uint32_t first, uint32_t size, uint32_t dim_v, const rq_tables *t,
@@ -252,6 +268,18 @@ typedef struct rq_target {
     bool add;
 } rq_target;
 
+/* One register of sums, of which n columns are wanted. */
+RQ_INLINE void deliver(const rq_target *to, size_t row, size_t column, size_t n, vi sums)
+{
+    float *c = to->c + row * to->ldc + column;
+    vf sum = vf_mul(vi_float(sums), vf_set(to->by[row * to->by_step]));
+    if (to->times) sum = vf_mul(sum, vf_load(to->times + column));
+    if (n >= VL)
+        vf_store(c, to->add ? vf_add(vf_load(c), sum) : sum);
+    else if (n > 0)
+        vf_store_part(c, to->add ? vf_add(vf_load_part(c, n), sum) : sum, n);
+}
+
 /* m rows by w registers from `column` on, of which the first n columns are wanted; sum over pairs k of
  * a[row][k] b[k][column]. m and w are constants where this is inlined. */
 RQ_INLINE void code_rows(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_pairs,
@@ -278,21 +306,10 @@ RQ_INLINE void code_rows(const int32_t *a, size_t lda, const int32_t *b, size_t 
         }
     }
     UNROLL
-    for (int i = 0; i < m; i++) {
-        vf by = vf_set(to->by[(row + (size_t)i) * to->by_step]);
-        float *c = to->c + (row + (size_t)i) * to->ldc + column;
-        UNROLL
-        for (int j = 0; j < w; j++) {
-            size_t at = (size_t)j * VL;
-            vf sum = vf_mul(vi_float(acc[i][j]), by);
-            if (to->times) sum = vf_mul(sum, vf_load(to->times + column + at));
-            if (at + VL <= n) {
-                vf_store(c + at, to->add ? vf_add(vf_load(c + at), sum) : sum);
-            } else if (at < n) {
-                vf old = to->add ? vf_load_part(c + at, n - at) : vf_set(0.0f);
-                vf_store_part(c + at, to->add ? vf_add(old, sum) : sum, n - at);
-            }
-        }
+    for (int i = 0; i < m; i++) UNROLL
+    for (int j = 0; j < w; j++) {
+        size_t at = (size_t)j * VL;
+        deliver(to, row + (size_t)i, column + at, n > at ? n - at : 0, acc[i][j]);
     }
 }
 
@@ -341,6 +358,132 @@ static void code_product(const int32_t *a, size_t lda, const int32_t *b, size_t 
         }
 }
 
+/* ---- few rows: levels stay in registers ------------------------------------------------------------------- */
+
+enum { CODE_DIRECT_ROWS = RQ_CODE_DIRECT ? 4 : 0, ROOM = RQ_CODE_DIRECT ? 4 : 1 };
+
+/* sums[i] += the four pairs of a word times a[i][0 .. 4). */
+RQ_INLINE void add_word(vi *sums, const vi *pairs, const int32_t *a, size_t lda, const int m)
+{
+    UNROLL
+    for (int i = 0; i < m; i++) UNROLL
+    for (int j = 0; j < 4; j++)
+        sums[i] = vi_dot(sums[i], vi_set((uint32_t)a[(size_t)i * lda + (size_t)j]), pairs[j]);
+}
+
+/* As k_levels and code_product together. */
+RQ_INLINE void k_direct(const uint32_t *p, uint32_t units, const rq_kv_form form, const rq_tables *t,
+                        const int32_t *a, size_t lda, const rq_target *to, const int m)
+{
+    for (size_t token = 0; token < KEYS; token += VL) {
+        vi w[16], sums[ROOM], pairs[4];
+        open_column(p + token, KEYS, units, form, w);
+        UNROLL
+        for (int i = 0; i < m; i++) sums[i] = vi_set(0);
+        vi before = vi_shl(w[units - 1], 4);
+        for (uint32_t r = 0; r < units; r++) {
+            levels_of(w[r], before, form, t, pairs);
+            add_word(sums, pairs, a + (size_t)4 * r, lda, m);
+            before = w[r];
+        }
+        UNROLL
+        for (int i = 0; i < m; i++) deliver(to, (size_t)i, token, VL, sums[i]);
+    }
+}
+
+/* As v_levels and code_product together. */
+RQ_INLINE void v_direct(const uint32_t *p, size_t dim_v, uint32_t units, const rq_kv_form form,
+                        const rq_tables *t, const int32_t *a, const rq_target *to, const int m)
+{
+    uint32_t words[8 * MAX_COLUMNS];
+    v_words(p, dim_v, units, form, words);
+    for (size_t e = 0; e < (size_t)8 * units; e += VL) {
+        vi sums[ROOM], pairs[4];
+        UNROLL
+        for (int i = 0; i < m; i++) sums[i] = vi_set(0);
+        UNROLL
+        for (size_t o = 0; o < 8; o++) {
+            const uint32_t *w = words + o * MAX_COLUMNS + e;
+            levels_of(vi_load(w + 8), vi_load(w), form, t, pairs);
+            add_word(sums, pairs, a + 4 * o, KEYS / 2, m);
+        }
+        UNROLL
+        for (int i = 0; i < m; i++) deliver(to, (size_t)i, e, (size_t)8 * units - e, sums[i]);
+    }
+}
+
+/* The same for words of bytes: `rows` of them, n columns. */
+RQ_INLINE void byte_direct(const uint32_t *p, size_t step, size_t rows, size_t n, const int32_t *a,
+                           size_t lda, const rq_target *to, const int m)
+{
+    for (size_t column = 0; column < n; column += VL) {
+        vi sums[ROOM];
+        UNROLL
+        for (int i = 0; i < m; i++) sums[i] = vi_set(0);
+        for (size_t r = 0; r < rows; r++) {
+            vi w = vi_load(p + r * step + column), even = vi_even(w), odd = vi_odd(w);
+            UNROLL
+            for (int i = 0; i < m; i++) {
+                const int32_t *x = a + (size_t)i * lda + 2 * r;
+                sums[i] = vi_dot(sums[i], vi_set((uint32_t)x[0]), even);
+                sums[i] = vi_dot(sums[i], vi_set((uint32_t)x[1]), odd);
+            }
+        }
+        UNROLL
+        for (int i = 0; i < m; i++) deliver(to, (size_t)i, column, n - column, sums[i]);
+    }
+}
+
+RQ_INLINE void direct_form(const uint32_t *p, size_t dim_v, uint32_t size, const rq_kv_form form,
+                           const rq_tables *t, const int32_t *a, size_t lda, const rq_target *to, const int m)
+{
+    if (form == RQ_KV_Q8_0 && dim_v)
+        byte_direct(p, dim_v, KEYS / 4, size, a, lda, to, m);
+    else if (form == RQ_KV_Q8_0)
+        byte_direct(p, KEYS, size / 4, KEYS, a, lda, to, m);
+    else if (dim_v)
+        v_direct(p, dim_v, size / 8, form, t, a, to, m);
+    else
+        k_direct(p, form == RQ_KV_Q4_0 ? 4 : 8, form, t, a, lda, to, m);
+}
+
+/* Whether a group of K or V goes this way: few rows, and a group of the usual size. */
+static bool is_direct(rq_kv_form form, uint32_t size, size_t rows)
+{
+    return rows <= CODE_DIRECT_ROWS && size == (rq_kv_form_is_code(form) ? 64 : 32);
+}
+
+/* A group for which is_direct holds; dim_v 0: of K. */
+static void direct_code(const uint32_t *p, size_t dim_v, uint32_t size, rq_kv_form form, const rq_tables *t,
+                        const int32_t *a, size_t lda, rq_target to, size_t rows)
+{
+#if RQ_CODE_DIRECT
+    while (rows) {
+        size_t m = rows == 3 ? 2 : rows;
+        switch (form * 8 + (int)m) {
+#define RQ_CASE(f, m)                                                                                        \
+    case (f)*8 + (m):                                                                                        \
+        direct_form(p, dim_v, size, (f), t, a, lda, &to, (m));                                               \
+        break;
+#define RQ_ROWS(f) RQ_CASE(f, 1) RQ_CASE(f, 2) RQ_CASE(f, 4)
+            RQ_ROWS(RQ_KV_C2)
+            RQ_ROWS(RQ_KV_C3)
+            RQ_ROWS(RQ_KV_C4)
+            RQ_ROWS(RQ_KV_Q8_0)
+            RQ_ROWS(RQ_KV_Q4_0)
+#undef RQ_ROWS
+#undef RQ_CASE
+        }
+        a += m * lda;
+        to.c += m * to.ldc;
+        to.by += m * to.by_step;
+        rows -= m;
+    }
+#else
+    (void)p, (void)dim_v, (void)size, (void)form, (void)t, (void)a, (void)lda, (void)to, (void)rows;
+#endif
+}
+
 /* ---- a page ---------------------------------------------------------------------------------------------- */
 
 static bool in_code(const rq_attend_code *c)
@@ -376,11 +519,16 @@ static void scores_of_codes(const rq_attend_block *b, size_t rows)
     uint32_t groups = rq_kv_groups(c->form, b->dim_k), first = 0;
     for (uint32_t g = 0; g < groups; g++) {
         uint32_t size = rq_kv_group_size(c->form, b->dim_k, g);
-        p = open_k(c, p, size, &tables, s.levels);
+        const int32_t *codes = (const int32_t *)(const void *)(b->q_codes + first);
         open_scales(c, g, s.scales);
         rq_target to = {b->scores, KEYS, b->q_scales + g, groups, s.scales, g > 0};
-        code_product((const int32_t *)(const void *)(b->q_codes + first), b->dim_k / 2, s.levels, KEYS,
-                     size / 2, &to, KEYS, rows);
+        if (is_direct(c->form, size, rows)) {
+            direct_code(p, 0, size, c->form, &tables, codes, b->dim_k / 2, to, rows);
+        } else {
+            open_k(c, p, size, &tables, s.levels);
+            code_product(codes, b->dim_k / 2, s.levels, KEYS, size / 2, &to, KEYS, rows);
+        }
+        p += (size_t)(c->form == RQ_KV_Q8_0 ? size / 4 : rq_kv_words(c->form, size / 8)) * KEYS;
         first += size;
     }
 }
@@ -394,7 +542,6 @@ static void weigh_codes(const rq_attend_block *b, size_t rows)
     for (uint32_t g = 0; g < groups; g++) {
         uint32_t size = rq_kv_group_size(c->form, b->dim_v, g);
         size_t stride = (size + RQ_PANEL - 1) / RQ_PANEL * RQ_PANEL;
-        open_v(c, first, size, b->dim_v, &tables, s.levels, stride);
         open_scales(c, g, s.scales);
         for (size_t r = 0; r < rows; r++) {
             float w[KEYS];
@@ -403,8 +550,14 @@ static void weigh_codes(const rq_attend_block *b, size_t rows)
             s.by[r] = reduce(w, KEYS, c->form == RQ_KV_Q8_0, s.weights + r * KEYS) * c->unit;
         }
         rq_target to = {b->out + first, b->pad_v, s.by, 1, NULL, true};
-        code_product((const int32_t *)(const void *)s.weights, KEYS / 2, s.levels, stride, KEYS / 2, &to,
-                     size, rows);
+        const int32_t *weights = (const int32_t *)(const void *)s.weights;
+        if (is_direct(c->form, size, rows)) {
+            direct_code((const uint32_t *)c->words + first, b->dim_v, size, c->form, &tables, weights,
+                        KEYS / 2, to, rows);
+        } else {
+            open_v(c, first, size, b->dim_v, &tables, s.levels, stride);
+            code_product(weights, KEYS / 2, s.levels, stride, KEYS / 2, &to, size, rows);
+        }
         first += size;
     }
 }

@@ -35,6 +35,7 @@ RQ_INLINE void pack_eight(const float *x, float factor, bool bytes, int16_t *to)
 
 #if defined(RQ_SIMD_AVX2)
 
+#define RQ_CODE_DIRECT 1 /* for a few rows levels stay in registers; 0: that is not compiled */
 enum { CODE_ROWS = 4 }; /* rows of the micro-kernel: sums of 4 rows by 2 registers, and room for products */
 typedef __m256i vi;
 /* Keeps a value in one register: gcc 12 takes two for a sum in unrolled loops, spills them, and loads an operand
@@ -117,6 +118,7 @@ RQ_INLINE vf vf_code_scales(const uint8_t *e)
 
 #elif defined(RQ_SIMD_AVX512)
 
+#define RQ_CODE_DIRECT 1
 enum { CODE_ROWS = 12 };
 typedef __m512i vi;
 #define RQ_PIN(a)    ((void)0)
@@ -200,6 +202,7 @@ RQ_INLINE vf vf_code_scales(const uint8_t *e)
 
 #elif defined(RQ_SIMD_NEON)
 
+#define RQ_CODE_DIRECT 1
 enum { CODE_ROWS = 4 };
 typedef uint32x4_t vi;
 #define RQ_PIN(a)    ((void)0)
@@ -273,6 +276,7 @@ RQ_INLINE void pack_eight(const float *x, float factor, bool bytes, int16_t *to)
 
 #else
 
+#define RQ_CODE_DIRECT 0
 enum { CODE_ROWS = 2 };
 typedef uint32_t vi __attribute__((vector_size(16)));
 #define RQ_PIN(a)    ((void)0)
