@@ -28,29 +28,44 @@ typedef struct row_spec {
     rq_type type; /* of the weight or the cache; F32 with `every_type`: once for each weight type */
     bool every_type;
     uint32_t n, m, h, g, tokens;
+    rq_kv_form
+        form; /* of attention's coded pages, SAME: exact pages only; the last two are exact in any case */
 } row_spec;
+
+#define EXACT RQ_KV_SAME
 
 /* Sizes of the 8B and 30B-A3B shapes; weights larger than the last-level caches of desktop processors, so that
  * products of one token read memory. */
 static const row_spec ROWS[] = {
-    {"generation", ROW_MATMUL, RQ_TYPE_F32, true, 4096, 14336, 0, 0, 1},
-    {"draft check", ROW_MATMUL, RQ_TYPE_Q4_K, false, 4096, 14336, 0, 0, 4},
-    {"prompt", ROW_MATMUL, RQ_TYPE_F32, true, 4096, 4096, 0, 0, 128},
-    {"generation", ROW_FFN, RQ_TYPE_Q4_K, false, 4096, 14336, 0, 0, 1},
-    {"prompt", ROW_FFN, RQ_TYPE_Q4_K, false, 1024, 3072, 0, 0, 512},
-    {"generation", ROW_ATTEND, RQ_TYPE_F16, false, 128, 512, 32, 8, 1},
-    {"generation", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1},
-    {"generation", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1},
-    {"generation", ROW_ATTEND, RQ_TYPE_F32, false, 128, 4096, 32, 8, 1},
-    {"prompt", ROW_ATTEND, RQ_TYPE_F16, false, 128, 0, 32, 8, 512},
-    {"prompt", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 512},
-    {"generation", ROW_EXPERTS, RQ_TYPE_Q4_K, false, 2048, 768, 128, 8, 1},
-    {"prompt", ROW_EXPERTS, RQ_TYPE_Q4_K, false, 2048, 768, 128, 8, 128},
-    {"generation", ROW_EMBED, RQ_TYPE_Q4_K, false, 4096, 8192, 0, 0, 1},
-    {"generation", ROW_HEAD, RQ_TYPE_Q6_K, false, 4096, 32768, 0, 0, 1},
+    {"generation", ROW_MATMUL, RQ_TYPE_F32, true, 4096, 14336, 0, 0, 1, EXACT},
+    {"draft check", ROW_MATMUL, RQ_TYPE_Q4_K, false, 4096, 14336, 0, 0, 4, EXACT},
+    {"prompt", ROW_MATMUL, RQ_TYPE_F32, true, 4096, 4096, 0, 0, 128, EXACT},
+    {"generation", ROW_FFN, RQ_TYPE_Q4_K, false, 4096, 14336, 0, 0, 1, EXACT},
+    {"prompt", ROW_FFN, RQ_TYPE_Q4_K, false, 1024, 3072, 0, 0, 512, EXACT},
+    {"generation", ROW_ATTEND, RQ_TYPE_F16, false, 128, 512, 32, 8, 1, EXACT},
+    {"generation", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1, EXACT},
+    {"generation", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, EXACT},
+    {"generation", ROW_ATTEND, RQ_TYPE_F32, false, 128, 4096, 32, 8, 1, EXACT},
+    {"generation c2", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1, RQ_KV_C2},
+    {"generation c3", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1, RQ_KV_C3},
+    {"generation c4", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1, RQ_KV_C4},
+    {"generation q8_0", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1, RQ_KV_Q8_0},
+    {"generation q4_0", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 1, RQ_KV_Q4_0},
+    {"generation c2", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C2},
+    {"generation c3", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C3},
+    {"generation c4", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C4},
+    {"generation q8_0", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_Q8_0},
+    {"generation q4_0", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_Q4_0},
+    {"prompt", ROW_ATTEND, RQ_TYPE_F16, false, 128, 0, 32, 8, 512, EXACT},
+    {"prompt", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 512, EXACT},
+    {"prompt c3", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 512, RQ_KV_C3},
+    {"generation", ROW_EXPERTS, RQ_TYPE_Q4_K, false, 2048, 768, 128, 8, 1, EXACT},
+    {"prompt", ROW_EXPERTS, RQ_TYPE_Q4_K, false, 2048, 768, 128, 8, 128, EXACT},
+    {"generation", ROW_EMBED, RQ_TYPE_Q4_K, false, 4096, 8192, 0, 0, 1, EXACT},
+    {"generation", ROW_HEAD, RQ_TYPE_Q6_K, false, 4096, 32768, 0, 0, 1, EXACT},
 };
 
-enum { MAX_WEIGHTS = 8, MAX_OPS = 64, LEAST_NS = 200000000, MAX_REPEATS = 200 };
+enum { FILL_TOKENS = 512, MAX_WEIGHTS = 8, MAX_OPS = 64, LEAST_NS = 200000000, MAX_REPEATS = 200 };
 
 typedef struct bench {
     const row_spec *spec;
@@ -61,6 +76,20 @@ typedef struct bench {
     rq_status status;
     rq_error err;
 } bench;
+
+static rq_cache_group group_of(const bench *b)
+{
+    const row_spec *s = b->spec;
+    return (rq_cache_group){.n_layers = 1,
+                            .n_heads = s->g,
+                            .dim_k = s->n,
+                            .dim_v = s->n,
+                            .type_k = b->type,
+                            .type_v = b->type,
+                            .form_k = s->form,
+                            .form_v = s->form,
+                            .recent_pages = 2};
+}
 
 static uint64_t now_ns(void)
 {
@@ -169,6 +198,7 @@ static void build_attention(const bench *b, rq_tape *t, rq_ref x)
     k = rq_op_rope(t, k, freq, s->n, RQ_ROPE_NEOX, 1.0f);
     rq_ref cache = rq_tape_cache(t, 0, 0);
     rq_op_kv_write(t, cache, k, v);
+    if (s->form != RQ_KV_SAME && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
     rq_op_attend(t, cache, q, s->n, 1.0f / sqrtf((float)s->n), 0.0f);
 }
 
@@ -271,16 +301,48 @@ static double copy_bandwidth(uint32_t n_threads)
     return best;
 }
 
-/* Fills a step: `tokens` tokens of sequence 0 starting at `depth`. */
-static rq_status fill(rq_executor *ex, uint32_t tokens, uint32_t depth, const uint32_t *pages, bool edits,
-                      bool row, rq_step **out, rq_error *err)
+/* Writes all pages in every form they have, FILL_TOKENS at a time as if at the sequence's start: memory that was
+ * never written would be read from one page of zeros, which stays in a cache. */
+static rq_status prefill(const bench *b, rq_executor *ex, const uint32_t *pages, uint32_t n_pages,
+                         rq_error *err)
 {
+    int32_t ids[FILL_TOKENS];
+    for (uint32_t i = 0; i < FILL_TOKENS; i++) ids[i] = (int32_t)(i % 64);
+    for (uint32_t first = 0; first < n_pages; first += FILL_TOKENS / RQ_PAGE_TOKENS) {
+        rq_step *step = rq_executor_begin(ex, err);
+        if (!step) return RQ_ERR_INTERNAL;
+        uint32_t n =
+            n_pages - first < FILL_TOKENS / RQ_PAGE_TOKENS ? n_pages - first : FILL_TOKENS / RQ_PAGE_TOKENS;
+        const uint32_t *table = pages + first;
+        bool fits = true;
+        for (uint32_t p = 0; p < n; p++) {
+            fits &= rq_step_add_edit(step, 0, RQ_PAGE_EXACT, 0, p, table[p]);
+            if (b->spec->form != RQ_KV_SAME)
+                fits &= rq_step_add_edit(step, 0, RQ_PAGE_CODED, 0, p, table[p]) &&
+                        rq_step_add_encode(step, 0, table[p], table[p]);
+        }
+        if (!fits || rq_step_add_run(step, 0, ids, n * RQ_PAGE_TOKENS, 0, &table) < 0)
+            return rq_fail(err, RQ_ERR_INTERNAL, "%u pages do not fit into a step", n);
+        rq_status status = rq_executor_submit(ex, step, err);
+        if (!status) status = rq_executor_wait(ex, step, NULL, err);
+        if (status) return status;
+    }
+    return RQ_OK;
+}
+
+/* Fills a step: `tokens` tokens of sequence 0 starting at `depth`. */
+static rq_status fill(rq_executor *ex, const bench *b, uint32_t depth, const uint32_t *pages, bool edits,
+                      rq_step **out, rq_error *err)
+{
+    uint32_t tokens = b->spec->tokens;
+    bool row = b->spec->kind == ROW_HEAD, coded = b->spec->form != RQ_KV_SAME;
     rq_step *step = rq_executor_begin(ex, err);
     if (!step) return RQ_ERR_INTERNAL;
     int32_t ids[RQ_MAX_BUCKET];
     for (uint32_t i = 0; i < tokens; i++) ids[i] = (int32_t)(i % 64);
     for (uint32_t p = 0; edits && p <= (depth + tokens - 1) / RQ_PAGE_TOKENS; p++)
-        if (!rq_step_add_edit(step, 0, RQ_PAGE_EXACT, 0, p, p))
+        if (!rq_step_add_edit(step, 0, RQ_PAGE_EXACT, 0, p, p) ||
+            (coded && !rq_step_add_edit(step, 0, RQ_PAGE_CODED, 0, p, p)))
             return rq_fail(err, RQ_ERR_INTERNAL, "the step's edit list is too short");
     if (rq_step_add_run(step, 0, ids, tokens, depth, &pages) < 0)
         return rq_fail(err, RQ_ERR_INTERNAL, "%u tokens do not fit into a step", tokens);
@@ -303,8 +365,7 @@ static rq_status measure(const bench *b, rq_executor *ex, const uint32_t *pages,
     uint64_t spent = 0;
     for (uint32_t r = 0; r <= MAX_REPEATS && (r < 4 || spent < LEAST_NS); r++) {
         rq_step *step = NULL;
-        rq_status status = fill(ex, s->tokens, depth, pages, r == 0 && s->kind == ROW_ATTEND,
-                                s->kind == ROW_HEAD, &step, err);
+        rq_status status = fill(ex, b, depth, pages, r == 0 && s->kind == ROW_ATTEND, &step, err);
         if (status) return status;
         uint64_t start = now_ns();
         status = rq_executor_profile(ex, step, out->last, MAX_OPS, &out->n, err);
@@ -321,15 +382,17 @@ static void report(const bench *b, const sums *m, double bandwidth, void (*row)(
                    void *user)
 {
     const row_spec *s = b->spec;
+    static const char *const coded[] = {[RQ_KV_Q8_0] = "q8_0", [RQ_KV_Q4_0] = "q4_0", [RQ_KV_C2] = "c2",
+                                        [RQ_KV_C3] = "c3",     [RQ_KV_C4] = "c4",     [RQ_KV_TRIP] = NULL};
     uint32_t depth = s->kind == ROW_ATTEND ? s->m : 0;
-    rq_cache_group group = {
-        .n_layers = 1, .n_heads = s->g, .dim_k = s->n, .dim_v = s->n, .type_k = b->type, .type_v = b->type};
+    rq_cache_group group = group_of(b);
     for (uint32_t i = 0; i < m->n; i++) {
         const rq_tape *tape = m->last[i].tape;
         const rq_op *op = m->last[i].op;
         /* What only feeds the operation of interest is left out. */
         if (op->kind == RQ_OP_EMBED && s->kind != ROW_EMBED) continue;
         if (op->kind == RQ_OP_COPY && s->kind != ROW_HEAD) continue;
+        if (op->kind == RQ_OP_KV_ENCODE) continue; /* has nothing to do in the steps that are timed */
         rq_op_cost cost = rq_op_cost_of(tape, op, s->kind == ROW_ATTEND ? &group : NULL, depth + s->tokens);
         char shape[64];
         if (s->kind == ROW_ATTEND)
@@ -341,7 +404,9 @@ static void report(const bench *b, const sums *m, double bandwidth, void (*row)(
         double ns = (double)m->ns[i] / m->repeats, bytes = cost.bytes_read + cost.bytes_written;
         rq_op_row line = {
             .op = rq_op_get(op->kind)->name,
-            .type = rq_type_get(s->kind == ROW_ATTEND ? b->type : rq_op_weight_type(tape, op))->name,
+            .type = coded[s->form] && op->kind == RQ_OP_ATTEND
+                        ? coded[s->form]
+                        : rq_type_get(s->kind == ROW_ATTEND ? b->type : rq_op_weight_type(tape, op))->name,
             .shape = shape,
             .backend = b->device->backend->name,
             .implementation = b->device->backend->implementation(b->device, tape, op),
@@ -358,10 +423,9 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
     const row_spec *s = b->spec;
     bool attention = s->kind == ROW_ATTEND;
     uint32_t n_pages = ((attention ? s->m : 0) + s->tokens + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS;
-    rq_cache_group group = {
-        .n_layers = 1, .n_heads = s->g, .dim_k = s->n, .dim_v = s->n, .type_k = b->type, .type_v = b->type};
+    rq_cache_group group = group_of(b);
     uint32_t bucket = 1, on_first = 0;
-    while (bucket < s->tokens) bucket *= 2;
+    while (bucket < s->tokens || (attention && bucket < FILL_TOKENS)) bucket *= 2;
     make_weights(b);
     uint32_t *pages = rq_calloc(n_pages, sizeof *pages);
     if (!pages && !b->status) b->status = rq_fail(&b->err, RQ_ERR_MEMORY, "out of memory for a page table");
@@ -373,6 +437,7 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
         .n_weights = b->n_weights,
         .groups = &group,
         .group_pages = &n_pages,
+        .group_coded_pages = s->form != RQ_KV_SAME ? &n_pages : NULL,
         .group_device = &on_first,
         .caps = {.max_tokens = bucket, .n_groups = attention, .n_seqs = 1, .max_pages = n_pages},
         .n_embd = width(s),
@@ -382,6 +447,7 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
     rq_executor *ex = NULL;
     sums measured;
     if (!b->status) b->status = rq_executor_create(&params, &ex, &b->err);
+    if (!b->status && attention) b->status = prefill(b, ex, pages, n_pages, &b->err);
     if (!b->status) b->status = measure(b, ex, pages, &measured, &b->err);
     if (!b->status) report(b, &measured, bandwidth, row, user);
     rq_executor_free(ex);

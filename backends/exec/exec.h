@@ -60,7 +60,8 @@ rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, u
                            const float **logits, rq_error *err);
 
 /* What the step that ran last left in PERSIST capture, and that step; both valid until the next submit. The step
- * was waited for. RQ_ERR_UNSUPPORTED where the processor cannot read the device's memory. *run counts steps. */
+ * was waited for; *run counts steps. *rows NULL: no step with tokens ran yet. RQ_ERR_UNSUPPORTED where the
+ * processor cannot read the device's memory. */
 rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_step **step, uint64_t *run,
                                rq_error *err);
 

@@ -221,7 +221,9 @@ rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_ste
                                rq_error *err)
 {
     const rq_memory *memory = ex->persist[RQ_PERSIST_CAPTURE];
-    if (!ex->last || !memory || ex->last->state != RQ_STEP_DONE)
+    *rows = NULL;
+    if (!ex->last) return RQ_OK;
+    if (!memory || ex->last->state != RQ_STEP_DONE)
         return rq_fail(err, RQ_ERR_ARGUMENT, "there is no step that left anything behind");
     if (!memory->host)
         return rq_fail(err, RQ_ERR_UNSUPPORTED, "this device keeps its intermediate results to itself");

@@ -229,7 +229,8 @@ uint64_t rq_kv_encode_q4_0(const float *x, uint32_t n, uint8_t *codes, uint16_t 
 uint64_t rq_kv_encode_block(const rq_kv_encoder *encoder, rq_kv_form form, bool is_v, uint32_t d,
                             const float *x, uint32_t *words, void *scales)
 {
-    uint8_t codes[RQ_KV_MAX_DIM * TOKENS] = {0};
+    uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
+    memset(codes, 0, (size_t)d * TOKENS);
     const rq_kv_codec *row = rq_kv_codec_of(form);
     uint32_t n_groups = rq_kv_groups(form, d), element = 0;
     uint64_t n_bad = 0;
@@ -262,7 +263,8 @@ void rq_kv_levels(const rq_kv_codec *row, uint32_t G, const uint8_t *codes, int8
 
 void rq_kv_unpack_levels(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, int8_t *levels)
 {
-    uint8_t codes[RQ_KV_MAX_DIM * TOKENS] = {0};
+    uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
+    memset(codes, 0, (size_t)d * TOKENS);
     const rq_kv_codec *row = rq_kv_codec_of(form);
     rq_kv_unpack(form, is_v, d, words, codes);
     if (!row) {
@@ -289,7 +291,8 @@ float rq_kv_block_scale(rq_kv_form form, const void *scales, uint32_t group, uin
 void rq_kv_decode_block(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, const void *scales,
                         float *x)
 {
-    int8_t levels[RQ_KV_MAX_DIM * TOKENS] = {0};
+    int8_t levels[RQ_KV_MAX_DIM * TOKENS];
+    memset(levels, 0, (size_t)d * TOKENS);
     rq_kv_unpack_levels(form, is_v, d, words, levels);
     uint32_t n_groups = rq_kv_groups(form, d);
     for (uint32_t g = 0, element = 0; g < n_groups; g++)

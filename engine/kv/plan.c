@@ -181,7 +181,7 @@ rq_status rq_kv_plan_capture(rq_kv_plan *plan, rq_executor *executor, rq_error *
     const rq_step *step = NULL;
     uint64_t run = 0;
     rq_status status = rq_executor_captured(executor, &rows, &step, &run, err);
-    if (status != RQ_OK || run == plan->capture_run) return status;
+    if (status != RQ_OK || rows == NULL || run == plan->capture_run) return status;
     plan->capture_run = run;
     size_t n_rows = step->caps.max_tokens;
     for (uint32_t i = 0; i < plan->pass.model->hp.n_layers && status == RQ_OK; i++) {

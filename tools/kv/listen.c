@@ -4,8 +4,6 @@
 #include "backends/base/mem.h"
 #include "tools/common/progress.h"
 
-#include <string.h>
-
 /* Texts longer than this are cut: tokens would not fit the counters of a capture. */
 enum { MAX_TEXT_BYTES = 1 << 28 };
 
@@ -56,7 +54,7 @@ static rq_status cut(const kv_listen *l, uint32_t n_ctx_train, text *t, rq_error
 static void fill(const text *t, uint32_t w, rq_token *out)
 {
     size_t body = t->window - t->start.n, at = (size_t)w * body % t->body.n;
-    memcpy(out, t->start.ids, t->start.n * sizeof *out);
+    for (size_t i = 0; i < t->start.n; i++) out[i] = t->start.ids[i];
     for (size_t i = t->start.n; i < t->window; i++) {
         out[i] = t->body.ids[at];
         at = at + 1 < t->body.n ? at + 1 : 0;

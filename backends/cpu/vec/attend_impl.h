@@ -352,7 +352,6 @@ static void attend_visible(const rq_attend_block *b)
     }
     if (lo >= hi) return;
     if (in_code(&b->code_k)) {
-        fetch_ahead(b, 0, 2);
         scores_of_codes(b, rows);
     } else if (rows <= DIRECT_ROWS) {
         scores_direct(b, lo, hi, rows);
@@ -361,7 +360,6 @@ static void attend_visible(const rq_attend_block *b)
     }
     soften_rows(b);
     if (in_code(&b->code_v)) {
-        fetch_ahead(b, 1, 2);
         weigh_codes(b, rows);
     } else if (rows <= DIRECT_ROWS) {
         weigh_direct(b);

@@ -510,6 +510,8 @@ static rq_code_scratch code_scratch(const rq_attend_block *b, size_t rows)
     return s;
 }
 
+static void fetch_ahead(const rq_attend_block *b, size_t i, size_t n);
+
 static void scores_of_codes(const rq_attend_block *b, size_t rows)
 {
     const rq_attend_code *c = &b->code_k;
@@ -520,6 +522,7 @@ static void scores_of_codes(const rq_attend_block *b, size_t rows)
     for (uint32_t g = 0; g < groups; g++) {
         uint32_t size = rq_kv_group_size(c->form, b->dim_k, g);
         const int32_t *codes = (const int32_t *)(const void *)(b->q_codes + first);
+        fetch_ahead(b, g, 2 * (size_t)groups);
         open_scales(c, g, s.scales);
         rq_target to = {b->scores, KEYS, b->q_scales + g, groups, s.scales, g > 0};
         if (is_direct(c->form, size, rows)) {
@@ -542,6 +545,7 @@ static void weigh_codes(const rq_attend_block *b, size_t rows)
     for (uint32_t g = 0; g < groups; g++) {
         uint32_t size = rq_kv_group_size(c->form, b->dim_v, g);
         size_t stride = (size + RQ_PANEL - 1) / RQ_PANEL * RQ_PANEL;
+        fetch_ahead(b, groups + g, 2 * (size_t)groups);
         open_scales(c, g, s.scales);
         for (size_t r = 0; r < rows; r++) {
             float w[KEYS];

@@ -36,7 +36,7 @@ RQ_INLINE void pack_eight(const float *x, float factor, bool bytes, int16_t *to)
 #if defined(RQ_SIMD_AVX2)
 
 #define RQ_CODE_DIRECT 1 /* for a few rows levels stay in registers; 0: that is not compiled */
-enum { CODE_ROWS = 4 }; /* rows of the micro-kernel: sums of 4 rows by 2 registers, and room for products */
+enum { CODE_ROWS = 4 };  /* rows of the micro-kernel: sums of 4 rows by 2 registers, and room for products */
 typedef __m256i vi;
 /* Keeps a value in one register: gcc 12 takes two for a sum in unrolled loops, spills them, and loads an operand
  * again for every product it is in. */
@@ -121,7 +121,7 @@ RQ_INLINE vf vf_code_scales(const uint8_t *e)
 #define RQ_CODE_DIRECT 1
 enum { CODE_ROWS = 12 };
 typedef __m512i vi;
-#define RQ_PIN(a)    ((void)0)
+#define RQ_PIN(a)      ((void)0)
 
 RQ_INLINE vi vi_load(const void *p)
 {
@@ -143,8 +143,8 @@ RQ_INLINE vi vi_or(vi a, vi b)
 {
     return _mm512_or_si512(a, b);
 }
-#define vi_shl(a, n) _mm512_slli_epi32((a), (n))
-#define vi_shr(a, n) _mm512_srli_epi32((a), (n))
+#define vi_shl(a, n)   _mm512_slli_epi32((a), (n))
+#define vi_shr(a, n)   _mm512_srli_epi32((a), (n))
 RQ_INLINE vi vi_max(vi a, vi b)
 {
     return _mm512_max_epi32(a, b);
@@ -205,7 +205,7 @@ RQ_INLINE vf vf_code_scales(const uint8_t *e)
 #define RQ_CODE_DIRECT 1
 enum { CODE_ROWS = 4 };
 typedef uint32x4_t vi;
-#define RQ_PIN(a)    ((void)0)
+#define RQ_PIN(a)      ((void)0)
 
 RQ_INLINE vi vi_load(const void *p)
 {
@@ -227,8 +227,8 @@ RQ_INLINE vi vi_or(vi a, vi b)
 {
     return vorrq_u32(a, b);
 }
-#define vi_shl(a, n) vshlq_n_u32((a), (n))
-#define vi_shr(a, n) vshrq_n_u32((a), (n))
+#define vi_shl(a, n)   vshlq_n_u32((a), (n))
+#define vi_shr(a, n)   vshrq_n_u32((a), (n))
 RQ_INLINE vi vi_max(vi a, vi b)
 {
     return vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b)));
@@ -279,7 +279,7 @@ RQ_INLINE void pack_eight(const float *x, float factor, bool bytes, int16_t *to)
 #define RQ_CODE_DIRECT 0
 enum { CODE_ROWS = 2 };
 typedef uint32_t vi __attribute__((vector_size(16)));
-#define RQ_PIN(a)    ((void)0)
+#define RQ_PIN(a)      ((void)0)
 typedef union rq_lanes {
     vi all;
     uint8_t u8[16];
@@ -310,8 +310,8 @@ RQ_INLINE vi vi_or(vi a, vi b)
 {
     return a | b;
 }
-#define vi_shl(a, n) ((a) << (n))
-#define vi_shr(a, n) ((a) >> (n))
+#define vi_shl(a, n)   ((a) << (n))
+#define vi_shr(a, n)   ((a) >> (n))
 RQ_INLINE vi vi_max(vi a, vi b)
 {
     rq_lanes x = {a}, y = {b};
