@@ -200,7 +200,7 @@ static void vk_describe(rq_device *device, rq_device_info *out)
 {
     const vk_device *d = (const vk_device *)device;
     memset(out, 0, sizeof *out);
-    snprintf(out->name, sizeof out->name, "%s", d->properties.deviceName);
+    snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, d->properties.deviceName);
     snprintf(out->features, sizeof out->features, "Vulkan %u.%u, subgroups of %u",
              VK_API_VERSION_MAJOR(d->properties.apiVersion), VK_API_VERSION_MINOR(d->properties.apiVersion),
              d->subgroup_size);

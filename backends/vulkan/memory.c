@@ -176,7 +176,7 @@ static rq_status allocate(rq_device *device, uint64_t bytes, const char *label, 
 
 rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err)
 {
-    vk_memory *m;
+    vk_memory *m = NULL;
     rq_status status = allocate(device, bytes, label, &m, err);
     if (status != RQ_OK) return status;
     status = fill_zero(m, err);
@@ -190,7 +190,7 @@ rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memo
 rq_status vk_adopt(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
                    rq_error *err)
 {
-    vk_memory *m;
+    vk_memory *m = NULL;
     rq_status status = allocate(device, bytes, label, &m, err);
     if (status != RQ_OK) return status;
     status = vk_upload(&m->base, 0, host, bytes, err);

@@ -252,7 +252,7 @@ static void argmax(vk_builder *b, const rq_op *op)
 
 void vk_compile_op(vk_builder *b, const rq_op *op)
 {
-    vk_view in0 = {0}, in1 = {0}, out = {0};
+    vk_view in0, in1 = {0}, out;
     switch (op->kind) {
     case RQ_OP_EMBED:
         embed(b, op);

@@ -29,7 +29,7 @@ rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constan
     }
     if (d->n_pipelines == VK_MAX_PIPELINES)
         return rq_fail(err, RQ_ERR_CAPACITY, "more than %d kinds of kernels are needed", VK_MAX_PIPELINES);
-    VkShaderModule module;
+    VkShaderModule module = VK_NULL_HANDLE;
     rq_status status = module_of(d, shader, &module, err);
     if (status != RQ_OK) return status;
     VkSpecializationMapEntry entries[VK_CONSTANTS];

@@ -198,7 +198,6 @@ static void record(vk_device *d, VkCommandBuffer c, const vk_program *p, const d
     *bound = at->pipeline;
     d->vk.vkCmdPushConstants(c, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof at->push, &at->push);
     d->vk.vkCmdDispatch(c, at->x, at->y, at->z);
-    
 }
 
 /* Time of an operation on a slow card, so that no submit comes near the limit at which systems reset a device:
@@ -267,7 +266,7 @@ static rq_status words_of(const rq_step_caps *caps, uint32_t *out, rq_error *err
 
 static rq_status step_for(vk_device *d, const rq_step_caps *caps, vk_step **out, rq_error *err)
 {
-    uint32_t words;
+    uint32_t words = 0;
     rq_status status = words_of(caps, &words, err);
     if (status != RQ_OK) return status;
     for (vk_step *s = d->steps; s; s = s->next)

@@ -48,9 +48,8 @@ enum { ROW_BYTES = 1 << 16 };
 /* Caches for comparison live on the processor alone; cards refuse them when a tape is compiled. */
 static bool refused(const walker *w, const op_case *c)
 {
-    return w->device->backend != &rq_backend_cpu &&
-           (c->form_k == RQ_KV_Q4_0 || c->form_v == RQ_KV_Q4_0 || c->form_k == RQ_KV_TRIP ||
-            c->form_v == RQ_KV_TRIP);
+    return w->device->backend != &rq_backend_cpu && (c->form_k == RQ_KV_Q4_0 || c->form_v == RQ_KV_Q4_0 ||
+                                                     c->form_k == RQ_KV_TRIP || c->form_v == RQ_KV_TRIP);
 }
 
 /* Runs the case with n tokens; false when the device refuses it. */
