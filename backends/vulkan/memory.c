@@ -178,7 +178,7 @@ rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memo
 {
     vk_memory *m = NULL;
     rq_status status = allocate(device, bytes, label, &m, err);
-    if (status != RQ_OK) return status;
+    if (status != RQ_OK || !m) return status;
     status = fill_zero(m, err);
     if (status == RQ_OK)
         *out = &m->base;
@@ -192,7 +192,7 @@ rq_status vk_adopt(rq_device *device, const void *host, uint64_t bytes, const ch
 {
     vk_memory *m = NULL;
     rq_status status = allocate(device, bytes, label, &m, err);
-    if (status != RQ_OK) return status;
+    if (status != RQ_OK || !m) return status;
     status = vk_upload(&m->base, 0, host, bytes, err);
     if (status == RQ_OK)
         *out = &m->base;
@@ -215,7 +215,7 @@ void vk_release(rq_memory *memory)
 
 rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_error *err)
 {
-    uint64_t taken;
+    uint64_t taken = 0;
     rq_status status = make_buffer(d, bytes, true, "transfers", &out->buffer, &out->memory, &taken, err);
     if (status != RQ_OK) return status;
     d->taken_bytes -= taken; /* the processor's memory */
