@@ -333,7 +333,9 @@ static void test_profile_choice(void **state)
     params = (rq_engine_params){.n_ctx = 129, .type_k = "wht3"};
     assert_false(uses_profile(model, params, &log)); /* found by itself: left out where it does not reach */
     said(&log, "calibrated for 128 tokens");
-    params.kv_profile = strdup(kb_beside(".kvprofile"));
+    char path[300];
+    snprintf(path, sizeof path, "%s", kb_beside(".kvprofile"));
+    params.kv_profile = path;
     refused(model, params, RQ_ERR_ARGUMENT, "up to 128 tokens");
     params.n_ctx = 0; /* named: the context follows */
     assert_true(uses_profile(model, params, &log));
@@ -344,7 +346,6 @@ static void test_profile_choice(void **state)
     write_profile(model, 128, true);
     params = (rq_engine_params){.n_ctx = 128, .type_v = "wht3"};
     refused(model, params, RQ_ERR_ARGUMENT, "--kv-profile none");
-    free((void *)params.kv_profile);
     rq_model_free(model);
     kb_remove();
 }
