@@ -32,7 +32,7 @@ typedef struct rq_step_header {
     uint32_t runs;                      /* rq_run [RQ_MAX_RUNS] */
     uint32_t work[RQ_MAX_GROUPS];       /* rq_work [max_work] */
     uint32_t n_work[RQ_MAX_GROUPS];
-    uint32_t encodes[RQ_MAX_GROUPS];    /* rq_encode [max_encodes]: pages to bring into coded form */
+    uint32_t encodes[RQ_MAX_GROUPS]; /* rq_encode [max_encodes]: pages to bring into coded form */
     uint32_t n_encodes[RQ_MAX_GROUPS];
     uint32_t rows;  /* rq_row [RQ_HEAD_ROWS] */
     uint32_t edits; /* rq_edit [max_edits]: page table entries to change before the step */
@@ -44,9 +44,9 @@ typedef struct rq_run {
     uint32_t seq;   /* sequence slot: row of the page tables */
     uint32_t first; /* first token of the run in the step */
     uint32_t count;
-    uint32_t start;    /* position of its first token */
-    uint32_t kv_len;   /* start + count: positions visible to its last token */
-    uint32_t state;    /* state slot */
+    uint32_t start;                 /* position of its first token */
+    uint32_t kv_len;                /* start + count: positions visible to its last token */
+    uint32_t state;                 /* state slot */
     uint32_t n_pending, n_accepted; /* lazy commit of draft checks */
 } rq_run;
 
