@@ -404,8 +404,11 @@ static void generate(rq_session *s)
     long fail = directive(s, "fail", -1, NULL), device = directive(s, "device", -1, NULL);
     if (say && n_tokens > (long)say_length) n_tokens = (long)say_length;
     writer w = {.n = 0};
-    rq_event event = {
-        .token = -1, .n_prompt = s->n_prompt, .n_reused = s->n_reused, .prompt_ms = 1, .reuse_note = "the fake's reason"};
+    rq_event event = {.token = -1,
+                      .n_prompt = s->n_prompt,
+                      .n_reused = s->n_reused,
+                      .prompt_ms = 1,
+                      .reuse_note = "the fake's reason"};
     bool alive = wait_ms(s, directive(s, "prompt", 0, NULL));
     for (uint32_t i = 0;; i++) {
         alive = alive && wait_ms(s, delay);
