@@ -24,7 +24,7 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     rq_model_describe(plan->model, &info);
     rq_status s = rq_kv_profile_new(plan->model, plan->window, &c->profile, err);
     kv_calibration_layer *layers = rq_calloc(info.n_layers, sizeof *layers);
-    if (!s && !layers) s = rq_fail(err, RQ_ERR_MEMORY, "out of memory for a list of layers");
+    if (!layers) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a list of layers");
     for (uint32_t i = 0; !s && i < info.n_layers; i++) {
         rq_kv_layer l;
         s = rq_kv_layer_of(plan->model, i, &l, err);

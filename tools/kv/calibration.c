@@ -28,7 +28,7 @@ struct kv_calibration {
 void kv_calibration_free(kv_calibration *c)
 {
     if (!c) return;
-    for (uint32_t i = 0; i < c->n_layers; i++) {
+    for (uint32_t i = 0; c->layers && i < c->n_layers; i++) {
         sums *s = &c->layers[i];
         rq_free(s->k);
         rq_free(s->k_square);
@@ -166,8 +166,8 @@ static uint32_t partner(const rq_kv_profile *p, uint32_t i)
 static void learn_lambda(const sums *s, const rq_kv_profile *p, uint32_t head, const float *mean,
                          float *lambda)
 {
-    uint32_t d = s->shape.dim_k;
-    double sum = 0, n_q = (double)s->n_q * (s->shape.n_heads / s->shape.n_heads_kv);
+    uint32_t d = s->shape.dim_k, group = s->shape.n_heads / s->shape.n_heads_kv;
+    double sum = 0, n_q = (double)s->n_q * group;
     for (uint32_t i = 0; i < d; i++) {
         double k = 0, q = 0;
         const uint32_t pair[2] = {i, partner(p, i)};

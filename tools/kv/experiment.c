@@ -61,8 +61,13 @@ static rq_status run_head(const kv_experiment *e, const kv_format_list *formats,
                  .q = set.q};
     kv_exact exact = {0};
     decoded room = {rq_malloc(sizeof(float) * set.n * set.dim), rq_malloc(sizeof(float) * set.n * set.dim)};
-    if (!room.k || !room.v) s = rq_fail(err, RQ_ERR_MEMORY, "out of memory for a synthetic set");
-    if (!s) s = kv_exact_make(&c, &exact, err);
+    if (!room.k || !room.v) {
+        rq_free(room.k);
+        rq_free(room.v);
+        kv_set_free(&set);
+        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a synthetic set");
+    }
+    s = kv_exact_make(&c, &exact, err);
     for (size_t f = 0; !s && f < formats->n; f++) {
         s = run_format(e, &set, &exact, formats->names[f], head, &room, &out[f], &nmse_squares[f], err);
         if (step) step(user);

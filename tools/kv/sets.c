@@ -130,8 +130,10 @@ static void rope_row(kv_random *r, const pair *pairs, uint32_t dim, double posit
 static void fill_low_rank(kv_random *r, kv_set *s, float *basis)
 {
     uint32_t rank = s->dim / 2;
-    for (size_t i = 0; i < (size_t)rank * s->dim; i++)
-        basis[i] = (float)(kv_random_normal(r) / sqrt(rank) * exp(-2.0 * (double)(i / s->dim) / rank) * 2);
+    for (uint32_t j = 0; j < rank; j++)
+        for (uint32_t c = 0; c < s->dim; c++)
+            basis[(size_t)j * s->dim + c] =
+                (float)(kv_random_normal(r) / sqrt(rank) * exp(-2.0 * j / rank) * 2);
     for (uint32_t t = 0; t < s->n; t++) {
         float *out = s->v + (size_t)t * s->dim;
         for (uint32_t c = 0; c < s->dim; c++) out[c] = (float)(0.3 * kv_random_normal(r));

@@ -197,10 +197,10 @@ static rq_status make_header(kv_tensor *tensors, uint32_t n, rq_buf *text, uint6
                       dtypes[t->dtype].name);
         for (uint32_t d = 0; d < t->n_dims; d++)
             rq_buf_printf(text, "%s%llu", d ? "," : "", (unsigned long long)t->shape[d]);
-        rq_buf_printf(text, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at,
-                      (unsigned long long)(at + t->n * dtypes[t->dtype].bytes));
         t->offset = at;
         at += t->n * dtypes[t->dtype].bytes;
+        rq_buf_printf(text, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)t->offset,
+                      (unsigned long long)at);
     }
     rq_buf_puts(text, "}");
     while (!text->failed && (8 + text->len) % 64) rq_buf_puts(text, " ");
