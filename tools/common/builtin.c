@@ -34,7 +34,9 @@ rq_status rq_builtin_path(const char *name, char path[RQ_BUILTIN_PATH_BYTES], rq
             "built-in model, cannot be found out");
     }
     folder[n] = '\0';
-    if (!cut_last(folder) || !cut_last(folder)) folder[0] = '\0';
+    bool inside = cut_last(folder); /* the program's name, then its folder's */
+    if (inside) inside = cut_last(folder);
+    if (!inside) folder[0] = '\0';
     snprintf(path, RQ_BUILTIN_PATH_BYTES, "%s/share/rqvk/builtin-%s.gguf", folder, name);
     if (access(path, R_OK) == 0) return RQ_OK;
     return rq_fail(err, RQ_ERR_IO,
