@@ -159,6 +159,7 @@ static void the_table(void **state)
             rq_error err = {0};
             if ((*b)->open(&options, &w.device, &err) != RQ_OK) {
                 printf("%s %s is not on this machine: %s\n", (*b)->name, names[i], err.text);
+                case_data_free(&w.data);
                 continue;
             }
             n_opened++;
