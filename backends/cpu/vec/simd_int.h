@@ -350,9 +350,9 @@ RQ_INLINE vi vi_dot(vi sum, vi a, vi b)
 {
     rq_lanes x = {a}, y = {b}, s = {sum};
     for (int i = 0; i < 4; i++) { /* wraps as the instructions do: columns of padding may hold anything */
-        uint32_t a = (uint32_t)(x.s16[2 * i] * y.s16[2 * i]);
-        uint32_t c = (uint32_t)(x.s16[2 * i + 1] * y.s16[2 * i + 1]);
-        s.s32[i] = (int32_t)((uint32_t)s.s32[i] + a + c);
+        uint32_t even = (uint32_t)(x.s16[2 * i] * y.s16[2 * i]);
+        uint32_t odd = (uint32_t)(x.s16[2 * i + 1] * y.s16[2 * i + 1]);
+        s.s32[i] = (int32_t)((uint32_t)s.s32[i] + even + odd);
     }
     return s.all;
 }
