@@ -36,6 +36,12 @@ typedef struct rq_event {
 
 _Static_assert(RQ_POOL_MAX <= GATE_INSIDE, "the gate counts all helpers");
 
+typedef struct rq_pool_thread {
+    rq_pool *pool;
+    pthread_t thread;
+    uint32_t worker;
+} rq_pool_thread;
+
 struct rq_pool {
     _Alignas(64) rq_event start; /* word: number of runs begun */
     void (*fn)(void *arg, uint32_t worker);
@@ -44,13 +50,8 @@ struct rq_pool {
     _Atomic bool stop;
     _Alignas(64) rq_event progress; /* word: number of completions */
     _Alignas(64) _Atomic uint32_t gate;
-    _Alignas(64) pthread_t threads[RQ_POOL_MAX];
+    _Alignas(64) rq_pool_thread threads[RQ_POOL_MAX];
 };
-
-typedef struct rq_pool_thread {
-    rq_pool *pool;
-    uint32_t worker;
-} rq_pool_thread;
 
 static void pause_cpu(void)
 {
@@ -119,9 +120,8 @@ static bool enter(rq_pool *pool, uint32_t *last)
 
 static void *worker_main(void *arg)
 {
-    rq_pool *pool = ((rq_pool_thread *)arg)->pool;
-    uint32_t worker = ((rq_pool_thread *)arg)->worker;
-    rq_free(arg);
+    rq_pool *pool = ((const rq_pool_thread *)arg)->pool;
+    uint32_t worker = ((const rq_pool_thread *)arg)->worker;
     for (uint32_t seen = 0, last = GATE_RUN;;) {
         event_wait(&pool->start, seen);
         seen = atomic_load(&pool->start.word); /* runs that were missed are over */
@@ -164,22 +164,19 @@ void rq_pool_destroy(rq_pool *pool)
     if (!pool) return;
     atomic_store(&pool->stop, true);
     if (pool->n_started) event_signal(&pool->start);
-    for (uint32_t i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
+    for (uint32_t i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i].thread, NULL);
     rq_free(pool);
 }
 
 static rq_status start_thread(rq_pool *pool, uint32_t worker, rq_error *err)
 {
-    rq_pool_thread *arg = rq_malloc(sizeof *arg);
-    if (!arg) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while starting worker threads");
-    arg->pool = pool;
-    arg->worker = worker;
-    int rc = pthread_create(&pool->threads[pool->n_started], NULL, worker_main, arg);
-    if (rc) {
-        rq_free(arg);
+    rq_pool_thread *thread = &pool->threads[pool->n_started];
+    thread->pool = pool;
+    thread->worker = worker;
+    int rc = pthread_create(&thread->thread, NULL, worker_main, thread);
+    if (rc)
         return rq_fail(err, RQ_ERR_IO, "cannot start worker thread %u of %u: %s", worker + 1, pool->n_workers,
                        strerror(rc));
-    }
     pool->n_started++;
     return RQ_OK;
 }
