@@ -2,10 +2,10 @@
 #include "backends/base/mem.h"
 #include "tools/common/args.h"
 #include "tools/kv/foreign.h"
+#include "tools/kv/published.h"
 #include "tools/ppl/files.h"
 #include "tools/ppl/interrupt.h"
 #include "tools/ppl/lanes.h"
-#include "tools/ppl/published.h"
 #include "tools/ppl/report.h"
 #include "tools/ppl/text.h"
 
@@ -115,7 +115,7 @@ static rq_status add_foreign(rq_entries *entries, rq_error *err)
 {
     rq_status s = RQ_OK;
     for (size_t i = 0; kv_foreign_name(i) && !s; i++)
-        if (rq_published_has(kv_foreign_name(i))) s = rq_entries_parse(kv_foreign_name(i), entries, err);
+        if (kv_published_has(kv_foreign_name(i))) s = rq_entries_parse(kv_foreign_name(i), entries, err);
     return s;
 }
 

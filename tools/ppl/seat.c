@@ -1,7 +1,7 @@
 /* seat.c - see seat.h. */
 #include "tools/ppl/seat.h"
 
-#include "tools/ppl/published.h"
+#include "tools/kv/published.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -73,8 +73,8 @@ rq_status rq_entries_check_foreign(const rq_entries *entries, rq_error *err)
     rq_status s = RQ_OK;
     for (size_t i = 0; i < entries->n && !s; i++) {
         const rq_entry *e = &entries->items[i];
-        if (rq_entry_is_foreign(e->k)) s = rq_published_check(e->k, err);
-        if (!s && rq_entry_is_foreign(e->v) && strcmp(e->k, e->v) != 0) s = rq_published_check(e->v, err);
+        if (rq_entry_is_foreign(e->k)) s = kv_published_check(e->k, err);
+        if (!s && rq_entry_is_foreign(e->v) && strcmp(e->k, e->v) != 0) s = kv_published_check(e->v, err);
     }
     return s;
 }

@@ -27,7 +27,7 @@ typedef struct rq_seat_info {
 } rq_seat_info;
 void rq_seat_describe(const rq_seat *seat, const rq_entry *entry, rq_seat_info *out);
 
-/* Checks every foreign codec of the list against published figures (published.h). */
+/* Checks every foreign codec of the list against published figures (tools/kv/published.h). */
 rq_status rq_entries_check_foreign(const rq_entries *entries, rq_error *err);
 
 #endif

@@ -2,15 +2,11 @@
  * versus what is possible"): K NMSE, KL of the attention and relative error of its output on the sets (a) Gaussian, (b)
  * outliers, (c') rope and (e) Student, 12 heads of 128, 1,024 keys, 64 queries, logits of standard deviation 2. The
  * sets are drawn number by number in the same order, so sampling does not matter. */
-#include "tools/ppl/published.h"
-
-#include "tools/kv/experiment.h"
+#include "tools/kv/published.h"
 
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
-
-enum { N_SETS = 4 };
 
 typedef struct cell {
     double k_nmse, kl, out;
@@ -19,10 +15,11 @@ typedef struct cell {
 typedef struct row {
     const char *format;
     double bits;
-    cell cells[N_SETS];
+    cell cells[KV_PUBLISHED_SETS];
 } row;
 
-static const kv_set_kind sets[N_SETS] = {KV_SET_GAUSSIAN, KV_SET_OUTLIERS, KV_SET_ROPE, KV_SET_STUDENT};
+const kv_set_kind kv_published_sets[KV_PUBLISHED_SETS] = {KV_SET_GAUSSIAN, KV_SET_OUTLIERS, KV_SET_ROPE,
+                                                          KV_SET_STUDENT};
 
 static const row rows[] = {
     {"ref-q8_0",
@@ -106,7 +103,12 @@ static const row *find(const char *format)
     return NULL;
 }
 
-bool rq_published_has(const char *format)
+const char *kv_published_name(size_t i)
+{
+    return i < sizeof rows / sizeof *rows ? rows[i].format : NULL;
+}
+
+bool kv_published_has(const char *format)
 {
     return find(format) != NULL;
 }
@@ -120,23 +122,34 @@ static rq_status agree(const char *format, kv_set_kind set, const char *what, do
                    kv_set_name(set), what, got, want);
 }
 
-rq_status rq_published_check(const char *format, rq_error *err)
+rq_status kv_published_agrees(const kv_result *got, size_t set, rq_error *err)
 {
-    const row *r = find(format);
-    if (!r) return rq_fail(err, RQ_ERR_ARGUMENT, "there are no published figures of %.40s", format);
+    const row *r = find(got->name);
+    if (!r || set >= KV_PUBLISHED_SETS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there are no published figures of %.40s", got->name);
+    if (got->bits_k != r->bits || got->bits_v != r->bits)
+        return rq_fail(err, RQ_ERR_INTERNAL, "%s has %.4f bits per element, not %.4f", got->name, got->bits_k,
+                       r->bits);
+    const kv_set_kind kind = kv_published_sets[set];
+    const cell *want = &r->cells[set];
+    rq_status s = agree(got->name, kind, "NMSE of K", got->quality.k_nmse, want->k_nmse, 1e-5, err);
+    if (!s) s = agree(got->name, kind, "KL", got->quality.kl, want->kl, 1e-5, err);
+    if (!s) s = agree(got->name, kind, "output error", got->quality.out, want->out, 1e-4, err);
+    return s;
+}
+
+rq_status kv_published_check(const char *format, rq_error *err)
+{
+    if (!kv_published_has(format))
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there are no published figures of %.40s", format);
     kv_format_list list = {0};
     rq_status s = kv_format_list_add(&list, format, err);
-    for (int i = 0; i < N_SETS && !s; i++) {
+    for (size_t i = 0; i < KV_PUBLISHED_SETS && !s; i++) {
         kv_experiment e = kv_experiment_default();
         kv_result got;
-        e.set = sets[i];
+        e.set = kv_published_sets[i];
         s = kv_experiment_run(&e, &list, &got, NULL, NULL, err);
-        if (!s && (got.bits_k != r->bits || got.bits_v != r->bits))
-            s = rq_fail(err, RQ_ERR_INTERNAL, "%s has %.4f bits per element, not %.4f", format, got.bits_k,
-                        r->bits);
-        if (!s) s = agree(format, e.set, "NMSE of K", got.quality.k_nmse, r->cells[i].k_nmse, 1e-5, err);
-        if (!s) s = agree(format, e.set, "KL", got.quality.kl, r->cells[i].kl, 1e-5, err);
-        if (!s) s = agree(format, e.set, "output error", got.quality.out, r->cells[i].out, 1e-4, err);
+        if (!s) s = kv_published_agrees(&got, i, err);
     }
     return s;
 }
