@@ -3,6 +3,7 @@
 #include "backends/base/mem.h"
 #include "tools/bench/results.h"
 #include "tools/common/args.h"
+#include "tools/common/numbers.h"
 #include "tools/common/progress.h"
 
 #include <errno.h>
@@ -13,44 +14,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_LIST = 32, MAX_SEQUENCES = 64 };
-
-typedef struct list {
-    uint32_t values[MAX_LIST];
-    size_t n;
-    uint32_t min, max;
-} list;
+enum { MAX_SEQUENCES = 64 };
 
 typedef struct bench {
     const rq_engine_args *args;
-    list prompt, gen, depth, sequences, batch;
+    rq_numbers prompt, gen, depth, sequences, batch;
     uint32_t repetitions;
     bool warmup;
     const char *format_name;
     bench_format format;
 } bench;
-
-/* "512", "0,4096", and repeated options replace the list. */
-static rq_status parse_list(void *target, const char *value, rq_error *err)
-{
-    list *l = target;
-    l->n = 0;
-    for (const char *p = value;; p++) {
-        char *end;
-        errno = 0;
-        unsigned long x = strtoul(p, &end, 10);
-        if (end == p || *p == '-' || errno || x < l->min || x > l->max)
-            return rq_fail(err, RQ_ERR_ARGUMENT, "\"%s\" is not a list of numbers between %u and %u", value,
-                           l->min, l->max);
-        if (l->n == MAX_LIST)
-            return rq_fail(err, RQ_ERR_ARGUMENT, "more than %d numbers in \"%s\"", MAX_LIST, value);
-        l->values[l->n++] = (uint32_t)x;
-        if (!*end) return RQ_OK;
-        if (*end != ',')
-            return rq_fail(err, RQ_ERR_ARGUMENT, "\"%s\" is not a comma-separated list of numbers", value);
-        p = end;
-    }
-}
 
 /* One sequence's share of a test. Each runs on a thread of its own, so that the scheduler sees them together.
  */
@@ -266,41 +239,41 @@ int main(int argc, char **argv)
     const char *filter = NULL;
     rq_options options = {0};
     rq_options_engine(&options, &engine_args);
-    for (size_t i = 0; i < options.n; i++) /* here the batch size is a list, like everything that is varied */
-        if (options.items[i].target == &engine_args.params.n_batch)
-            options.items[i] = (rq_option){.names = options.items[i].names,
-                                           .env = options.items[i].env,
-                                           .kind = RQ_OPT_CALL,
-                                           .call = parse_list,
-                                           .target = &b.batch,
-                                           .value = "N,...",
-                                           .shown = "512",
-                                           .help = "most tokens in one step, powers of two"};
+    /* here the batch size is a list, like everything that is varied */
+    rq_option *n_batch = rq_options_find(&options, &engine_args.params.n_batch);
+    *n_batch = (rq_option){.names = n_batch->names,
+                           .env = n_batch->env,
+                           .kind = RQ_OPT_CALL,
+                           .call = rq_numbers_parse,
+                           .target = &b.batch,
+                           .value = "N,...",
+                           .shown = "512",
+                           .help = "most tokens in one step, powers of two"};
     rq_options_heading(&options, "Tests");
     rq_options_add(&options, (rq_option){.names = "-p,--n-prompt",
                                          .kind = RQ_OPT_CALL,
-                                         .call = parse_list,
+                                         .call = rq_numbers_parse,
                                          .target = &b.prompt,
                                          .value = "N,...",
                                          .shown = "512",
                                          .help = "prompt sizes"});
     rq_options_add(&options, (rq_option){.names = "-n,--n-gen",
                                          .kind = RQ_OPT_CALL,
-                                         .call = parse_list,
+                                         .call = rq_numbers_parse,
                                          .target = &b.gen,
                                          .value = "N,...",
                                          .shown = "128",
                                          .help = "numbers of generated tokens"});
     rq_options_add(&options, (rq_option){.names = "-d,--n-depth",
                                          .kind = RQ_OPT_CALL,
-                                         .call = parse_list,
+                                         .call = rq_numbers_parse,
                                          .target = &b.depth,
                                          .value = "N,...",
                                          .shown = "0",
                                          .help = "tokens already in the cache"});
     rq_options_add(&options, (rq_option){.names = "-np,--parallel",
                                          .kind = RQ_OPT_CALL,
-                                         .call = parse_list,
+                                         .call = rq_numbers_parse,
                                          .target = &b.sequences,
                                          .value = "N,...",
                                          .shown = "1",

@@ -17,6 +17,22 @@ void rq_options_heading(rq_options *options, const char *heading)
     rq_options_add(options, (rq_option){.kind = RQ_OPT_HEADING, .help = heading});
 }
 
+rq_option *rq_options_find(rq_options *options, const void *target)
+{
+    for (size_t i = 0; i < options->n; i++)
+        if (options->items[i].target == target) return &options->items[i];
+    return NULL;
+}
+
+void rq_options_drop(rq_options *options, const void *target)
+{
+    rq_option *found = rq_options_find(options, target);
+    if (!found) return;
+    size_t after = options->n - (size_t)(found - options->items) - 1;
+    memmove(found, found + 1, after * sizeof *found);
+    options->n--;
+}
+
 /* Steps through a comma-separated list: returns the next item and its length, or NULL at the end. */
 static const char *next_item(const char **list, size_t *length)
 {

@@ -62,6 +62,10 @@ typedef struct rq_options {
  */
 void rq_options_add(rq_options *options, rq_option option);
 void rq_options_heading(rq_options *options, const char *heading);
+/* The option whose target this is, for a program to change; NULL when there is none. */
+rq_option *rq_options_find(rq_options *options, const void *target);
+/* Takes the option with this target out, if there is one. */
+void rq_options_drop(rq_options *options, const void *target);
 
 typedef struct rq_program_text {
     const char *program, *usage, *about;

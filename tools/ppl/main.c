@@ -1,21 +1,19 @@
 /* rqvk-ppl - perplexity of a text, and how far the next-token distributions move when the cache is compressed. */
 #include "backends/base/mem.h"
-#include "tools/common/args.h"
+#include "tools/common/output.h"
 #include "tools/kv/foreign.h"
 #include "tools/kv/published.h"
-#include "tools/ppl/files.h"
 #include "tools/ppl/interrupt.h"
 #include "tools/ppl/lanes.h"
+#include "tools/ppl/measure.h"
 #include "tools/ppl/report.h"
 #include "tools/ppl/text.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct settings {
-    rq_engine_args engine;
-    const char *text, *formats, *csv, *json, *svg;
-    uint32_t stride, windows, lanes;
+    rq_measure_args common;
+    uint32_t stride, windows;
     bool all, opponent;
 } settings;
 
@@ -23,36 +21,14 @@ enum { DEFAULT_CONTEXT = 1024 };
 
 static void add_options(rq_options *options, settings *s)
 {
-    rq_options_engine(options, &s->engine);
-    size_t kept = 0;
-    /* The formats are a list here, and the cache is as large as a window. */
-    for (size_t i = 0; i < options->n; i++) {
-        const void *target = options->items[i].target;
-        if (target == &s->engine.params.type_k || target == &s->engine.params.type_v ||
-            target == &s->engine.params.cache_tokens)
-            continue;
-        options->items[kept] = options->items[i];
-        if (target == &s->engine.params.n_ctx) {
-            options->items[kept].shown = "1024, or what the model was trained for if that is less";
-            options->items[kept].help = "tokens of a window";
-        }
-        kept++;
-    }
-    options->n = kept;
-    rq_options_heading(options, "Measurement");
+    rq_options_measure(
+        options, &s->common,
+        "cache formats: wht3 (keys and values), wht4/wht3 (keys/values), wht3:cal (with the model's "
+        "profile), all; f16 is always measured");
+    rq_option *n_ctx = rq_options_find(options, &s->common.engine.params.n_ctx);
+    n_ctx->shown = "1024, or what the model was trained for if that is less";
+    n_ctx->help = "tokens of a window";
     const rq_option list[] = {
-        {.names = "-f,--file",
-         .kind = RQ_OPT_STRING,
-         .target = &s->text,
-         .value = "FILE",
-         .shown = "",
-         .help = "the text; nothing of it should have been trained on"},
-        {.names = "--formats",
-         .kind = RQ_OPT_STRING,
-         .target = &s->formats,
-         .value = "LIST",
-         .help = "cache formats: wht3 (keys and values), wht4/wht3 (keys/values), wht3:cal (with the model's "
-                 "profile), all; f16 is always measured"},
         {.names = "--opponent",
          .kind = RQ_OPT_FLAG,
          .target = &s->opponent,
@@ -73,42 +49,12 @@ static void add_options(rq_options *options, settings *s)
          .max = 1 << 24,
          .shown = "the whole text",
          .help = "most windows"},
-        {.names = "--lanes",
-         .kind = RQ_OPT_U32,
-         .target = &s->lanes,
-         .max = RQ_MAX_LANES,
-         .shown = "one per thread for models up to 64 MiB, else one",
-         .help = "windows evaluated at once, each with engines of its own"},
-        {.names = "--csv",
-         .kind = RQ_OPT_STRING,
-         .target = &s->csv,
-         .value = "FILE",
-         .shown = "",
-         .help = "write the figures as CSV"},
-        {.names = "--json",
-         .kind = RQ_OPT_STRING,
-         .target = &s->json,
-         .value = "FILE",
-         .shown = "",
-         .help = "write the figures as JSON"},
-        {.names = "--svg",
-         .kind = RQ_OPT_STRING,
-         .target = &s->svg,
-         .value = "FILE",
-         .shown = "",
-         .help = "draw KL against bits per element"},
     };
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) rq_options_add(options, list[i]);
-}
-
-static rq_status check(const settings *s, rq_error *err)
-{
-    if (!s->text)
-        return rq_fail(err, RQ_ERR_ARGUMENT, "no text given: name a file with -f FILE (see --help)");
-    rq_status status = rq_output_check(s->csv, err);
-    if (!status) status = rq_output_check(s->json, err);
-    if (!status) status = rq_output_check(s->svg, err);
-    return status;
+    rq_options_results(options, &s->common,
+                       (rq_results_help){.lanes = "windows evaluated at once, each with engines of its own",
+                                         .csv = "write the figures as CSV",
+                                         .svg = "draw KL against bits per element"});
 }
 
 static rq_status add_foreign(rq_entries *entries, rq_error *err)
@@ -150,7 +96,7 @@ static rq_status report(const settings *set, const rq_ppl_job *job, const rq_ppl
 {
     rq_ppl_report r = {.job = job,
                        .results = results,
-                       .text_path = set->text,
+                       .text_path = set->common.text,
                        .all = set->all,
                        .interrupted = results->n_done < results->n_windows,
                        .columns = rq_calloc(results->n_columns, sizeof *r.columns)};
@@ -164,17 +110,20 @@ static rq_status report(const settings *set, const rq_ppl_job *job, const rq_ppl
         drawable |= results->n_done > 0 && !r.columns[i].kl_refused;
     }
     if (!s) rq_ppl_print_table(&r, stdout);
-    if (!s) s = rq_output_write(set->csv, write_csv, &r, err);
-    if (!s) s = rq_output_write(set->json, write_json, &r, err);
-    if (!s && drawable) s = rq_output_write(set->svg, write_svg, &r, err);
+    if (!s) s = rq_output_write(set->common.csv, write_csv, &r, err);
+    if (!s) s = rq_output_write(set->common.json, write_json, &r, err);
+    if (!s && drawable) s = rq_output_write(set->common.svg, write_svg, &r, err);
     rq_free(r.columns);
     return s;
 }
 
-static rq_status run(settings *set, const rq_model *model, rq_tokens *ids, rq_error *err)
+static rq_status run(void *user, const rq_model *model, rq_error *err)
 {
+    const settings *set = user;
+    const rq_measure_args *c = &set->common;
+    rq_tokens ids = {0};
     rq_entries entries = {0};
-    rq_status s = rq_entries_parse(set->formats, &entries, err);
+    rq_status s = rq_entries_parse(c->formats, &entries, err);
     if (!s) leave_out_f16(&entries);
     if (!s && set->opponent) s = add_foreign(&entries, err);
     if (!s) s = rq_entries_check_foreign(&entries, err);
@@ -182,19 +131,19 @@ static rq_status run(settings *set, const rq_model *model, rq_tokens *ids, rq_er
     rq_tokens bos = {0};
     if (!s) s = rq_tokenize(model, "", 0, RQ_MODEL_BOS, &bos, err);
     rq_ppl_job job = {.model = model,
-                      .params = set->engine.params,
-                      .ids = ids,
+                      .params = c->engine.params,
+                      .ids = &ids,
                       .bos = bos.n ? bos.ids[0] : 0,
                       .entries = &entries,
-                      .n_threads = set->engine.params.n_threads};
+                      .n_threads = c->engine.params.n_threads};
     rq_model_info info;
     rq_model_describe(model, &info);
-    job.n_lanes = rq_lanes_for(info.file_bytes, job.n_threads, set->lanes);
-    uint32_t n_ctx = set->engine.params.n_ctx;
+    job.n_lanes = rq_lanes_for(info.file_bytes, job.n_threads, c->lanes);
+    uint32_t n_ctx = c->engine.params.n_ctx;
     if (!n_ctx) n_ctx = info.n_ctx_train < DEFAULT_CONTEXT ? info.n_ctx_train : DEFAULT_CONTEXT;
-    if (!s) s = rq_text_tokens(model, set->text, ids, err);
+    if (!s) s = rq_text_tokens(model, c->text, &ids, err);
     if (!s)
-        s = rq_windows_plan(ids->n, n_ctx, set->stride, bos.n ? 1 : 0, set->all, set->windows, &job.windows,
+        s = rq_windows_plan(ids.n, n_ctx, set->stride, bos.n ? 1 : 0, set->all, set->windows, &job.windows,
                             err);
     rq_ppl_results results = {0};
     if (!s) {
@@ -204,12 +153,14 @@ static rq_status run(settings *set, const rq_model *model, rq_tokens *ids, rq_er
     }
     rq_ppl_results_free(&results);
     rq_tokens_free(&bos);
+    rq_tokens_free(&ids);
     return s;
 }
 
 int main(int argc, char **argv)
 {
-    settings set = {.engine = rq_engine_args_default(), .formats = "q8_0,q4_0,wht4,wht3,wht2,planar3,iso3"};
+    settings set = {
+        .common = {.engine = rq_engine_args_default(), .formats = "q8_0,q4_0,wht4,wht3,wht2,planar3,iso3"}};
     rq_options options = {0};
     add_options(&options, &set);
     const rq_program_text text = {
@@ -219,17 +170,5 @@ int main(int argc, char **argv)
             "Perplexity of a text under compressed caches, and how far every next-token distribution is from "
             "that of an f16 cache.",
         .footer = "Ctrl-C stops after the windows in progress and writes what there is."};
-    int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);
-    if (code >= 0) return code;
-    if (set.engine.list_devices) return rq_print_devices();
-
-    rq_error err = {0};
-    rq_model *model = NULL;
-    rq_tokens ids = {0};
-    rq_status s = check(&set, &err);
-    if (!s) s = rq_engine_args_open(&set.engine, &model, NULL, &err);
-    if (!s) s = run(&set, model, &ids, &err);
-    rq_tokens_free(&ids);
-    rq_model_free(model);
-    return s ? rq_complain("rqvk-ppl", &err) : 0;
+    return rq_measure_main(&text, &options, &set.common, argc, argv, run, &set);
 }

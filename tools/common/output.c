@@ -1,5 +1,5 @@
-/* files.c - see files.h. */
-#include "tools/ppl/files.h"
+/* output.c - see output.h. */
+#include "tools/common/output.h"
 
 #include <errno.h>
 #include <stdbool.h>

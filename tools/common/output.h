@@ -1,6 +1,6 @@
-/* files.h - results into files. */
-#ifndef RQ_FILES_H
-#define RQ_FILES_H
+/* output.h - results into files. */
+#ifndef RQ_OUTPUT_H
+#define RQ_OUTPUT_H
 
 #include "backends/base/status.h"
 
