@@ -19,12 +19,15 @@ typedef struct rq_device_info {
     char features[256];    /* "2 threads, avx2 fma f16c" */
     uint64_t memory_bytes; /* total, and free when asked */
     uint64_t free_bytes;
+    bool on_processor; /* it computes on the processor, whatever its backend */
 } rq_device_info;
 
 typedef struct rq_device_options {
     uint32_t index;             /* which device of the backend */
+    const char *name;           /* its number, or part of its name (any case); NULL: by index */
     uint32_t n_threads;         /* cpu: workers, 0 = processors this process may run on */
     const char *implementation; /* force one: "scalar", "avx2", "reference"; NULL: the best */
+    const char *disable;        /* vulkan: abilities not to use, "float16,coopmat"; NULL: none */
 } rq_device_options;
 
 struct rq_device {

@@ -37,7 +37,7 @@ static void vk_close(rq_device *device)
     if (!device) return;
     vk_device *d = (vk_device *)device;
     if (d->device != VK_NULL_HANDLE) {
-        d->vk.vkDeviceWaitIdle(d->device);
+        VK_DO(d->vk.vkDeviceWaitIdle(d->device));
         while (d->steps) {
             vk_step *s = d->steps;
             d->steps = s->next;
@@ -46,17 +46,19 @@ static void vk_close(rq_device *device)
         }
         for (uint32_t i = 0; i < VK_RING; i++) {
             vk_staging_free(d, &d->ring[i].words);
-            if (d->ring[i].fence != VK_NULL_HANDLE) d->vk.vkDestroyFence(d->device, d->ring[i].fence, NULL);
+            if (d->ring[i].fence != VK_NULL_HANDLE)
+                VK_DROP(d->vk.vkDestroyFence(d->device, d->ring[i].fence, NULL));
         }
         if (d->tables) vk_release(&d->tables->base);
         if (d->scratch) vk_release(&d->scratch->base);
         vk_staging_free(d, &d->staging);
-        if (d->transfer_fence != VK_NULL_HANDLE) d->vk.vkDestroyFence(d->device, d->transfer_fence, NULL);
+        if (d->transfer_fence != VK_NULL_HANDLE)
+            VK_DROP(d->vk.vkDestroyFence(d->device, d->transfer_fence, NULL));
         vk_pipelines_free(d);
-        if (d->cache != VK_NULL_HANDLE) d->vk.vkDestroyPipelineCache(d->device, d->cache, NULL);
-        if (d->layout != VK_NULL_HANDLE) d->vk.vkDestroyPipelineLayout(d->device, d->layout, NULL);
-        if (d->commands != VK_NULL_HANDLE) d->vk.vkDestroyCommandPool(d->device, d->commands, NULL);
-        d->vk.vkDestroyDevice(d->device, NULL);
+        if (d->cache != VK_NULL_HANDLE) VK_DROP(d->vk.vkDestroyPipelineCache(d->device, d->cache, NULL));
+        if (d->layout != VK_NULL_HANDLE) VK_DROP(d->vk.vkDestroyPipelineLayout(d->device, d->layout, NULL));
+        if (d->commands != VK_NULL_HANDLE) VK_DROP(d->vk.vkDestroyCommandPool(d->device, d->commands, NULL));
+        VK_DROP(d->vk.vkDestroyDevice(d->device, NULL));
     }
     vk_instance_close(d->instance);
     rq_free(d);
@@ -69,10 +71,10 @@ static rq_status choose(vk_device *d, const rq_device_options *options, rq_error
     if (n == 0) {
         VkPhysicalDevice first;
         uint32_t one = 1;
-        VkResult r = vkEnumeratePhysicalDevices(d->instance->handle, &one, &first);
+        VkResult r = VK_TRY(vkEnumeratePhysicalDevices(d->instance->handle, &one, &first));
         if (r < 0 || one == 0) return rq_fail(err, RQ_ERR_DEVICE, "Vulkan finds no device on this machine");
         VkPhysicalDeviceProperties p;
-        vkGetPhysicalDeviceProperties(first, &p);
+        VK_DO(vkGetPhysicalDeviceProperties(first, &p));
         return rq_fail(err, RQ_ERR_DEVICE, "%s, or its driver, lacks %s", p.deviceName,
                        vk_device_lacks(first));
     }
@@ -80,14 +82,12 @@ static rq_status choose(vk_device *d, const rq_device_options *options, rq_error
         return rq_fail(err, RQ_ERR_ARGUMENT, "there is no Vulkan device %u: there %s %u, numbered from 0",
                        options->index, n == 1 ? "is" : "are", n);
     d->physical = devices[options->index];
-    VkPhysicalDeviceSubgroupProperties subgroup = {.sType =
-                                                       VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES};
-    VkPhysicalDeviceProperties2 p = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
-                                     .pNext = &subgroup};
-    vkGetPhysicalDeviceProperties2(d->physical, &p);
-    d->properties = p.properties;
-    d->subgroup_size = subgroup.subgroupSize;
-    vkGetPhysicalDeviceMemoryProperties(d->physical, &d->memory_properties);
+    VK_DO(vkGetPhysicalDeviceProperties(d->physical, &d->properties));
+    uint32_t disabled = 0;
+    rq_status status = rq_vk_disable_read(options->disable, &disabled, err);
+    if (status != RQ_OK) return status;
+    vk_features_read(d->instance->handle, d->physical, disabled, &d->features);
+    VK_DO(vkGetPhysicalDeviceMemoryProperties(d->physical, &d->memory_properties));
     return RQ_OK;
 }
 
@@ -95,7 +95,7 @@ static rq_status make_device(vk_device *d, rq_error *err)
 {
     VkQueueFamilyProperties families[32];
     uint32_t n = 32;
-    vkGetPhysicalDeviceQueueFamilyProperties(d->physical, &n, families);
+    VK_DO(vkGetPhysicalDeviceQueueFamilyProperties(d->physical, &n, families));
     d->queue_family = UINT32_MAX;
     for (uint32_t i = 0; i < n; i++) /* one for computing alone where there is */
         if ((families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) &&
@@ -108,27 +108,13 @@ static rq_status make_device(vk_device *d, rq_error *err)
                                      .queueFamilyIndex = d->queue_family,
                                      .queueCount = 1,
                                      .pQueuePriorities = &priority};
-    VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES,
-                                            .bufferDeviceAddress = VK_TRUE,
-                                            .scalarBlockLayout = VK_TRUE,
-                                            .storageBuffer8BitAccess = VK_TRUE};
-    VkPhysicalDeviceVulkan11Features f11 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES,
-                                            .pNext = &f12,
-                                            .storageBuffer16BitAccess = VK_TRUE};
-    VkPhysicalDeviceFeatures2 f = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2,
-                                   .pNext = &f11,
-                                   .features = {.shaderInt64 = VK_TRUE}};
-    VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
-                               .pNext = &f,
-                               .queueCreateInfoCount = 1,
-                               .pQueueCreateInfos = &queue};
-    VkResult r = vkCreateDevice(d->physical, &info, NULL, &d->device);
+    VkResult r = vk_features_create(d->physical, &queue, &d->features, &d->device);
     if (r != VK_SUCCESS) {
         d->device = VK_NULL_HANDLE;
         return vk_fail(d, r, "opening it", err);
     }
     volkLoadDeviceTable(&d->vk, d->device);
-    d->vk.vkGetDeviceQueue(d->device, d->queue_family, 0, &d->queue);
+    VK_DO(d->vk.vkGetDeviceQueue(d->device, d->queue_family, 0, &d->queue));
     return RQ_OK;
 }
 
@@ -144,18 +130,18 @@ static rq_status make_objects(vk_device *d, rq_error *err)
     VkPipelineCacheCreateInfo cache = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO};
     VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkCommandBuffer buffers[1 + VK_RING];
-    VkResult r = d->vk.vkCreateCommandPool(d->device, &pool, NULL, &d->commands);
-    if (r == VK_SUCCESS) r = d->vk.vkCreatePipelineLayout(d->device, &layout, NULL, &d->layout);
-    if (r == VK_SUCCESS) r = d->vk.vkCreatePipelineCache(d->device, &cache, NULL, &d->cache);
-    if (r == VK_SUCCESS) r = d->vk.vkCreateFence(d->device, &fence, NULL, &d->transfer_fence);
+    VkResult r = VK_MAKE(d->vk.vkCreateCommandPool(d->device, &pool, NULL, &d->commands));
+    if (r == VK_SUCCESS) r = VK_MAKE(d->vk.vkCreatePipelineLayout(d->device, &layout, NULL, &d->layout));
+    if (r == VK_SUCCESS) r = VK_MAKE(d->vk.vkCreatePipelineCache(d->device, &cache, NULL, &d->cache));
+    if (r == VK_SUCCESS) r = VK_MAKE(d->vk.vkCreateFence(d->device, &fence, NULL, &d->transfer_fence));
     for (uint32_t i = 0; i < VK_RING && r == VK_SUCCESS; i++)
-        r = d->vk.vkCreateFence(d->device, &fence, NULL, &d->ring[i].fence);
+        r = VK_MAKE(d->vk.vkCreateFence(d->device, &fence, NULL, &d->ring[i].fence));
     if (r == VK_SUCCESS) {
         VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
                                             .commandPool = d->commands,
                                             .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
                                             .commandBufferCount = 1 + VK_RING};
-        r = d->vk.vkAllocateCommandBuffers(d->device, &info, buffers);
+        r = VK_TRY(d->vk.vkAllocateCommandBuffers(d->device, &info, buffers));
     }
     if (r != VK_SUCCESS) return vk_fail(d, r, "opening it", err);
     d->transfer = buffers[0];
@@ -201,9 +187,10 @@ static void vk_describe(rq_device *device, rq_device_info *out)
     const vk_device *d = (const vk_device *)device;
     memset(out, 0, sizeof *out);
     snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, d->properties.deviceName);
-    snprintf(out->features, sizeof out->features, "Vulkan %u.%u, subgroups of %u",
-             VK_API_VERSION_MAJOR(d->properties.apiVersion), VK_API_VERSION_MINOR(d->properties.apiVersion),
-             d->subgroup_size);
+    int n = snprintf(out->features, sizeof out->features, "Vulkan %u.%u, ",
+                     VK_API_VERSION_MAJOR(d->properties.apiVersion),
+                     VK_API_VERSION_MINOR(d->properties.apiVersion));
+    if (n > 0) rq_vk_features_text(&d->features, out->features + n, sizeof out->features - (size_t)n);
     for (uint32_t i = 0; i < d->memory_properties.memoryHeapCount; i++)
         if (d->memory_properties.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT &&
             d->memory_properties.memoryHeaps[i].size > out->memory_bytes)

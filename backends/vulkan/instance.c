@@ -60,7 +60,7 @@ vk_instance *vk_instance_open(rq_error *err)
                                  .ppEnabledLayerNames = layers,
                                  .enabledExtensionCount = validate,
                                  .ppEnabledExtensionNames = extensions};
-    VkResult r = vkCreateInstance(&info, NULL, &in->handle);
+    VkResult r = VK_MAKE(vkCreateInstance(&info, NULL, &in->handle));
     if (r != VK_SUCCESS) {
         rq_free(in);
         rq_fail(
@@ -73,7 +73,8 @@ vk_instance *vk_instance_open(rq_error *err)
         return NULL;
     }
     volkLoadInstanceOnly(in->handle);
-    if (validate && vkCreateDebugUtilsMessengerEXT(in->handle, &messages, NULL, &in->messenger) != VK_SUCCESS)
+    if (validate &&
+        VK_MAKE(vkCreateDebugUtilsMessengerEXT(in->handle, &messages, NULL, &in->messenger)) != VK_SUCCESS)
         in->messenger = VK_NULL_HANDLE;
     return in;
 }
@@ -81,21 +82,22 @@ vk_instance *vk_instance_open(rq_error *err)
 void vk_instance_close(vk_instance *in)
 {
     if (!in) return;
-    if (in->messenger != VK_NULL_HANDLE) vkDestroyDebugUtilsMessengerEXT(in->handle, in->messenger, NULL);
-    vkDestroyInstance(in->handle, NULL);
+    if (in->messenger != VK_NULL_HANDLE)
+        VK_DROP(vkDestroyDebugUtilsMessengerEXT(in->handle, in->messenger, NULL));
+    VK_DROP(vkDestroyInstance(in->handle, NULL));
     rq_free(in);
 }
 
 const char *vk_device_lacks(VkPhysicalDevice device)
 {
     VkPhysicalDeviceProperties p;
-    vkGetPhysicalDeviceProperties(device, &p);
+    VK_DO(vkGetPhysicalDeviceProperties(device, &p));
     if (p.apiVersion < VK_API_VERSION_1_2) return "Vulkan 1.2";
     VkPhysicalDeviceVulkan12Features f12 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES};
     VkPhysicalDeviceVulkan11Features f11 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_1_FEATURES,
                                             .pNext = &f12};
     VkPhysicalDeviceFeatures2 f = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &f11};
-    vkGetPhysicalDeviceFeatures2(device, &f);
+    VK_DO(vkGetPhysicalDeviceFeatures2(device, &f));
     if (!f12.bufferDeviceAddress) return "buffer device addresses";
     if (!f12.scalarBlockLayout) return "scalar block layout";
     if (!f.features.shaderInt64) return "64-bit integers in shaders";
@@ -108,7 +110,7 @@ const char *vk_device_lacks(VkPhysicalDevice device)
 static int rank_of(VkPhysicalDevice device)
 {
     VkPhysicalDeviceProperties p;
-    vkGetPhysicalDeviceProperties(device, &p);
+    VK_DO(vkGetPhysicalDeviceProperties(device, &p));
     switch (p.deviceType) {
     case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU:
         return 0;
@@ -125,7 +127,7 @@ uint32_t vk_instance_devices(const vk_instance *in, VkPhysicalDevice *out, uint3
 {
     VkPhysicalDevice all[32];
     uint32_t n = 32, kept = 0;
-    VkResult r = vkEnumeratePhysicalDevices(in->handle, &n, all);
+    VkResult r = VK_TRY(vkEnumeratePhysicalDevices(in->handle, &n, all));
     if (r != VK_SUCCESS && r != VK_INCOMPLETE) return 0;
     for (int rank = 0; rank < 4; rank++)
         for (uint32_t i = 0; i < n && kept < max; i++)

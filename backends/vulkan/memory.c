@@ -35,10 +35,10 @@ static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char
                                         (host ? 0u
                                               : (VkBufferUsageFlags)VK_BUFFER_USAGE_STORAGE_BUFFER_BIT |
                                                     VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT)};
-    VkResult r = d->vk.vkCreateBuffer(d->device, &info, NULL, buffer);
+    VkResult r = VK_MAKE(d->vk.vkCreateBuffer(d->device, &info, NULL, buffer));
     if (r != VK_SUCCESS) return vk_fail(d, r, "making a buffer", err);
     VkMemoryRequirements need;
-    d->vk.vkGetBufferMemoryRequirements(d->device, *buffer, &need);
+    VK_DO(d->vk.vkGetBufferMemoryRequirements(d->device, *buffer, &need));
     uint32_t type =
         host ? type_with(d, need.memoryTypeBits,
                          VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, 0)
@@ -51,14 +51,14 @@ static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char
                                          .pNext = host ? NULL : &flags,
                                          .allocationSize = need.size,
                                          .memoryTypeIndex = type};
-        r = d->vk.vkAllocateMemory(d->device, &allocate, NULL, memory);
+        r = VK_MAKE(d->vk.vkAllocateMemory(d->device, &allocate, NULL, memory));
         if (r == VK_SUCCESS) {
-            r = d->vk.vkBindBufferMemory(d->device, *buffer, *memory, 0);
-            if (r != VK_SUCCESS) d->vk.vkFreeMemory(d->device, *memory, NULL);
+            r = VK_TRY(d->vk.vkBindBufferMemory(d->device, *buffer, *memory, 0));
+            if (r != VK_SUCCESS) VK_DROP(d->vk.vkFreeMemory(d->device, *memory, NULL));
         }
     }
     if (r != VK_SUCCESS) {
-        d->vk.vkDestroyBuffer(d->device, *buffer, NULL);
+        VK_DROP(d->vk.vkDestroyBuffer(d->device, *buffer, NULL));
         if (r == VK_ERROR_OUT_OF_DEVICE_MEMORY || r == VK_ERROR_OUT_OF_HOST_MEMORY)
             return rq_fail(err, RQ_ERR_MEMORY, "%s has no %llu bytes of memory left for %s",
                            d->properties.deviceName, (unsigned long long)bytes, label);
@@ -75,13 +75,13 @@ static rq_status begin_transfer(vk_device *d, rq_error *err)
 {
     VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                       .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
-    VkResult r = d->vk.vkBeginCommandBuffer(d->transfer, &begin);
+    VkResult r = VK_TRY(d->vk.vkBeginCommandBuffer(d->transfer, &begin));
     if (r != VK_SUCCESS) return vk_fail(d, r, "recording a transfer", err);
     VkMemoryBarrier all = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                            .srcAccessMask = VK_ACCESS_MEMORY_WRITE_BIT | VK_ACCESS_MEMORY_READ_BIT,
                            .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
-    d->vk.vkCmdPipelineBarrier(d->transfer, VK_PIPELINE_STAGE_ALL_COMMANDS_BIT,
-                               VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &all, 0, NULL, 0, NULL);
+    VK_DO(d->vk.vkCmdPipelineBarrier(d->transfer, VK_PIPELINE_STAGE_ALL_COMMANDS_BIT,
+                                     VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &all, 0, NULL, 0, NULL));
     return RQ_OK;
 }
 
@@ -90,15 +90,16 @@ static rq_status end_transfer(vk_device *d, rq_error *err)
     VkMemoryBarrier all = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                            .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
                            .dstAccessMask = VK_ACCESS_MEMORY_READ_BIT | VK_ACCESS_MEMORY_WRITE_BIT};
-    d->vk.vkCmdPipelineBarrier(d->transfer, VK_PIPELINE_STAGE_TRANSFER_BIT,
-                               VK_PIPELINE_STAGE_ALL_COMMANDS_BIT | VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &all, 0,
-                               NULL, 0, NULL);
-    VkResult r = d->vk.vkEndCommandBuffer(d->transfer);
+    VK_DO(d->vk.vkCmdPipelineBarrier(d->transfer, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                                     VK_PIPELINE_STAGE_ALL_COMMANDS_BIT | VK_PIPELINE_STAGE_HOST_BIT, 0, 1,
+                                     &all, 0, NULL, 0, NULL));
+    VkResult r = VK_TRY(d->vk.vkEndCommandBuffer(d->transfer));
     VkSubmitInfo submit = {
         .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &d->transfer};
-    if (r == VK_SUCCESS) r = d->vk.vkResetFences(d->device, 1, &d->transfer_fence);
-    if (r == VK_SUCCESS) r = d->vk.vkQueueSubmit(d->queue, 1, &submit, d->transfer_fence);
-    if (r == VK_SUCCESS) r = d->vk.vkWaitForFences(d->device, 1, &d->transfer_fence, VK_TRUE, UINT64_MAX);
+    if (r == VK_SUCCESS) r = VK_TRY(d->vk.vkResetFences(d->device, 1, &d->transfer_fence));
+    if (r == VK_SUCCESS) r = VK_TRY(d->vk.vkQueueSubmit(d->queue, 1, &submit, d->transfer_fence));
+    if (r == VK_SUCCESS)
+        r = VK_TRY(d->vk.vkWaitForFences(d->device, 1, &d->transfer_fence, VK_TRUE, UINT64_MAX));
     return r == VK_SUCCESS ? RQ_OK : vk_fail(d, r, "a transfer", err);
 }
 
@@ -121,7 +122,7 @@ rq_status vk_upload(rq_memory *dst, uint64_t offset, const void *src, uint64_t b
         status = begin_transfer(d, err);
         if (status != RQ_OK) break;
         VkBufferCopy copy = {.srcOffset = 0, .dstOffset = offset + done, .size = n};
-        d->vk.vkCmdCopyBuffer(d->transfer, d->staging.buffer, ((vk_memory *)dst)->buffer, 1, &copy);
+        VK_DO(d->vk.vkCmdCopyBuffer(d->transfer, d->staging.buffer, ((vk_memory *)dst)->buffer, 1, &copy));
         status = end_transfer(d, err);
     }
     return status;
@@ -136,7 +137,7 @@ rq_status vk_download(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes
         status = begin_transfer(d, err);
         if (status != RQ_OK) break;
         VkBufferCopy copy = {.srcOffset = offset + done, .dstOffset = 0, .size = n};
-        d->vk.vkCmdCopyBuffer(d->transfer, ((vk_memory *)src)->buffer, d->staging.buffer, 1, &copy);
+        VK_DO(d->vk.vkCmdCopyBuffer(d->transfer, ((vk_memory *)src)->buffer, d->staging.buffer, 1, &copy));
         status = end_transfer(d, err);
         if (status == RQ_OK) memcpy((char *)dst + done, d->staging.host, (size_t)n);
     }
@@ -150,7 +151,7 @@ static rq_status fill_zero(vk_memory *m, rq_error *err)
     vk_device *d = (vk_device *)m->base.device;
     rq_status status = begin_transfer(d, err);
     if (status != RQ_OK) return status;
-    d->vk.vkCmdFillBuffer(d->transfer, m->buffer, 0, VK_WHOLE_SIZE, 0);
+    VK_DO(d->vk.vkCmdFillBuffer(d->transfer, m->buffer, 0, VK_WHOLE_SIZE, 0));
     return end_transfer(d, err);
 }
 
@@ -169,7 +170,7 @@ static rq_status allocate(rq_device *device, uint64_t bytes, const char *label, 
     }
     VkBufferDeviceAddressInfo where = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO,
                                        .buffer = m->buffer};
-    m->address = d->vk.vkGetBufferDeviceAddress(d->device, &where);
+    m->address = VK_DO(d->vk.vkGetBufferDeviceAddress(d->device, &where));
     *out = m;
     return RQ_OK;
 }
@@ -206,9 +207,9 @@ void vk_release(rq_memory *memory)
     if (!memory) return;
     vk_memory *m = (vk_memory *)memory;
     vk_device *d = (vk_device *)memory->device;
-    d->vk.vkDeviceWaitIdle(d->device);
-    d->vk.vkDestroyBuffer(d->device, m->buffer, NULL);
-    d->vk.vkFreeMemory(d->device, m->memory, NULL);
+    VK_DO(d->vk.vkDeviceWaitIdle(d->device));
+    VK_DROP(d->vk.vkDestroyBuffer(d->device, m->buffer, NULL));
+    VK_DROP(d->vk.vkFreeMemory(d->device, m->memory, NULL));
     d->taken_bytes -= m->taken_bytes;
     rq_free(m);
 }
@@ -221,7 +222,7 @@ rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_erro
     d->taken_bytes -= taken; /* the processor's memory */
     out->bytes = bytes;
     void *host;
-    VkResult r = d->vk.vkMapMemory(d->device, out->memory, 0, VK_WHOLE_SIZE, 0, &host);
+    VkResult r = VK_TRY(d->vk.vkMapMemory(d->device, out->memory, 0, VK_WHOLE_SIZE, 0, &host));
     if (r != VK_SUCCESS) {
         vk_staging_free(d, out);
         return vk_fail(d, r, "mapping memory", err);
@@ -232,7 +233,7 @@ rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_erro
 
 void vk_staging_free(vk_device *d, vk_staging *s)
 {
-    if (s->buffer != VK_NULL_HANDLE) d->vk.vkDestroyBuffer(d->device, s->buffer, NULL);
-    if (s->memory != VK_NULL_HANDLE) d->vk.vkFreeMemory(d->device, s->memory, NULL);
+    if (s->buffer != VK_NULL_HANDLE) VK_DROP(d->vk.vkDestroyBuffer(d->device, s->buffer, NULL));
+    if (s->memory != VK_NULL_HANDLE) VK_DROP(d->vk.vkFreeMemory(d->device, s->memory, NULL));
     memset(s, 0, sizeof *s);
 }

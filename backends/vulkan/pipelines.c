@@ -11,11 +11,19 @@ static rq_status module_of(vk_device *d, vk_shader shader, VkShaderModule *out, 
         VkShaderModuleCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO,
                                          .codeSize = vk_shaders[shader].bytes,
                                          .pCode = vk_shaders[shader].words};
-        VkResult r = d->vk.vkCreateShaderModule(d->device, &info, NULL, &d->modules[shader]);
+        VkResult r = VK_MAKE(d->vk.vkCreateShaderModule(d->device, &info, NULL, &d->modules[shader]));
         if (r != VK_SUCCESS) return vk_fail(d, r, "loading a shader", err);
     }
     *out = d->modules[shader];
     return RQ_OK;
+}
+
+vk_shader vk_variant(const vk_device *d, const char *name)
+{
+    for (uint32_t i = 0; i < vk_n_shaders && i < VK_MAX_SHADERS; i++)
+        if (strcmp(vk_shaders[i].name, name) == 0)
+            return (vk_shaders[i].needs & ~d->features.used) == 0 ? (vk_shader)i : VK_SHADER_COUNT;
+    return VK_SHADER_COUNT;
 }
 
 rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constants[VK_CONSTANTS],
@@ -44,7 +52,7 @@ rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constan
                   .pSpecializationInfo = &special},
         .layout = d->layout};
     VkPipeline pipeline;
-    VkResult r = d->vk.vkCreateComputePipelines(d->device, d->cache, 1, &info, NULL, &pipeline);
+    VkResult r = VK_MAKE(d->vk.vkCreateComputePipelines(d->device, d->cache, 1, &info, NULL, &pipeline));
     if (r != VK_SUCCESS) return vk_fail(d, r, "compiling a shader", err);
     vk_pipeline *p = &d->pipelines[d->n_pipelines++];
     p->shader = shader;
@@ -56,9 +64,10 @@ rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constan
 void vk_pipelines_free(vk_device *d)
 {
     for (uint32_t i = 0; i < d->n_pipelines; i++)
-        d->vk.vkDestroyPipeline(d->device, d->pipelines[i].pipeline, NULL);
-    for (uint32_t i = 0; i < VK_SHADER_COUNT; i++)
-        if (d->modules[i] != VK_NULL_HANDLE) d->vk.vkDestroyShaderModule(d->device, d->modules[i], NULL);
+        VK_DROP(d->vk.vkDestroyPipeline(d->device, d->pipelines[i].pipeline, NULL));
+    for (uint32_t i = 0; i < VK_MAX_SHADERS; i++)
+        if (d->modules[i] != VK_NULL_HANDLE)
+            VK_DROP(d->vk.vkDestroyShaderModule(d->device, d->modules[i], NULL));
     rq_free(d->pipelines);
     d->pipelines = NULL;
     d->n_pipelines = 0;

@@ -187,17 +187,18 @@ static void barrier_between(vk_device *d, VkCommandBuffer c)
     VkMemoryBarrier all = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                            .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
                            .dstAccessMask = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT};
-    d->vk.vkCmdPipelineBarrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
-                               0, 1, &all, 0, NULL, 0, NULL);
+    VK_DO(d->vk.vkCmdPipelineBarrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
+                                     VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1, &all, 0, NULL, 0, NULL));
 }
 
 static void record(vk_device *d, VkCommandBuffer c, const vk_program *p, const dispatch *at,
                    VkPipeline *bound)
 {
-    if (at->pipeline != *bound) d->vk.vkCmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE, at->pipeline);
+    if (at->pipeline != *bound)
+        VK_DO(d->vk.vkCmdBindPipeline(c, VK_PIPELINE_BIND_POINT_COMPUTE, at->pipeline));
     *bound = at->pipeline;
-    d->vk.vkCmdPushConstants(c, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof at->push, &at->push);
-    d->vk.vkCmdDispatch(c, at->x, at->y, at->z);
+    VK_DO(d->vk.vkCmdPushConstants(c, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, sizeof at->push, &at->push));
+    VK_DO(d->vk.vkCmdDispatch(c, at->x, at->y, at->z));
 }
 
 /* Time of an operation on a slow card, so that no submit comes near the limit at which systems reset a device:
@@ -226,17 +227,17 @@ static VkResult record_all(vk_program *p, const rq_segment *segment, const rq_bi
                                           bindings->caps ? bindings->caps->max_pages : 0)
                              : 0;
         if (c == VK_NULL_HANDLE || (new_op && sum + cost > limit && p->n_commands < MAX_CUTS)) {
-            if (c != VK_NULL_HANDLE) r = d->vk.vkEndCommandBuffer(c);
+            if (c != VK_NULL_HANDLE) r = VK_TRY(d->vk.vkEndCommandBuffer(c));
             VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
                                                 .commandPool = d->commands,
                                                 .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
                                                 .commandBufferCount = 1};
             VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                               .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
-            if (r == VK_SUCCESS) r = d->vk.vkAllocateCommandBuffers(d->device, &info, &c);
+            if (r == VK_SUCCESS) r = VK_TRY(d->vk.vkAllocateCommandBuffers(d->device, &info, &c));
             if (r != VK_SUCCESS) return r;
             p->commands[p->n_commands++] = c;
-            r = d->vk.vkBeginCommandBuffer(c, &begin);
+            r = VK_TRY(d->vk.vkBeginCommandBuffer(c, &begin));
             if (r != VK_SUCCESS) return r;
             bound = VK_NULL_HANDLE;
             sum = 0;
@@ -247,7 +248,7 @@ static VkResult record_all(vk_program *p, const rq_segment *segment, const rq_bi
         sum += cost;
         record(d, c, p, &p->list[i], &bound);
     }
-    return c == VK_NULL_HANDLE || r != VK_SUCCESS ? r : d->vk.vkEndCommandBuffer(c);
+    return c == VK_NULL_HANDLE || r != VK_SUCCESS ? r : VK_TRY(d->vk.vkEndCommandBuffer(c));
 }
 
 /* ---- the step on the device ------------------------------------------------------------------------------ */
@@ -290,7 +291,7 @@ static rq_status step_for(vk_device *d, const rq_step_caps *caps, vk_step **out,
 static rq_status wait_slot(vk_device *d, vk_slot *slot, rq_error *err)
 {
     if (!slot->flying) return RQ_OK;
-    VkResult r = d->vk.vkWaitForFences(d->device, 1, &slot->fence, VK_TRUE, UINT64_MAX);
+    VkResult r = VK_TRY(d->vk.vkWaitForFences(d->device, 1, &slot->fence, VK_TRUE, UINT64_MAX));
     if (r != VK_SUCCESS) return vk_fail(d, r, "running a step", err);
     slot->flying = false;
     return RQ_OK;
@@ -310,21 +311,21 @@ static rq_status stage_words(vk_device *d, vk_slot *slot, const vk_step *step, c
     memcpy(slot->words.host, words, (size_t)bytes);
     if (slot->copied_to == step) return RQ_OK;
     VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
-    VkResult r = d->vk.vkBeginCommandBuffer(slot->copy, &begin);
+    VkResult r = VK_TRY(d->vk.vkBeginCommandBuffer(slot->copy, &begin));
     if (r != VK_SUCCESS) return vk_fail(d, r, "recording a step", err);
     VkMemoryBarrier before = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                               .srcAccessMask = VK_ACCESS_SHADER_READ_BIT,
                               .dstAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT};
-    d->vk.vkCmdPipelineBarrier(slot->copy, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
-                               VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &before, 0, NULL, 0, NULL);
+    VK_DO(d->vk.vkCmdPipelineBarrier(slot->copy, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
+                                     VK_PIPELINE_STAGE_TRANSFER_BIT, 0, 1, &before, 0, NULL, 0, NULL));
     VkBufferCopy copy = {.size = bytes};
-    d->vk.vkCmdCopyBuffer(slot->copy, slot->words.buffer, step->memory->buffer, 1, &copy);
+    VK_DO(d->vk.vkCmdCopyBuffer(slot->copy, slot->words.buffer, step->memory->buffer, 1, &copy));
     VkMemoryBarrier after = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
                              .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
                              .dstAccessMask = VK_ACCESS_SHADER_READ_BIT};
-    d->vk.vkCmdPipelineBarrier(slot->copy, VK_PIPELINE_STAGE_TRANSFER_BIT,
-                               VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1, &after, 0, NULL, 0, NULL);
-    r = d->vk.vkEndCommandBuffer(slot->copy);
+    VK_DO(d->vk.vkCmdPipelineBarrier(slot->copy, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                                     VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1, &after, 0, NULL, 0, NULL));
+    r = VK_TRY(d->vk.vkEndCommandBuffer(slot->copy));
     if (r != VK_SUCCESS) return vk_fail(d, r, "recording a step", err);
     slot->copied_to = step;
     return RQ_OK;
@@ -337,8 +338,8 @@ void vk_destroy(rq_program *program)
     if (!program) return;
     vk_program *p = (vk_program *)program;
     vk_device *d = (vk_device *)program->device;
-    d->vk.vkDeviceWaitIdle(d->device);
-    if (p->n_commands) d->vk.vkFreeCommandBuffers(d->device, d->commands, p->n_commands, p->commands);
+    VK_DO(d->vk.vkDeviceWaitIdle(d->device));
+    if (p->n_commands) VK_DO(d->vk.vkFreeCommandBuffers(d->device, d->commands, p->n_commands, p->commands));
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) vk_release(p->pools[g]);
     vk_release(p->scratch);
     rq_free(p->list);
@@ -390,7 +391,7 @@ static rq_status submit(vk_device *d, const VkCommandBuffer *c, uint32_t n, VkFe
 {
     VkSubmitInfo info = {
         .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = n, .pCommandBuffers = c};
-    VkResult r = d->vk.vkQueueSubmit(d->queue, 1, &info, fence);
+    VkResult r = VK_TRY(d->vk.vkQueueSubmit(d->queue, 1, &info, fence));
     return r == VK_SUCCESS ? RQ_OK : vk_fail(d, r, "running a step", err);
 }
 
@@ -409,7 +410,7 @@ rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err)
         if (status == RQ_OK) status = submit(d, &slot->copy, 1, VK_NULL_HANDLE, err);
     }
     if (status != RQ_OK || p->n_commands == 0) return status;
-    VkResult r = d->vk.vkResetFences(d->device, 1, &slot->fence);
+    VkResult r = VK_TRY(d->vk.vkResetFences(d->device, 1, &slot->fence));
     if (r != VK_SUCCESS) return vk_fail(d, r, "running a step", err);
     for (uint32_t i = 0; i < p->n_commands && status == RQ_OK; i++)
         status = submit(d, &p->commands[i], 1, i + 1 == p->n_commands ? slot->fence : VK_NULL_HANDLE, err);
@@ -430,31 +431,31 @@ static rq_status run_timed(vk_program *p, VkCommandBuffer c, VkQueryPool times, 
 {
     vk_device *d = (vk_device *)p->base.device;
     VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
-    VkResult r = d->vk.vkBeginCommandBuffer(c, &begin);
+    VkResult r = VK_TRY(d->vk.vkBeginCommandBuffer(c, &begin));
     if (r != VK_SUCCESS) return vk_fail(d, r, "measuring", err);
-    d->vk.vkCmdResetQueryPool(c, times, 0, p->n_ops + 1);
+    VK_DO(d->vk.vkCmdResetQueryPool(c, times, 0, p->n_ops + 1));
     VkPipeline bound = VK_NULL_HANDLE;
     size_t at = 0;
     barrier_between(d, c);
-    d->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, times, 0);
+    VK_DO(d->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, times, 0));
     for (uint32_t op = 0; op < p->n_ops; op++) {
         for (; at < p->n && p->list[at].op == op; at++) {
             barrier_between(d, c);
             record(d, c, p, &p->list[at], &bound);
         }
-        d->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, times, op + 1);
+        VK_DO(d->vk.vkCmdWriteTimestamp(c, VK_PIPELINE_STAGE_BOTTOM_OF_PIPE_BIT, times, op + 1));
     }
-    r = d->vk.vkEndCommandBuffer(c);
+    r = VK_TRY(d->vk.vkEndCommandBuffer(c));
     if (r != VK_SUCCESS) return vk_fail(d, r, "measuring", err);
     rq_status status = submit(d, &c, 1, VK_NULL_HANDLE, err);
     if (status != RQ_OK) return status;
-    r = d->vk.vkQueueWaitIdle(d->queue);
+    r = VK_TRY(d->vk.vkQueueWaitIdle(d->queue));
     uint64_t *ticks = rq_calloc(p->n_ops + 1, sizeof *ticks);
     if (!ticks) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for times");
     if (r == VK_SUCCESS)
-        r = d->vk.vkGetQueryPoolResults(d->device, times, 0, p->n_ops + 1, (p->n_ops + 1) * sizeof *ticks,
-                                        ticks, sizeof *ticks,
-                                        VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT);
+        r = VK_TRY(d->vk.vkGetQueryPoolResults(d->device, times, 0, p->n_ops + 1,
+                                               (p->n_ops + 1) * sizeof *ticks, ticks, sizeof *ticks,
+                                               VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT));
     for (uint32_t op = 0; op < p->n_ops; op++)
         ns[op] =
             (uint64_t)((double)(ticks[op + 1] - ticks[op]) * (double)d->properties.limits.timestampPeriod);
@@ -481,16 +482,16 @@ rq_status vk_profile(rq_program *program, const uint32_t *step_words, uint64_t *
                                         .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
                                         .commandBufferCount = 1};
     VkQueryPool times;
-    VkResult r = d->vk.vkCreateQueryPool(d->device, &query, NULL, &times);
+    VkResult r = VK_MAKE(d->vk.vkCreateQueryPool(d->device, &query, NULL, &times));
     if (r != VK_SUCCESS) return vk_fail(d, r, "measuring", err);
     VkCommandBuffer c;
-    r = d->vk.vkAllocateCommandBuffers(d->device, &info, &c);
+    r = VK_TRY(d->vk.vkAllocateCommandBuffers(d->device, &info, &c));
     if (r == VK_SUCCESS) {
         status = run_timed(p, c, times, ns, err);
-        d->vk.vkFreeCommandBuffers(d->device, d->commands, 1, &c);
+        VK_DO(d->vk.vkFreeCommandBuffers(d->device, d->commands, 1, &c));
     } else {
         status = vk_fail(d, r, "measuring", err);
     }
-    d->vk.vkDestroyQueryPool(d->device, times, NULL);
+    VK_DROP(d->vk.vkDestroyQueryPool(d->device, times, NULL));
     return status;
 }

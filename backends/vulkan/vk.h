@@ -6,6 +6,8 @@
 #define RQ_VK_H
 
 #include "backends/backend.h"
+#include "backends/vulkan/calls.h"
+#include "backends/vulkan/features.h"
 #include "backends/vulkan/vulkan.h"
 
 #include <volk.h>
@@ -25,6 +27,8 @@ typedef struct vk_push {
     uint32_t u[VK_PUSH_WORDS];
 } vk_push;
 
+/* Kernels every device runs, in the order of shaders/CMakeLists.txt. Variants that need an optional ability follow
+ * them in vk_shaders[] and are found by name (vk_variant). */
 typedef enum vk_shader {
     VK_EMBED,
     VK_NORM,
@@ -42,10 +46,11 @@ typedef enum vk_shader {
     VK_COMBINE,
     VK_SELECT,
     VK_ARGMAX,
-    VK_SHADER_COUNT
+    VK_SHADER_COUNT,
+    VK_MAX_SHADERS = 256 /* with the variants */
 } vk_shader;
 
-enum { VK_CONSTANTS = 3 };
+enum { VK_CONSTANTS = 8 }; /* specialisation constants of a pipeline: ids 0 to 7, those left out are 0 */
 
 typedef struct vk_pipeline {
     vk_shader shader;
@@ -97,6 +102,14 @@ vk_instance *vk_instance_open(rq_error *err);
 void vk_instance_close(vk_instance *instance);
 /* Physical devices that can run our kernels, the fastest kind first; returns how many were written. */
 uint32_t vk_instance_devices(const vk_instance *instance, VkPhysicalDevice *out, uint32_t max);
+/* ---- features.c ------------------------------------------------------------------------------------------ */
+
+bool vk_has_extension(VkPhysicalDevice device, const char *name);
+/* What the device can do, and what of it our kernels use; bits of `disabled` are not used. */
+void vk_features_read(VkInstance instance, VkPhysicalDevice device, uint32_t disabled, rq_vk_features *out);
+/* A device with what every kernel needs and what `use` says is used. */
+VkResult vk_features_create(VkPhysicalDevice physical, const VkDeviceQueueCreateInfo *queue,
+                            const rq_vk_features *use, VkDevice *out);
 /* What the device lacks, or NULL. */
 const char *vk_device_lacks(VkPhysicalDevice device);
 
@@ -106,7 +119,8 @@ typedef struct vk_device {
     VkPhysicalDevice physical;
     VkPhysicalDeviceProperties properties;
     VkPhysicalDeviceMemoryProperties memory_properties;
-    uint32_t subgroup_size, queue_family;
+    rq_vk_features features;
+    uint32_t queue_family;
     bool lost;
     VkDevice device;
     struct VolkDeviceTable vk;
@@ -114,7 +128,7 @@ typedef struct vk_device {
     VkCommandPool commands;
     VkPipelineLayout layout;
     VkPipelineCache cache;
-    VkShaderModule modules[VK_SHADER_COUNT];
+    VkShaderModule modules[VK_MAX_SHADERS];
     vk_pipeline *pipelines;
     uint32_t n_pipelines;
     vk_memory *tables;  /* of the quantised types (tables.c) */
@@ -151,6 +165,9 @@ static inline uint64_t vk_address(const rq_memory *m)
 
 /* ---- pipelines.c ----------------------------------------------------------------------------------------- */
 
+/* The shader of this name (shaders/CMakeLists.txt), or VK_SHADER_COUNT when this build has none, or when it needs an
+ * ability that the device lacks or was told not to use. */
+vk_shader vk_variant(const vk_device *d, const char *name);
 /* The pipeline of a shader with these constants, made at first use. */
 rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constants[VK_CONSTANTS],
                           VkPipeline *out, rq_error *err);
@@ -205,9 +222,12 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
 /* ---- generated: the shaders ------------------------------------------------------------------------------ */
 
 typedef struct vk_spirv {
+    const char *name;
+    uint32_t needs; /* 1 << rq_vk_ability_kind, of all it needs */
     const uint32_t *words;
     size_t bytes;
 } vk_spirv;
-extern const vk_spirv vk_shaders[VK_SHADER_COUNT];
+extern const vk_spirv vk_shaders[];
+extern const uint32_t vk_n_shaders;
 
 #endif

@@ -3,10 +3,26 @@
 #define RQ_VULKAN_H
 
 #include "backends/backend.h"
+#include "backends/vulkan/features.h"
 
 extern const rq_backend rq_backend_vulkan;
 
-/* Messages of the validation layers about this device since it was opened (RQVK_VK_VALIDATE=1 in the environment). */
+const rq_vk_features *rq_vulkan_features(const rq_device *device);
+
+/* ---- for tests ------------------------------------------------------------------------------------------- */
+
+/* Messages of the validation layers since the process began (RQVK_VK_VALIDATE=1 in the environment), of all devices. */
 uint32_t rq_vulkan_messages(const rq_device *device);
+
+/* Makes the n-th call of the driver that can fail (1 = the next) return this VkResult instead of being made; 0
+ * switches this off. The counts are of the whole process. */
+void rq_vulkan_fail_at(uint64_t n, int32_t result);
+/* Calls of the driver so far; those that can fail since the last rq_vulkan_fail_at; objects that were made and not
+ * destroyed. */
+uint64_t rq_vulkan_calls(void);
+uint64_t rq_vulkan_fallible_calls(void);
+int64_t rq_vulkan_objects_alive(void);
+/* Pipelines made by this device, and of these how many the cache on disk had. */
+uint32_t rq_vulkan_pipelines(const rq_device *device);
 
 #endif
