@@ -1,13 +1,10 @@
 /* rqvk-kv replay: formats on captured queries, keys and values. */
 #include "backends/base/mem.h"
-#include "tools/common/args.h"
 #include "tools/common/progress.h"
 #include "tools/kv/commands.h"
+#include "tools/kv/options.h"
 #include "tools/kv/replay_run.h"
-#include "tools/kv/svg.h"
-#include "tools/kv/table.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
@@ -15,10 +12,11 @@
 static const char yardstick[] = "ref-q4_0-h64";
 
 typedef struct replay {
-    const char *formats, *profile, *detail, *table, *svg, *output, *columns;
+    kv_format_args formats;
+    kv_output out;
+    const char *profile, *detail, *table;
     uint32_t n_positions;
     float bound, gain_k, gain_v;
-    bool opponent, json, csv;
     kv_format_list list;
     kv_manifest manifest;
     kv_table rows;
@@ -107,26 +105,13 @@ static rq_status write_choice(const replay *o, rq_error *err)
 
 static rq_status draw(const replay *o, rq_error *err)
 {
-    static const char *const series[] = {"rqvk", "other systems"};
     kv_point points[KV_MAX_FORMATS];
     for (size_t i = 0; i < o->list.n; i++)
         points[i] = (kv_point){.x = (o->of[i].bits_k + o->of[i].bits_v) / 2,
                                .y = kv_quality_mean(&o->of[i].sum).kl,
-                               .label = o->list.names[i],
-                               .series = strncmp(o->list.names[i], "ref-", 4) == 0};
-    const kv_plot plot = {.title = o->profile ? "Captured attention, with a profile" : "Captured attention",
-                          .x_name = "bits per element, scales included",
-                          .y_name = "KL of attention's weights",
-                          .log_y = true,
-                          .series = series,
-                          .n_series = 2,
-                          .points = points,
-                          .n_points = o->list.n};
-    FILE *out = fopen(o->svg, "w");
-    if (!out) return rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->svg, strerror(errno));
-    rq_status s = kv_svg_plot(&plot, out, err);
-    if (fclose(out) && !s) s = rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->svg, strerror(errno));
-    return s;
+                               .label = o->list.names[i]};
+    return kv_output_draw(&o->out, o->profile ? "Captured attention, with a profile" : "Captured attention",
+                          "KL of attention's weights", points, o->list.n, err);
 }
 
 static rq_status print(replay *o, rq_error *err)
@@ -150,24 +135,15 @@ static rq_status print(replay *o, rq_error *err)
                              {"profile", o->profile ? o->profile : "none"},
                              {"gain_k", gain_k},
                              {"gain_v", gain_v}};
-    kv_table_format format = o->json ? KV_TABLE_JSON : o->csv ? KV_TABLE_CSV : KV_TABLE_MD;
-    FILE *out = o->output ? fopen(o->output, "w") : stdout;
-    if (!out) return rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->output, strerror(errno));
-    rq_status s =
-        kv_table_write(&o->rows, format, "rqvk-kv replay", notes, sizeof notes / sizeof *notes, out, err);
-    if (o->output && fclose(out) && !s)
-        s = rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->output, strerror(errno));
-    return s;
+    return kv_output_table(&o->out, &o->rows, "rqvk-kv replay", notes, sizeof notes / sizeof *notes, err);
 }
 
 static rq_status run(replay *o, const char *folder, rq_error *err)
 {
     rq_kv_profile *profile = NULL;
-    rq_status s = kv_format_list_add(&o->list, o->formats, err);
-    if (!s && o->columns) s = kv_table_show(&o->rows, o->columns, err);
-    if (!s && o->opponent) s = kv_format_list_add_foreign(&o->list, err);
+    rq_status s = kv_formats_choose(&o->formats, &o->list, err);
+    if (!s && o->out.columns) s = kv_table_show(&o->rows, o->out.columns, err);
     if (!s && o->table && !(o->bound > 0)) s = kv_format_list_add(&o->list, yardstick, err);
-    if (!s && o->list.n == 0) s = rq_fail(err, RQ_ERR_ARGUMENT, "--formats names no format");
     if (!s) s = kv_manifest_read(folder, &o->manifest, err);
     if (!s && o->profile) s = rq_kv_profile_read(o->profile, &profile, err);
     if (!s) {
@@ -185,7 +161,7 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
         rq_progress_end(&o->progress);
     }
     if (!s) s = print(o, err);
-    if (!s && o->svg) s = draw(o, err);
+    if (!s && o->out.svg) s = draw(o, err);
     if (!s && o->table) s = write_choice(o, err);
     rq_kv_profile_free(profile);
     kv_manifest_free(&o->manifest);
@@ -195,16 +171,7 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
 
 static void add_options(rq_options *options, replay *o)
 {
-    rq_options_add(options, (rq_option){.names = "--formats",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->formats,
-                                        .value = "LIST",
-                                        .shown = "every rotation at 2, 3 and 4 bits, q8_0, q4_0",
-                                        .help = "formats to measure"});
-    rq_options_add(options, (rq_option){.names = "--opponent",
-                                        .kind = RQ_OPT_FLAG,
-                                        .target = &o->opponent,
-                                        .help = "also the formats of other systems"});
+    kv_options_formats(options, &o->formats);
     rq_options_add(options, (rq_option){.names = "--profile",
                                         .kind = RQ_OPT_STRING,
                                         .target = &o->profile,
@@ -235,32 +202,7 @@ static void add_options(rq_options *options, replay *o)
                                         .min = 0.5,
                                         .max = 2,
                                         .help = "factor on decoded values of our own codes"});
-    rq_options_heading(options, "Output");
-    rq_options_add(options, (rq_option){.names = "--json",
-                                        .kind = RQ_OPT_FLAG,
-                                        .target = &o->json,
-                                        .help = "JSON instead of a table"});
-    rq_options_add(options, (rq_option){.names = "--csv",
-                                        .kind = RQ_OPT_FLAG,
-                                        .target = &o->csv,
-                                        .help = "CSV instead of a table"});
-    rq_options_add(options, (rq_option){.names = "-o,--output",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->output,
-                                        .value = "FILE",
-                                        .shown = "standard output",
-                                        .help = "where it goes"});
-    rq_options_add(options, (rq_option){.names = "--columns",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->columns,
-                                        .value = "LIST",
-                                        .shown = "all",
-                                        .help = "only these columns"});
-    rq_options_add(options, (rq_option){.names = "--svg",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->svg,
-                                        .value = "FILE",
-                                        .help = "also draw KL against bits"});
+    kv_options_output(options, &o->out, "also draw KL against bits");
     rq_options_add(options,
                    (rq_option){.names = "--table",
                                .kind = RQ_OPT_STRING,
@@ -283,7 +225,7 @@ int kv_replay_main(int argc, char **argv)
         rq_fail(&err, RQ_ERR_MEMORY, "out of memory");
         return rq_complain("rqvk-kv replay", &err);
     }
-    o->formats = kv_format_all;
+    o->formats.names = kv_format_all;
     o->detail = "all";
     o->n_positions = 64;
     o->gain_k = o->gain_v = 1;

@@ -1,20 +1,18 @@
 /* rqvk-kv synth: formats on synthetic sets. */
-#include "tools/common/args.h"
 #include "tools/common/progress.h"
 #include "tools/kv/commands.h"
 #include "tools/kv/experiment.h"
-#include "tools/kv/svg.h"
-#include "tools/kv/table.h"
+#include "tools/kv/options.h"
 
-#include <errno.h>
 #include <math.h>
 #include <string.h>
 
 typedef struct synth {
     kv_experiment base;
-    const char *sets, *formats, *svg, *output, *columns;
+    kv_format_args formats;
+    kv_output out;
+    const char *sets;
     float spread;
-    bool opponent, json, csv;
     kv_format_list list;
     kv_set_kind kinds[KV_SET_COUNT];
     size_t n_kinds;
@@ -65,28 +63,14 @@ static void advance(void *user)
 /* Quality of the attention's output against bits, one drawing per call: the first set. */
 static rq_status draw(const synth *o, const kv_result *results, rq_error *err)
 {
-    static const char *const series[] = {"rqvk", "other systems"};
     kv_point points[KV_MAX_FORMATS];
     for (size_t i = 0; i < o->list.n; i++)
         points[i] = (kv_point){.x = (results[i].bits_k + results[i].bits_v) / 2,
                                .y = results[i].quality.out,
-                               .label = results[i].name,
-                               .series = strncmp(results[i].name, "ref-", 4) == 0};
+                               .label = results[i].name};
     char title[96];
     (void)snprintf(title, sizeof title, "Set %s, heads of %u", kv_set_name(o->kinds[0]), o->base.dim);
-    const kv_plot plot = {.title = title,
-                          .x_name = "bits per element, scales included",
-                          .y_name = "relative error of attention's output",
-                          .log_y = true,
-                          .series = series,
-                          .n_series = 2,
-                          .points = points,
-                          .n_points = o->list.n};
-    FILE *out = fopen(o->svg, "w");
-    if (!out) return rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->svg, strerror(errno));
-    rq_status s = kv_svg_plot(&plot, out, err);
-    if (fclose(out) && !s) s = rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->svg, strerror(errno));
-    return s;
+    return kv_output_draw(&o->out, title, "relative error of attention's output", points, o->list.n, err);
 }
 
 static rq_status print(const synth *o, const kv_table *table, rq_error *err)
@@ -101,14 +85,7 @@ static rq_status print(const synth *o, const kv_table *table, rq_error *err)
     const kv_note notes[] = {{"commit", RQVK_COMMIT}, {"dim", text[0]},   {"keys", text[1]},
                              {"queries", text[2]},    {"heads", text[3]}, {"spread", text[4]},
                              {"seed", text[5]}};
-    kv_table_format format = o->json ? KV_TABLE_JSON : o->csv ? KV_TABLE_CSV : KV_TABLE_MD;
-    FILE *out = o->output ? fopen(o->output, "w") : stdout;
-    if (!out) return rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->output, strerror(errno));
-    rq_status s =
-        kv_table_write(table, format, "rqvk-kv synth", notes, sizeof notes / sizeof *notes, out, err);
-    if (o->output && fclose(out) && !s)
-        s = rq_fail(err, RQ_ERR_IO, "cannot write %s: %s", o->output, strerror(errno));
-    return s;
+    return kv_output_table(&o->out, table, "rqvk-kv synth", notes, sizeof notes / sizeof *notes, err);
 }
 
 static rq_status run(synth *o, rq_error *err)
@@ -116,7 +93,7 @@ static rq_status run(synth *o, rq_error *err)
     kv_result results[KV_MAX_FORMATS];
     kv_table table;
     kv_table_start(&table, columns, sizeof columns / sizeof *columns);
-    rq_status s = o->columns ? kv_table_show(&table, o->columns, err) : RQ_OK;
+    rq_status s = o->out.columns ? kv_table_show(&table, o->out.columns, err) : RQ_OK;
     rq_progress progress =
         rq_progress_start(stderr, "measure", "runs", (uint64_t)o->n_kinds * o->base.n_heads * o->list.n);
     for (size_t k = 0; !s && k < o->n_kinds; k++) {
@@ -124,7 +101,7 @@ static rq_status run(synth *o, rq_error *err)
         e.set = o->kinds[k];
         s = kv_experiment_run(&e, &o->list, results, advance, &progress, err);
         for (size_t f = 0; !s && f < o->list.n; f++) add_row(&table, kv_set_name(e.set), &results[f]);
-        if (!s && k == 0 && o->svg) s = draw(o, results, err);
+        if (!s && k == 0 && o->out.svg) s = draw(o, results, err);
     }
     rq_progress_end(&progress);
     if (!s) s = print(o, &table, err);
@@ -141,16 +118,7 @@ static void add_options(rq_options *options, synth *o)
                              .value = "LIST",
                              .help = "gaussian, outliers, outliers-q, rope-adjacent, rope, offset, student, "
                                      "or all"});
-    rq_options_add(options, (rq_option){.names = "--formats",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->formats,
-                                        .value = "LIST",
-                                        .shown = "every rotation at 2, 3 and 4 bits, q8_0, q4_0",
-                                        .help = "formats to measure"});
-    rq_options_add(options, (rq_option){.names = "--opponent",
-                                        .kind = RQ_OPT_FLAG,
-                                        .target = &o->opponent,
-                                        .help = "also the formats of other systems"});
+    kv_options_formats(options, &o->formats);
     rq_options_heading(options, "Sets");
     rq_options_add(options, (rq_option){.names = "--dim",
                                         .kind = RQ_OPT_U32,
@@ -186,37 +154,15 @@ static void add_options(rq_options *options, synth *o)
                                         .kind = RQ_OPT_U64,
                                         .target = &o->base.seed,
                                         .help = "of sets and rotations"});
-    rq_options_heading(options, "Output");
-    rq_options_add(options, (rq_option){.names = "--json",
-                                        .kind = RQ_OPT_FLAG,
-                                        .target = &o->json,
-                                        .help = "JSON instead of a table"});
-    rq_options_add(options, (rq_option){.names = "--csv",
-                                        .kind = RQ_OPT_FLAG,
-                                        .target = &o->csv,
-                                        .help = "CSV instead of a table"});
-    rq_options_add(options, (rq_option){.names = "-o,--output",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->output,
-                                        .value = "FILE",
-                                        .shown = "standard output",
-                                        .help = "where it goes"});
-    rq_options_add(options, (rq_option){.names = "--columns",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->columns,
-                                        .value = "LIST",
-                                        .shown = "all",
-                                        .help = "only these columns"});
-    rq_options_add(options, (rq_option){.names = "--svg",
-                                        .kind = RQ_OPT_STRING,
-                                        .target = &o->svg,
-                                        .value = "FILE",
-                                        .help = "also draw output error against bits of the first set"});
+    kv_options_output(options, &o->out, "also draw output error against bits of the first set");
 }
 
 int kv_synth_main(int argc, char **argv)
 {
-    synth o = {.base = kv_experiment_default(), .sets = "gaussian", .formats = kv_format_all, .spread = 2};
+    synth o = {.base = kv_experiment_default(),
+               .sets = "gaussian",
+               .formats = {.names = kv_format_all},
+               .spread = 2};
     rq_options options = {0};
     add_options(&options, &o);
     const rq_program_text text = {.program = "rqvk-kv synth",
@@ -232,9 +178,7 @@ int kv_synth_main(int argc, char **argv)
     o.base.spread = (double)o.spread;
     rq_error err = {0};
     rq_status s = choose_sets(&o, &err);
-    if (!s) s = kv_format_list_add(&o.list, o.formats, &err);
-    if (!s && o.opponent) s = kv_format_list_add_foreign(&o.list, &err);
-    if (!s && o.list.n == 0) s = rq_fail(&err, RQ_ERR_ARGUMENT, "--formats names no format");
+    if (!s) s = kv_formats_choose(&o.formats, &o.list, &err);
     if (!s) s = run(&o, &err);
     return s ? rq_complain(text.program, &err) : 0;
 }
