@@ -12,29 +12,14 @@
 
 static char folder[200], linked[256];
 
-rq_model *kb_load(const char *name)
-{
-    char path[512];
-    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, name);
-    rq_model *model = NULL;
-    rq_error err = {0};
-    if (rq_model_load(path, &model, &err) != RQ_OK) fail_msg("%s", err.text);
-    return model;
-}
-
 rq_model *kb_load_alone(const char *name)
 {
     const char *base = getenv("TMPDIR");
     snprintf(folder, sizeof folder, "%.150s/rqvk-kv-XXXXXX", base != NULL ? base : "/tmp");
     assert_non_null(mkdtemp(folder));
-    char path[512];
-    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, name);
     snprintf(linked, sizeof linked, "%s/model.gguf", folder);
-    assert_int_equal(symlink(path, linked), 0);
-    rq_model *model = NULL;
-    rq_error err = {0};
-    if (rq_model_load(linked, &model, &err) != RQ_OK) fail_msg("%s", err.text);
-    return model;
+    assert_int_equal(symlink(rb_path(name), linked), 0);
+    return rb_load(linked);
 }
 
 const char *kb_beside(const char *suffix)
@@ -50,14 +35,6 @@ void kb_remove(void)
     unlink(kb_beside(".kvtable"));
     unlink(linked);
     assert_int_equal(rmdir(folder), 0);
-}
-
-rq_engine *kb_engine(const rq_model *model, const rq_engine_params *params)
-{
-    rq_engine *engine = NULL;
-    rq_error err = {0};
-    if (rq_engine_create(model, params, &engine, &err) != RQ_OK) fail_msg("%s", err.text);
-    return engine;
 }
 
 void kb_tokens(rq_token *ids, size_t n)
@@ -83,10 +60,9 @@ static void take(void *user, size_t position, const float *logits)
 
 void kb_logits(rq_engine *engine, const rq_token *ids, size_t n, uint32_t chunk, float *logits)
 {
-    rq_session *session = NULL;
+    rq_session *session = rb_session(engine);
     rq_error err = {0};
     sink s = {.rows = logits};
-    assert_int_equal(rq_session_create(engine, &session, NULL), RQ_OK);
     if (rq_evaluate(session, ids, n, chunk, RQ_LOGITS_ALL, take, &s, &err) != RQ_OK) fail_msg("%s", err.text);
     rq_session_free(session);
     assert_int_equal(s.n, n);
@@ -95,7 +71,7 @@ void kb_logits(rq_engine *engine, const rq_token *ids, size_t n, uint32_t chunk,
 void kb_logits_of(const rq_model *model, const rq_engine_params *params, const rq_token *ids, size_t n,
                   uint32_t chunk, float *logits)
 {
-    rq_engine *engine = kb_engine(model, params);
+    rq_engine *engine = rb_engine(model, params);
     kb_logits(engine, ids, n, chunk, logits);
     rq_engine_free(engine);
 }

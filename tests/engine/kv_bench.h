@@ -1,20 +1,18 @@
-/* kv_bench.h - what the tests of the compressed cache share: small models, evaluations, distances. */
+/* kv_bench.h - what the tests of the compressed cache share beside real_bench.h: models alone in a folder,
+ * evaluations, distances. */
 #ifndef RQ_TEST_KV_BENCH_H
 #define RQ_TEST_KV_BENCH_H
 
 #include "engine/kv.h"
+#include "tests/engine/real_bench.h"
 
 enum { KB_VOCAB = 512 /* of the models in tests/data/oracle */ };
 
 /* A model of tests/data/oracle under a name of its own in a scratch folder, so that files can be put beside it;
  * kb_remove takes the folder away. `suffix` ".kvprofile" gives the path of a file beside it. */
-rq_model *kb_load(const char *name);
 rq_model *kb_load_alone(const char *name);
 const char *kb_beside(const char *suffix);
 void kb_remove(void);
-
-/* Fails the test with the sentence. */
-rq_engine *kb_engine(const rq_model *model, const rq_engine_params *params);
 
 /* Ids of a text that looks random and is not. */
 void kb_tokens(rq_token *ids, size_t n);

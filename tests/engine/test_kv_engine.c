@@ -1,6 +1,5 @@
 /* The compressed cache from outside, but for the quality of its formats (test_kv_formats.c): captures, codecs under
  * measurement, profiles and tables beside a model, sizes, what is refused, memory that runs out. */
-#include "backends/base/mem.h"
 #include "tests/engine/kv_bench.h"
 
 #include <math.h>
@@ -12,32 +11,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-typedef struct lines {
-    char text[8192];
-    size_t n;
-} lines;
-
-static void keep_line(void *user, const char *line)
-{
-    lines *l = user;
-    l->n += (size_t)snprintf(l->text + l->n, sizeof l->text - l->n, "%s\n", line);
-    assert_true(l->n < sizeof l->text);
-}
-
-static void said(const lines *l, const char *part)
-{
-    if (strstr(l->text, part) == NULL) fail_msg("the log does not say \"%s\":\n%s", part, l->text);
-}
-
-static void refused(const rq_model *model, rq_engine_params params, rq_status status, const char *part)
-{
-    rq_engine *engine = NULL;
-    rq_error err = {0};
-    assert_int_equal(rq_engine_create(model, &params, &engine, &err), status);
-    assert_null(engine);
-    if (strstr(err.text, part) == NULL) fail_msg("\"%s\" does not mention \"%s\"", err.text, part);
-}
 
 /* ---- capture --------------------------------------------------------------------------------------------- */
 
@@ -75,7 +48,7 @@ static double norm(const float *x, size_t n)
 
 static void test_capture(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     rq_token ids[TOKENS];
     kb_tokens(ids, TOKENS);
     for (size_t i = 100; i < TOKENS; i++) ids[i] = ids[i - 100]; /* the same tokens elsewhere */
@@ -132,7 +105,7 @@ static void test_capture(void **state)
  * second layer's capture changes when the first layer's cache is compressed, the first one's does not. */
 static void test_capture_is_before_the_cache(void **state)
 {
-    rq_model *model = kb_load("qwen3.gguf");
+    rq_model *model = rb_load(rb_path("qwen3.gguf"));
     rq_token ids[TOKENS];
     kb_tokens(ids, TOKENS);
     static captured exact, coded;
@@ -152,14 +125,13 @@ static void test_capture_is_before_the_cache(void **state)
 
 static void test_capture_fails(void **state)
 {
-    rq_model *model = kb_load("llama-Q8_0.gguf");
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf"));
     static captured k;
     k.fails = true;
     rq_kv_hooks hooks = {.capture = keep_rows, .capture_user = &k};
     rq_engine *engine =
-        kb_engine(model, &(rq_engine_params){.n_ctx = 64, .n_threads = 1, .kv_hooks = &hooks});
-    rq_session *s = NULL;
-    assert_int_equal(rq_session_create(engine, &s, NULL), RQ_OK);
+        rb_engine(model, &(rq_engine_params){.n_ctx = 64, .n_threads = 1, .kv_hooks = &hooks});
+    rq_session *s = rb_session(engine);
     rq_token ids[4] = {1, 2, 3, 4};
     rq_error err = {0};
     assert_int_not_equal(rq_evaluate(s, ids, 4, 0, RQ_LOGITS_NONE, NULL, NULL, &err), RQ_OK);
@@ -169,7 +141,7 @@ static void test_capture_fails(void **state)
     const uint32_t wrong = 2;
     hooks.layers = &wrong;
     hooks.n_layers = 1;
-    refused(model, (rq_engine_params){.n_ctx = 64, .kv_hooks = &hooks}, RQ_ERR_ARGUMENT, "layers 0 to 1");
+    rb_refused(model, (rq_engine_params){.n_ctx = 64, .kv_hooks = &hooks}, RQ_ERR_ARGUMENT, "layers 0 to 1");
     rq_model_free(model);
 }
 
@@ -192,7 +164,7 @@ static void trip(void *user, bool is_v, float *rows, uint32_t n, uint32_t d)
 
 static void test_trip(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     enum { N = 300 };
     rq_token ids[N];
     kb_tokens(ids, N);
@@ -220,7 +192,7 @@ static void test_trip(void **state)
     assert_true(kb_nmse(logits + 127 * KB_VOCAB, exact + 127 * KB_VOCAB, N - 127) > 1e-4);
     params.kv_hooks = NULL;
     params.type_v = "trip";
-    refused(model, params, RQ_ERR_ARGUMENT, "bring a codec");
+    rb_refused(model, params, RQ_ERR_ARGUMENT, "bring a codec");
     rq_model_free(model);
 }
 
@@ -228,8 +200,8 @@ static void test_trip(void **state)
 
 static void test_sizes(void **state)
 {
-    rq_model *model = kb_load("llama-Q8_0.gguf"); /* 2 layers, 2 KV heads, 128 elements */
-    static lines log;
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf")); /* 2 layers, 2 KV heads, 128 elements */
+    static rb_lines log;
     rq_engine_params params = {.n_ctx = 4096,
                                .n_sessions = 3,
                                .n_threads = 1,
@@ -237,9 +209,9 @@ static void test_sizes(void **state)
                                .type_v = "PLANAR4",
                                .kv_recent = 65,
                                .kv_sinks = 1,
-                               .log = keep_line,
+                               .log = rb_keep_line,
                                .log_user = &log};
-    rq_engine *engine = kb_engine(model, &params);
+    rq_engine *engine = rb_engine(model, &params);
     rq_engine_info i;
     rq_engine_describe(engine, &i);
     assert_string_equal(i.type_k, "wht3");
@@ -255,10 +227,10 @@ static void test_sizes(void **state)
     assert_true(i.cache_bytes < 3 * 4096 * i.exact_bytes_per_token);
     assert_true(i.exact_bytes_per_session >= 3 * 64 * i.exact_bytes_per_token);
     assert_true(i.cache_bytes >= i.cache_tokens * i.cache_bytes_per_token + 3 * i.exact_bytes_per_session);
-    said(&log, "wht3/planar4, 3.125/4.125 bits");
-    said(&log, "coded pages");
-    said(&log, "the first 64 tokens and the last 128 tokens");
-    said(&log, "cache profile: none");
+    rb_said(&log, "wht3/planar4, 3.125/4.125 bits");
+    rb_said(&log, "coded pages");
+    rb_said(&log, "the first 64 tokens and the last 128 tokens");
+    rb_said(&log, "cache profile: none");
     rq_engine_free(engine);
     rq_model_free(model);
 }
@@ -266,12 +238,12 @@ static void test_sizes(void **state)
 /* By itself the context is what the coded cache leaves room for: at least what f16 would. */
 static void test_default_context(void **state)
 {
-    rq_model *model = kb_load("llama-Q8_0.gguf");
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf"));
     rq_engine_info plain, coded;
-    rq_engine *engine = kb_engine(model, NULL);
+    rq_engine *engine = rb_engine(model, NULL);
     rq_engine_describe(engine, &plain);
     rq_engine_free(engine);
-    engine = kb_engine(model, &(rq_engine_params){.type_k = "wht2", .type_v = "wht2"});
+    engine = rb_engine(model, &(rq_engine_params){.type_k = "wht2", .type_v = "wht2"});
     rq_engine_describe(engine, &coded);
     rq_engine_free(engine);
     assert_true(coded.n_ctx >= plain.n_ctx);
@@ -280,13 +252,14 @@ static void test_default_context(void **state)
 
 static void test_refusals(void **state)
 {
-    rq_model *model = kb_load("llama-Q8_0.gguf");
-    refused(model, (rq_engine_params){.type_k = "wht5"}, RQ_ERR_ARGUMENT, "wht5");
-    refused(model, (rq_engine_params){.type_v = ""}, RQ_ERR_ARGUMENT, "cache format");
-    refused(model, (rq_engine_params){.type_v = "wht3", .kv_recent = 1 << 25}, RQ_ERR_ARGUMENT, "33554432");
-    refused(model, (rq_engine_params){.type_v = "wht3", .kv_sinks = 1 << 25}, RQ_ERR_ARGUMENT, "33554432");
-    refused(model, (rq_engine_params){.type_v = "wht3", .kv_profile = "/nonexistent/p"}, RQ_ERR_IO,
-            "/nonexistent/p");
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf"));
+    rb_refused(model, (rq_engine_params){.type_k = "wht5"}, RQ_ERR_ARGUMENT, "wht5");
+    rb_refused(model, (rq_engine_params){.type_v = ""}, RQ_ERR_ARGUMENT, "cache format");
+    rb_refused(model, (rq_engine_params){.type_v = "wht3", .kv_recent = 1 << 25}, RQ_ERR_ARGUMENT,
+               "33554432");
+    rb_refused(model, (rq_engine_params){.type_v = "wht3", .kv_sinks = 1 << 25}, RQ_ERR_ARGUMENT, "33554432");
+    rb_refused(model, (rq_engine_params){.type_v = "wht3", .kv_profile = "/nonexistent/p"}, RQ_ERR_IO,
+               "/nonexistent/p");
     rq_model_free(model);
 }
 
@@ -304,13 +277,13 @@ static void write_profile(const rq_model *model, uint32_t n_positions, bool fore
     rq_kv_profile_free(p);
 }
 
-static bool uses_profile(const rq_model *model, rq_engine_params params, lines *log)
+static bool uses_profile(const rq_model *model, rq_engine_params params, rb_lines *log)
 {
     log->n = 0;
-    params.log = keep_line;
+    params.log = rb_keep_line;
     params.log_user = log;
     params.n_threads = 1;
-    rq_engine *engine = kb_engine(model, &params);
+    rq_engine *engine = rb_engine(model, &params);
     rq_engine_info i;
     rq_engine_describe(engine, &i);
     bool uses = i.kv_profile != NULL;
@@ -322,30 +295,30 @@ static bool uses_profile(const rq_model *model, rq_engine_params params, lines *
 static void test_profile_choice(void **state)
 {
     rq_model *model = kb_load_alone("llama-Q8_0.gguf");
-    static lines log;
+    static rb_lines log;
     rq_engine_params params = {.n_ctx = 128, .type_k = "wht3", .type_v = "wht3"};
     assert_false(uses_profile(model, params, &log));
     write_profile(model, 128, false);
     assert_true(uses_profile(model, params, &log));
-    said(&log, "from nothing");
+    rb_said(&log, "from nothing");
     params.kv_profile = "none";
     assert_false(uses_profile(model, params, &log));
     params = (rq_engine_params){.n_ctx = 129, .type_k = "wht3"};
     assert_false(uses_profile(model, params, &log)); /* found by itself: left out where it does not reach */
-    said(&log, "calibrated for 128 tokens");
+    rb_said(&log, "calibrated for 128 tokens");
     char path[300];
     snprintf(path, sizeof path, "%s", kb_beside(".kvprofile"));
     params.kv_profile = path;
-    refused(model, params, RQ_ERR_ARGUMENT, "up to 128 tokens");
+    rb_refused(model, params, RQ_ERR_ARGUMENT, "up to 128 tokens");
     params.n_ctx = 0; /* named: the context follows */
     assert_true(uses_profile(model, params, &log));
-    said(&log, "up to 128 tokens");
+    rb_said(&log, "up to 128 tokens");
     params.type_k = "f32"; /* nothing is compressed */
     assert_false(uses_profile(model, params, &log));
-    said(&log, "is not used");
+    rb_said(&log, "is not used");
     write_profile(model, 128, true);
     params = (rq_engine_params){.n_ctx = 128, .type_v = "wht3"};
-    refused(model, params, RQ_ERR_ARGUMENT, "--kv-profile none");
+    rb_refused(model, params, RQ_ERR_ARGUMENT, "--kv-profile none");
     rq_model_free(model);
     kb_remove();
 }
@@ -361,16 +334,20 @@ static void write_text(const char *path, const char *text)
 static void test_auto(void **state)
 {
     rq_model *model = kb_load_alone("llama-Q8_0.gguf");
-    static lines log;
-    rq_engine_params params = {
-        .n_ctx = 64, .n_threads = 1, .type_k = "auto", .type_v = "auto", .log = keep_line, .log_user = &log};
-    rq_engine *engine = kb_engine(model, &params);
+    static rb_lines log;
+    rq_engine_params params = {.n_ctx = 64,
+                               .n_threads = 1,
+                               .type_k = "auto",
+                               .type_v = "auto",
+                               .log = rb_keep_line,
+                               .log_user = &log};
+    rq_engine *engine = rb_engine(model, &params);
     rq_engine_info i;
     rq_engine_describe(engine, &i);
     assert_string_equal(i.type_k, "f16");
     assert_string_equal(i.type_v, "f16");
-    said(&log, "no table of measurements");
-    said(&log, ".kvtable");
+    rb_said(&log, "no table of measurements");
+    rb_said(&log, ".kvtable");
     rq_engine_free(engine);
 
     rq_kv_identity id;
@@ -380,25 +357,25 @@ static void test_auto(void **state)
     rq_kv_table table = {.model = id.model, .bound = 0.02, .n = 3, .rows = rows};
     assert_int_equal(rq_kv_table_write(&table, kb_beside(".kvtable"), NULL), RQ_OK);
     log.n = 0;
-    engine = kb_engine(model, &params);
+    engine = rb_engine(model, &params);
     rq_engine_describe(engine, &i);
     assert_string_equal(i.type_k, "wht4");
     assert_string_equal(i.type_v, "iso3");
-    said(&log, "model.gguf.kvtable has wht4/iso3");
+    rb_said(&log, "model.gguf.kvtable has wht4/iso3");
     rq_engine_free(engine);
     params.type_v = "haar2"; /* not in the table */
     log.n = 0;
-    engine = kb_engine(model, &params);
+    engine = rb_engine(model, &params);
     rq_engine_describe(engine, &i);
     assert_string_equal(i.type_k, "f16");
     assert_string_equal(i.type_v, "haar2");
-    said(&log, "nothing with an error");
+    rb_said(&log, "nothing with an error");
     rq_engine_free(engine);
     table.model ^= 1;
     assert_int_equal(rq_kv_table_write(&table, kb_beside(".kvtable"), NULL), RQ_OK);
-    refused(model, params, RQ_ERR_ARGUMENT, "another model");
+    rb_refused(model, params, RQ_ERR_ARGUMENT, "another model");
     write_text(kb_beside(".kvtable"), "rqvk-kvtable 1\npair x\n");
-    refused(model, params, RQ_ERR_FORMAT, "line 2");
+    rb_refused(model, params, RQ_ERR_FORMAT, "line 2");
     rq_model_free(model);
     kb_remove();
 }
@@ -423,32 +400,14 @@ static void test_failing_allocations(void **state)
     rq_kv_hooks hooks = {.capture = keep_rows, .capture_user = &k, .layers = layers, .n_layers = 1};
     rq_engine_params params = {
         .n_ctx = 128, .n_threads = 2, .n_batch = 16, .type_k = "auto", .type_v = "auto", .kv_hooks = &hooks};
-    int64_t alive = rq_mem_alive();
-    rq_mem_fail_at(0);
-    rq_engine *engine = kb_engine(model, &params);
-    uint64_t total = rq_mem_count(), failures = 0;
+    rq_engine *engine = rb_engine(model, &params);
     rq_engine_info i;
     rq_engine_describe(engine, &i);
     assert_string_equal(i.type_k, "so83");
     assert_non_null(i.kv_profile);
     rq_engine_free(engine);
-    assert_int_equal(rq_mem_alive(), alive);
-    for (uint64_t n = 1; n <= total;
-         n += n < 64 ? 1 : total / 100 + 1) { /* the cache's own ones come first */
-        rq_error err = {0};
-        engine = NULL;
-        rq_mem_fail_at(n);
-        rq_status status = rq_engine_create(model, &params, &engine, &err);
-        rq_mem_fail_at(0);
-        if (status != RQ_OK) {
-            assert_null(engine);
-            assert_true(err.text[0] != 0);
-            failures++;
-        }
-        rq_engine_free(engine);
-        assert_int_equal(rq_mem_alive(), alive);
-    }
-    assert_true(failures > 60);
+    /* the cache's own allocations come first */
+    assert_true(rb_failing_allocations(model, &params, 64, 100) > 60);
     rq_model_free(model);
     kb_remove();
 }

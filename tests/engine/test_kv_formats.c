@@ -46,7 +46,7 @@ static void check_pieces(const rq_model *model, const char *type_k, const char *
     kb_tokens(ids, n);
     float *one = rows_of(n), *other = rows_of(n);
     rq_engine_params params = params_of(type_k, type_v, (uint32_t)n);
-    rq_engine *engine = kb_engine(model, &params);
+    rq_engine *engine = rb_engine(model, &params);
     kb_logits(engine, ids, n, chunks[0], one);
     for (size_t i = 1; i < n_chunks; i++) {
         kb_logits(engine, ids, n, chunks[i], other);
@@ -65,7 +65,7 @@ static void check_pieces(const rq_model *model, const char *type_k, const char *
 
 static void test_pieces_long(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     const uint32_t chunks[] = {1, 7, 64, 500, 0};
     check_pieces(model, "f16", "f16", LONG, chunks, 5, 1e-4);
     check_pieces(model, "wht3", "wht3", LONG, chunks, 5, 1e-4);
@@ -76,7 +76,7 @@ static void test_pieces_long(void **state)
 static void test_pieces_every_format(void **state)
 {
     rq_model *model =
-        kb_load("qwen3.gguf"); /* heads of 80: no power of two, two pieces of a Hadamard rotation */
+        rb_load(rb_path("qwen3.gguf")); /* heads of 80: no power of two, two pieces of a Hadamard rotation */
     const uint32_t chunks[] = {8, 64, 0};
     static const char *const others[] = {"f32", "bf16", "q8_0", "q4_0"};
     for (int i = 0; i < 4; i++) check_pieces(model, others[i], others[i], SHORT, chunks, 3, 1e-4);
@@ -91,7 +91,7 @@ static void test_pieces_every_format(void **state)
 
 static void test_sinks_in_pieces(void **state)
 {
-    rq_model *model = kb_load("qwen2.gguf");
+    rq_model *model = rb_load(rb_path("qwen2.gguf"));
     static rq_token ids[SHORT];
     kb_tokens(ids, SHORT);
     float *all = rows_of(SHORT), *f16 = rows_of(SHORT), *sinks = rows_of(SHORT), *pieces = rows_of(SHORT);
@@ -121,7 +121,7 @@ static void test_every_pair(void **state)
     static const char *const formats[] = {"f32",  "f16",   "bf16",    "q8_0", "q4_0", "wht2",
                                           "wht3", "haar4", "planar3", "iso4", "so82", "rotor3"};
     enum { FORMATS = sizeof formats / sizeof *formats, N = 140 };
-    rq_model *model = kb_load("qwen2.gguf");
+    rq_model *model = rb_load(rb_path("qwen2.gguf"));
     static rq_token ids[N];
     kb_tokens(ids, N);
     float *f16 = rows_of(N), *rows = rows_of(N);
@@ -162,7 +162,7 @@ static distance distance_of(const rq_model *model, const char *type_k, const cha
 /* A code's error falls about fourfold with each bit (DESIGN section 5); here it goes through two layers. */
 static void test_more_bits_are_closer(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     static rq_token ids[MIDDLE];
     kb_tokens(ids, MIDDLE);
     float *f16 = rows_of(MIDDLE), *rows = rows_of(MIDDLE);

@@ -43,7 +43,7 @@ static uint32_t count(const rq_tape *tape, rq_op_kind kind)
 static void test_exact_formats_add_nothing(void **state)
 {
     static const char *const types[] = {NULL, "f16", "f32", "bf16"};
-    rq_model *model = kb_load("qwen3.gguf");
+    rq_model *model = rb_load(rb_path("qwen3.gguf"));
     for (int t = 0; t < 4; t++)
         for (uint32_t bucket = 1; bucket <= 64; bucket *= 4) {
             rq_kv_plan plan;
@@ -70,7 +70,7 @@ static void test_exact_formats_add_nothing(void **state)
  * result turned back. */
 static void test_compressed(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     enum { LAYERS = 2 };
     static const struct {
         const char *k, *v;
@@ -106,7 +106,7 @@ static rq_status ignore(void *user, const rq_kv_captured *rows, rq_error *err)
 
 static void test_capture_copies_what_is_asked_for(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     const uint32_t layer = 1;
     const rq_kv_hooks hooks = {.capture = ignore, .layers = &layer, .n_layers = 1};
     rq_kv_plan plan;
@@ -123,7 +123,7 @@ static void test_capture_copies_what_is_asked_for(void **state)
 /* What pages hold depends on formats and profile, and so must the seed of their keys. */
 static void test_cache_seed(void **state)
 {
-    rq_model *model = kb_load("llama.gguf");
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     static const char *const types[] = {"wht3", "wht4", "so83"};
     uint64_t seeds[3];
     for (int t = 0; t < 3; t++) {

@@ -1,7 +1,6 @@
 /* The whole engine on small random models (tests/data/oracle): the same seed gives the same text whoever runs
  * beside, files that shrink, parameters that make no sense, memory that runs out. */
-#include "backends/base/mem.h"
-#include "engine/rqvk.h"
+#include "tests/engine/real_bench.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -14,51 +13,6 @@
 #include <unistd.h>
 
 #include <cmocka.h>
-
-static const char *data_file(const char *name)
-{
-    static char path[512];
-    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, name);
-    return path;
-}
-
-static rq_model *load(const char *path)
-{
-    rq_model *model = NULL;
-    rq_error err = {0};
-    if (rq_model_load(path, &model, &err) != RQ_OK) {
-        print_error("%s\n", err.text);
-        fail();
-    }
-    return model;
-}
-
-static rq_engine *engine_of(const rq_model *model, const rq_engine_params *params)
-{
-    rq_engine *engine = NULL;
-    rq_error err = {0};
-    if (rq_engine_create(model, params, &engine, &err) != RQ_OK) {
-        print_error("%s\n", err.text);
-        fail();
-    }
-    return engine;
-}
-
-static rq_session *session_of(rq_engine *engine)
-{
-    rq_session *s = NULL;
-    assert_int_equal(rq_session_create(engine, &s, NULL), RQ_OK);
-    return s;
-}
-
-static void make_prompt(rq_token *ids, size_t n, uint32_t number, uint32_t n_vocab)
-{
-    uint64_t x = number * 2654435761u + 1;
-    for (size_t i = 0; i < n; i++) {
-        x = x * 6364136223846793005u + 1442695040888963407u;
-        ids[i] = (rq_token)((x >> 33) % n_vocab);
-    }
-}
 
 /* ---- the same bits --------------------------------------------------------------------------------------- */
 
@@ -122,20 +76,20 @@ static void test_same_text_beside_others(void **state)
     static rq_token prompt[SESSIONS][600];
     static answer alone[SESSIONS], beside;
     for (size_t f = 0; f < RUNS; f++) {
-        rq_model *model = load(data_file(runs[f].file));
+        rq_model *model = rb_load(rb_path(runs[f].file));
         rq_model_info info;
         rq_model_describe(model, &info);
         for (uint32_t round = 0; round < 2; round++) {
-            rq_engine *engine = engine_of(model, &(rq_engine_params){.n_ctx = 640,
+            rq_engine *engine = rb_engine(model, &(rq_engine_params){.n_ctx = 640,
                                                                      .n_sessions = round == 0 ? 1 : SESSIONS,
                                                                      .n_batch = 64,
                                                                      .type_k = runs[f].type_k,
                                                                      .type_v = runs[f].type_v});
             rq_session *s[SESSIONS];
             if (round == 0) {
-                s[0] = session_of(engine);
+                s[0] = rb_session(engine);
                 for (uint32_t i = 0; i < SESSIONS; i++) {
-                    make_prompt(prompt[i], sizes[i], i, info.n_vocab);
+                    rb_tokens(prompt[i], sizes[i], i, info.n_vocab);
                     start(s[0], prompt[i], sizes[i], i);
                     collect(s[0], &alone[i]);
                     /* once more, with all but the last token found in the cache */
@@ -146,7 +100,7 @@ static void test_same_text_beside_others(void **state)
                 }
                 rq_session_free(s[0]);
             } else {
-                for (uint32_t i = 0; i < SESSIONS; i++) s[i] = session_of(engine);
+                for (uint32_t i = 0; i < SESSIONS; i++) s[i] = rb_session(engine);
                 for (uint32_t again = 0; again < 2; again++) {
                     for (uint32_t i = SESSIONS; i-- > 0;) {
                         assert_int_equal(rq_session_truncate(s[i], 0, NULL), RQ_OK);
@@ -181,12 +135,12 @@ static void test_pieces(void **state)
 {
     enum { N = 560 };
     static rq_token ids[N];
-    rq_model *model = load(data_file("llama.gguf"));
+    rq_model *model = rb_load(rb_path("llama.gguf"));
     rq_model_info info;
     rq_model_describe(model, &info);
-    make_prompt(ids, N, 5, info.n_vocab);
-    rq_engine *engine = engine_of(model, &(rq_engine_params){.n_ctx = N, .n_sessions = 2, .n_batch = 64});
-    rq_session *s = session_of(engine);
+    rb_tokens(ids, N, 5, info.n_vocab);
+    rq_engine *engine = rb_engine(model, &(rq_engine_params){.n_ctx = N, .n_sessions = 2, .n_batch = 64});
+    rq_session *s = rb_session(engine);
     rows one = {calloc(N * info.n_vocab, sizeof(float)), info.n_vocab};
     rows other = {calloc(N * info.n_vocab, sizeof(float)), info.n_vocab};
     assert_int_equal(rq_evaluate(s, ids, N, 1, RQ_LOGITS_ALL, keep_row, &one, NULL), RQ_OK);
@@ -224,12 +178,12 @@ static void test_file_truncated_during_generation(void **state)
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     close(fd);
-    copy_file(data_file("llama.gguf"), path);
-    rq_model *model = load(path);
-    rq_engine *engine = engine_of(model, &(rq_engine_params){.n_ctx = 8192, .n_sessions = 2});
-    rq_session *s = session_of(engine), *idle = session_of(engine);
+    copy_file(rb_path("llama.gguf"), path);
+    rq_model *model = rb_load(path);
+    rq_engine *engine = rb_engine(model, &(rq_engine_params){.n_ctx = 8192, .n_sessions = 2});
+    rq_session *s = rb_session(engine), *idle = rb_session(engine);
     rq_token prompt[10];
-    make_prompt(prompt, 10, 1, 512);
+    rb_tokens(prompt, 10, 1, 512);
     rq_request r = rq_request_default();
     r.ignore_eos = true;
     assert_int_equal(rq_submit(s, prompt, 10, NULL, 0, &r, NULL), RQ_OK);
@@ -251,7 +205,7 @@ static void test_file_truncated_during_generation(void **state)
     rq_session_free(idle);
     rq_engine_free(engine);
     /* the process and other models live */
-    rq_model *fine = load(data_file("llama-Q8_0.gguf"));
+    rq_model *fine = rb_load(rb_path("llama-Q8_0.gguf"));
     rq_model_free(fine);
     rq_model_free(model);
     unlink(path);
@@ -259,64 +213,40 @@ static void test_file_truncated_during_generation(void **state)
 
 /* ---- parameters, the log, the plan ----------------------------------------------------------------------- */
 
-static void refused(const rq_model *model, rq_engine_params params, rq_status status, const char *word)
-{
-    rq_engine *engine = NULL;
-    rq_error err = {0};
-    assert_int_equal(rq_engine_create(model, &params, &engine, &err), status);
-    assert_null(engine);
-    if (strstr(err.text, word) == NULL) {
-        print_error("\"%s\" does not mention %s\n", err.text, word);
-        fail();
-    }
-}
-
 static void test_bad_parameters(void **state)
 {
-    rq_model *model = load(data_file("llama-Q8_0.gguf"));
-    refused(model, (rq_engine_params){.n_batch = 500}, RQ_ERR_ARGUMENT, "power of two");
-    refused(model, (rq_engine_params){.n_batch = 4096}, RQ_ERR_ARGUMENT, "2048");
-    refused(model, (rq_engine_params){.backend = "abacus"}, RQ_ERR_ARGUMENT, "abacus");
-    refused(model, (rq_engine_params){.type_k = "q9_9"}, RQ_ERR_ARGUMENT, "q9_9");
-    refused(model, (rq_engine_params){.type_v = "c3"}, RQ_ERR_ARGUMENT, "c3");
-    refused(model, (rq_engine_params){.n_sessions = 257}, RQ_ERR_ARGUMENT, "257");
-    refused(model, (rq_engine_params){.n_ctx = 1}, RQ_ERR_ARGUMENT, "context");
-    refused(model, (rq_engine_params){.n_ctx = UINT32_MAX}, RQ_ERR_ARGUMENT, "context");
-    refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 256}, RQ_ERR_ARGUMENT, "address");
-    refused(model, (rq_engine_params){.n_ctx = 2000, .cache_tokens = 1000}, RQ_ERR_ARGUMENT, "smaller");
-    refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 16}, RQ_ERR_MEMORY, "MiB");
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf"));
+    rb_refused(model, (rq_engine_params){.n_batch = 500}, RQ_ERR_ARGUMENT, "power of two");
+    rb_refused(model, (rq_engine_params){.n_batch = 4096}, RQ_ERR_ARGUMENT, "2048");
+    rb_refused(model, (rq_engine_params){.backend = "abacus"}, RQ_ERR_ARGUMENT, "abacus");
+    rb_refused(model, (rq_engine_params){.type_k = "q9_9"}, RQ_ERR_ARGUMENT, "q9_9");
+    rb_refused(model, (rq_engine_params){.type_v = "c3"}, RQ_ERR_ARGUMENT, "c3");
+    rb_refused(model, (rq_engine_params){.n_sessions = 257}, RQ_ERR_ARGUMENT, "257");
+    rb_refused(model, (rq_engine_params){.n_ctx = 1}, RQ_ERR_ARGUMENT, "context");
+    rb_refused(model, (rq_engine_params){.n_ctx = UINT32_MAX}, RQ_ERR_ARGUMENT, "context");
+    rb_refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 256}, RQ_ERR_ARGUMENT, "address");
+    rb_refused(model, (rq_engine_params){.n_ctx = 2000, .cache_tokens = 1000}, RQ_ERR_ARGUMENT, "smaller");
+    rb_refused(model, (rq_engine_params){.n_ctx = 1 << 24, .n_sessions = 16}, RQ_ERR_MEMORY, "MiB");
     rq_model_free(model);
-}
-
-typedef struct lines {
-    char text[8192];
-    size_t n;
-} lines;
-
-static void keep_line(void *user, const char *line)
-{
-    lines *l = user;
-    l->n += (size_t)snprintf(l->text + l->n, sizeof l->text - l->n, "%s\n", line);
-    assert_true(l->n < sizeof l->text);
 }
 
 static void test_plan_and_log(void **state)
 {
-    rq_model *model = load(data_file("llama-Q8_0.gguf"));
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf"));
     rq_model_info m;
     rq_model_describe(model, &m);
     assert_string_equal(m.architecture, "llama");
     assert_int_equal(m.n_vocab, 512);
-    static lines log;
+    static rb_lines log;
     static const char *const types[] = {"f16", "f32"};
     uint64_t per_token[2];
     for (int t = 0; t < 2; t++) {
-        rq_engine *engine = engine_of(model, &(rq_engine_params){.n_ctx = 300,
+        rq_engine *engine = rb_engine(model, &(rq_engine_params){.n_ctx = 300,
                                                                  .n_sessions = 3,
                                                                  .n_threads = 1,
                                                                  .type_k = types[t],
                                                                  .type_v = types[t],
-                                                                 .log = keep_line,
+                                                                 .log = rb_keep_line,
                                                                  .log_user = &log});
         rq_engine_info i;
         rq_engine_describe(engine, &i);
@@ -335,9 +265,9 @@ static void test_plan_and_log(void **state)
     }
     assert_int_equal(per_token[1], 2 * per_token[0]);
     static const char *const said[] = {"weights:", "bytes per token", "sessions: 3 of up to 300", "f32/f32"};
-    for (int i = 0; i < 4; i++) assert_non_null(strstr(log.text, said[i]));
+    for (int i = 0; i < 4; i++) rb_said(&log, said[i]);
     /* by itself: the trained context, or less where memory is short */
-    rq_engine *engine = engine_of(model, NULL);
+    rq_engine *engine = rb_engine(model, NULL);
     rq_engine_info i;
     rq_engine_describe(engine, &i);
     assert_in_range(i.n_ctx, 2, m.n_ctx_train);
@@ -345,15 +275,15 @@ static void test_plan_and_log(void **state)
     rq_engine_free(engine);
     rq_model_free(model);
     log.n = 0;
-    rq_list_devices(keep_line, &log);
-    assert_non_null(strstr(log.text, "cpu0"));
+    rq_list_devices(rb_keep_line, &log);
+    rb_said(&log, "cpu0");
 }
 
 /* ---- text ------------------------------------------------------------------------------------------------ */
 
 static void test_text_functions(void **state)
 {
-    rq_model *model = load(data_file("llama-Q8_0.gguf"));
+    rq_model *model = rb_load(rb_path("llama-Q8_0.gguf"));
     static const char text[] = "Hello, world! \xc3\xa9\xe2\x82\xac <|im_start|>";
     rq_tokens ids = {0};
     assert_int_equal(rq_tokenize(model, text, sizeof text - 1, 0, &ids, NULL), RQ_OK);
@@ -384,30 +314,9 @@ static void test_text_functions(void **state)
 
 static void test_failing_allocations(void **state)
 {
-    rq_model *model = load(data_file("llama-IQ4_XS.gguf"));
-    int64_t alive = rq_mem_alive();
+    rq_model *model = rb_load(rb_path("llama-IQ4_XS.gguf"));
     rq_engine_params params = {.n_ctx = 128, .n_threads = 2, .n_batch = 4};
-    rq_mem_fail_at(0);
-    rq_engine *engine = engine_of(model, &params);
-    uint64_t total = rq_mem_count();
-    rq_engine_free(engine);
-    assert_int_equal(rq_mem_alive(), alive);
-    uint64_t stride = total / 150 + 1, failures = 0;
-    for (uint64_t n = 1; n <= total; n += stride) {
-        rq_error err = {0};
-        engine = NULL;
-        rq_mem_fail_at(n);
-        rq_status status = rq_engine_create(model, &params, &engine, &err);
-        rq_mem_fail_at(0);
-        if (status != RQ_OK) {
-            assert_null(engine);
-            assert_true(err.text[0] != 0);
-            failures++;
-        }
-        rq_engine_free(engine);
-        assert_int_equal(rq_mem_alive(), alive);
-    }
-    assert_true(failures > 20);
+    assert_true(rb_failing_allocations(model, &params, 1, 150) > 20);
     rq_model_free(model);
 }
 

@@ -1,7 +1,6 @@
 /* Reuse on the whole engine: what is taken from the cache has the bits of what would have been computed, in every
  * format; and only what is new is computed. Small random models (tests/data/oracle). */
-#include "backends/base/mem.h"
-#include "engine/rqvk.h"
+#include "tests/engine/real_bench.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,11 +30,8 @@ typedef struct bench {
 
 static void open_bench(bench *b, const char *file, const format *f)
 {
-    char path[512];
-    rq_error err = {0};
     rq_model_info info;
-    snprintf(path, sizeof path, "%s/oracle/%s", RQVK_TEST_DATA, file);
-    if (rq_model_load(path, &b->model, &err) != RQ_OK) fail_msg("%s", err.text);
+    b->model = rb_load(rb_path(file));
     rq_model_describe(b->model, &info);
     b->n_vocab = info.n_vocab;
     rq_engine_params p = {.n_ctx = CTX,
@@ -46,8 +42,8 @@ static void open_bench(bench *b, const char *file, const format *f)
                           .type_v = f->v,
                           .kv_recent = f->recent,
                           .kv_sinks = f->sinks};
-    if (rq_engine_create(b->model, &p, &b->engine, &err) != RQ_OK) fail_msg("%s", err.text);
-    for (int i = 0; i < SESSIONS; i++) assert_int_equal(rq_session_create(b->engine, &b->s[i], NULL), RQ_OK);
+    b->engine = rb_engine(b->model, &p);
+    for (int i = 0; i < SESSIONS; i++) b->s[i] = rb_session(b->engine);
 }
 
 static void close_bench(bench *b)
@@ -100,15 +96,6 @@ static void check_same(const answer *a, const answer *b)
     assert_memory_equal(a->top, b->top, sizeof a->top);
 }
 
-static void make_prompt(rq_token *ids, size_t n, uint32_t number, uint32_t n_vocab)
-{
-    uint64_t x = number * 2654435761u + 1;
-    for (size_t i = 0; i < n; i++) {
-        x = x * 6364136223846793005u + 1442695040888963407u;
-        ids[i] = (rq_token)((x >> 33) % n_vocab);
-    }
-}
-
 static uint64_t step_tokens(const bench *b)
 {
     rq_engine_stats st;
@@ -139,7 +126,7 @@ static void conversation(const char *file, const format *f)
     static rq_token ids[CTX], other[CTX];
     open_bench(&b, file, f);
     open_bench(&empty, file, f);
-    make_prompt(ids, CTX, 1, b.n_vocab);
+    rb_tokens(ids, CTX, 1, b.n_vocab);
     size_t ends[3] = {150, 300, 420};
     assert_int_equal(compare(&b, &empty, 0, ids, 420, ends, 3, 60, &got), 0);
     /* the next turn: the whole answer is known, but its last token */
@@ -149,10 +136,10 @@ static void conversation(const char *file, const format *f)
     assert_int_equal(compare(&b, &empty, 1, ids, 520, NULL, 0, 10, &got), 512); /* 7 are not worth a copy */
     /* the answer left out: from the question's end */
     memcpy(other, ids, sizeof other);
-    make_prompt(other + 420, 200, 2, b.n_vocab);
+    rb_tokens(other + 420, 200, 2, b.n_vocab);
     assert_in_range(compare(&b, &empty, 2, other, 600, NULL, 0, 10, &got), 384, 420);
     /* another conversation behind the same system prompt */
-    make_prompt(other + 150, 600, 3, b.n_vocab);
+    rb_tokens(other + 150, 600, 3, b.n_vocab);
     assert_in_range(compare(&b, &empty, 3, other, 500, NULL, 0, 10, &got), 128, 150);
     /* cut back by hand */
     assert_int_equal(rq_session_truncate(b.s[0], 500, NULL), RQ_OK);
@@ -178,7 +165,7 @@ static void test_choices(void **state)
         static rq_token ids[CTX];
         open_bench(&b, "llama.gguf", &formats[i]);
         open_bench(&empty, "llama.gguf", &formats[i]);
-        make_prompt(ids, CTX, 1, b.n_vocab);
+        rb_tokens(ids, CTX, 1, b.n_vocab);
         submit(empty.s[0], ids, 600, NULL, 0, 20, true);
         collect(empty.s[0], &want);
         for (int k = 0; k < SESSIONS; k++) submit(b.s[k], ids, 600, NULL, 0, 20, false);
