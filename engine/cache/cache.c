@@ -217,16 +217,6 @@ uint64_t rq_cache_tokens_used(const rq_cache *c)
     return used;
 }
 
-uint64_t rq_cache_tokens_total(const rq_cache *c)
-{
-    uint64_t total = UINT64_MAX;
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        uint64_t tokens = (uint64_t)c->pools[g][rq_main_form(c, g)].n_pages * RQ_PAGE_TOKENS;
-        if (tokens < total) total = tokens;
-    }
-    return total;
-}
-
 uint32_t rq_cache_nodes(const rq_cache *c)
 {
     return c->n_nodes_used;

@@ -113,10 +113,9 @@ void rq_cache_unmark(rq_cache *cache, uint32_t seq);
 
 /* ---- numbers ----------------------------------------------------------------------------------------------- */
 
-/* The largest share of a pool used by sequences, as whole pages' tokens; and the tokens of the smallest pool. Of
- * a group with a coded form the coded pool counts. */
+/* The largest share of a pool used by sequences, as whole pages' tokens. Of a group with a coded form the coded
+ * pool counts. */
 uint64_t rq_cache_tokens_used(const rq_cache *cache);
-uint64_t rq_cache_tokens_total(const rq_cache *cache);
 /* Nodes of the tree, in use or not. */
 uint32_t rq_cache_nodes(const rq_cache *cache);
 /* Pages of a group (coded ones where it has them) that are neither in use nor set aside. */

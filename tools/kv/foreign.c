@@ -13,7 +13,7 @@ typedef enum turn { TURN_NONE, TURN_PLANAR, TURN_ISO, TURN_WHT, TURN_H64 } turn;
 typedef enum code { CODE_NORM, CODE_Q4_0, CODE_Q8_0 } code;
 
 typedef struct kind {
-    const char *name, *about;
+    const char *name;
     turn turn;
     code code;
     kv_levels levels;
@@ -21,28 +21,32 @@ typedef struct kind {
 } kind;
 
 static const kind kinds[] = {
-    {"ref-planar3", "rq-models: Givens pairs, 3-bit Lloyd-Max, norm correction", TURN_PLANAR, CODE_NORM,
-     KV_LEVELS_3, 3, 16},
-    {"ref-iso3", "rq-models: left quaternions, 3-bit Lloyd-Max, norm correction", TURN_ISO, CODE_NORM,
-     KV_LEVELS_3, 3, 16},
-    {"ref-turbo3", "TheTom: signed Hadamard, 3-bit Lloyd-Max, norm correction", TURN_WHT, CODE_NORM,
-     KV_LEVELS_3, 3, 16},
-    {"ref-planar4", "rq-models: Givens pairs, 4-bit equal-probability table, norm correction", TURN_PLANAR,
-     CODE_NORM, KV_LEVELS_4_EQUAL, 4, 16},
-    {"ref-iso4", "rq-models: left quaternions, 4-bit equal-probability table, norm correction", TURN_ISO,
-     CODE_NORM, KV_LEVELS_4_EQUAL, 4, 16},
-    {"ref-turbo4", "TheTom: signed Hadamard, 4-bit equal-probability table, norm correction, an unused f16",
-     TURN_WHT, CODE_NORM, KV_LEVELS_4_EQUAL, 4, 32},
-    {"ref-wht4", "rq-models tbq4 as meant: signed Hadamard, 4-bit Lloyd-Max, norm correction", TURN_WHT,
-     CODE_NORM, KV_LEVELS_4, 4, 16},
-    {"ref-planar2", "Givens pairs, 2-bit Lloyd-Max, norm correction", TURN_PLANAR, CODE_NORM, KV_LEVELS_2, 2,
-     16},
-    {"ref-turbo2", "TheTom: signed Hadamard, 2-bit Lloyd-Max, norm correction", TURN_WHT, CODE_NORM,
-     KV_LEVELS_2, 2, 16},
-    {"ref-q4_0", "ggml q4_0", TURN_NONE, CODE_Q4_0, 0, 4, 16},
-    {"ref-q4_0-h64", "llama.cpp: q4_0 after an unsigned Hadamard of 64", TURN_H64, CODE_Q4_0, 0, 4, 16},
-    {"ref-q4_0-wht", "q4_0 after a signed Hadamard of 128", TURN_WHT, CODE_Q4_0, 0, 4, 16},
-    {"ref-q8_0", "ggml q8_0", TURN_NONE, CODE_Q8_0, 0, 8, 16},
+    /* rq-models: Givens pairs, 3-bit Lloyd-Max, norm correction */
+    {"ref-planar3", TURN_PLANAR, CODE_NORM, KV_LEVELS_3, 3, 16},
+    /* rq-models: left quaternions, 3-bit Lloyd-Max, norm correction */
+    {"ref-iso3", TURN_ISO, CODE_NORM, KV_LEVELS_3, 3, 16},
+    /* TheTom: signed Hadamard, 3-bit Lloyd-Max, norm correction */
+    {"ref-turbo3", TURN_WHT, CODE_NORM, KV_LEVELS_3, 3, 16},
+    /* rq-models: Givens pairs, 4-bit equal-probability table, norm correction */
+    {"ref-planar4", TURN_PLANAR, CODE_NORM, KV_LEVELS_4_EQUAL, 4, 16},
+    /* rq-models: left quaternions, 4-bit equal-probability table, norm correction */
+    {"ref-iso4", TURN_ISO, CODE_NORM, KV_LEVELS_4_EQUAL, 4, 16},
+    /* TheTom: signed Hadamard, 4-bit equal-probability table, norm correction, an unused f16 */
+    {"ref-turbo4", TURN_WHT, CODE_NORM, KV_LEVELS_4_EQUAL, 4, 32},
+    /* rq-models tbq4 as meant: signed Hadamard, 4-bit Lloyd-Max, norm correction */
+    {"ref-wht4", TURN_WHT, CODE_NORM, KV_LEVELS_4, 4, 16},
+    /* Givens pairs, 2-bit Lloyd-Max, norm correction */
+    {"ref-planar2", TURN_PLANAR, CODE_NORM, KV_LEVELS_2, 2, 16},
+    /* TheTom: signed Hadamard, 2-bit Lloyd-Max, norm correction */
+    {"ref-turbo2", TURN_WHT, CODE_NORM, KV_LEVELS_2, 2, 16},
+    /* ggml q4_0 */
+    {"ref-q4_0", TURN_NONE, CODE_Q4_0, 0, 4, 16},
+    /* llama.cpp: q4_0 after an unsigned Hadamard of 64 */
+    {"ref-q4_0-h64", TURN_H64, CODE_Q4_0, 0, 4, 16},
+    /* q4_0 after a signed Hadamard of 128 */
+    {"ref-q4_0-wht", TURN_WHT, CODE_Q4_0, 0, 4, 16},
+    /* ggml q8_0 */
+    {"ref-q8_0", TURN_NONE, CODE_Q8_0, 0, 8, 16},
 };
 
 struct kv_foreign {
@@ -78,12 +82,6 @@ static const kind *find(const char *name)
 const char *kv_foreign_name(size_t i)
 {
     return i < sizeof kinds / sizeof *kinds ? kinds[i].name : NULL;
-}
-
-const char *kv_foreign_about(const char *name)
-{
-    const kind *k = find(name);
-    return k ? k->about : NULL;
 }
 
 /* Draws as the sets' published numbers were made: the angle of each pair; two normalised quaternions for each

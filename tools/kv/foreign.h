@@ -16,8 +16,6 @@ typedef struct kv_foreign kv_foreign;
 
 /* Names of all foreign formats, "ref-planar3" and so on; NULL past the end. */
 const char *kv_foreign_name(size_t i);
-/* One line about it; NULL for an unknown name. */
-const char *kv_foreign_about(const char *name);
 
 /* RQ_ERR_ARGUMENT for an unknown name or a dimension that is not a multiple of 8 in 8 .. 1024. `seed` makes the
  * rotation where the format has one. */

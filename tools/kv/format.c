@@ -87,12 +87,6 @@ double kv_format_bits(const kv_format *f, bool is_v)
     return rq_kv_coded_bits(&f->format, f->dim, is_v);
 }
 
-double kv_format_gain(const kv_format *f, bool is_v)
-{
-    const rq_kv_codec *row = f->foreign ? NULL : rq_kv_codec_of(f->format.form);
-    return !row ? 1 : (double)(is_v ? row->gain_v : row->gain_k);
-}
-
 static float as_type(float x, rq_type type)
 {
     if (type == RQ_TYPE_F16) return rq_half_to_f32(rq_half_from_f32(x));

@@ -20,10 +20,8 @@ bool kv_format_is_foreign(const kv_format *f);
 bool kv_format_is_exact(const kv_format *f); /* f32, f16, bf16: nothing is coded */
 /* Exact bits per element as a page is laid out, scales included. */
 double kv_format_bits(const kv_format *f, bool is_v);
-/* The factor attention puts on what was decoded; 1 for foreign formats. kv_format_trip leaves it out. */
-double kv_format_gain(const kv_format *f, bool is_v);
 /* Encodes and decodes n rows of dim floats in place: what attention sees afterwards, rotated back. Coded rows
- * pass through f16 first, as a page does. Elements that are not finite become 0. */
+ * pass through f16 first, as a page does. The gain that attention puts on decoded rows is left out. Elements that are not finite become 0. */
 rq_status kv_format_trip(const kv_format *f, bool is_v, float *rows, size_t n, rq_error *err);
 
 /* Replaces the rotation of a format "so8..." by learned matrices, [dim / 8][8][8], copied. RQ_ERR_ARGUMENT for

@@ -60,17 +60,6 @@ rq_status kv_table_show(kv_table *t, const char *names, rq_error *err)
     return RQ_OK;
 }
 
-rq_status kv_table_format_of(const char *name, kv_table_format *format, rq_error *err)
-{
-    static const char *const names[] = {"md", "csv", "json"};
-    for (int i = 0; i < 3; i++)
-        if (strcmp(name, names[i]) == 0) {
-            *format = (kv_table_format)i;
-            return RQ_OK;
-        }
-    return rq_fail(err, RQ_ERR_ARGUMENT, "tables are written as md, csv or json, not %s", name);
-}
-
 /* Length of the UTF-8 character at p, 0 when it is none. */
 static size_t utf8_length(const unsigned char *p)
 {

@@ -53,9 +53,6 @@ void kv_table_number(kv_table *t, double number);
  * that is none. */
 rq_status kv_table_show(kv_table *t, const char *names, rq_error *err);
 
-/* Sets *format from "md", "csv" or "json". */
-rq_status kv_table_format_of(const char *name, kv_table_format *format, rq_error *err);
-
 /* Writes what is there; an incomplete last row is an internal error. JSON: {"tool", "version", the notes, "rows":
  * [{column: value}]}. Markdown and CSV leave the notes out. */
 rq_status kv_table_write(const kv_table *t, kv_table_format format, const char *tool, const kv_note *notes,
