@@ -19,7 +19,9 @@ typedef struct rq_device_info {
     char features[256];    /* "2 threads, avx2 fma f16c" */
     uint64_t memory_bytes; /* total, and free when asked */
     uint64_t free_bytes;
-    bool on_processor; /* it computes on the processor, whatever its backend */
+    uint64_t taken_bytes; /* of it by this device handle now, everything counted */
+    bool host_memory;     /* its memory has host addresses, and adopt reads the bytes where they are */
+    bool on_processor;    /* it computes on the processor, whatever its backend */
 } rq_device_info;
 
 typedef struct rq_device_options {
@@ -104,6 +106,13 @@ typedef struct rq_bindings {
     const rq_step_caps *caps;
 } rq_bindings;
 
+/* Memory that programs take beside what the executor allocates; grows from segment to segment. */
+typedef struct rq_scratch {
+    uint64_t largest; /* of what one program uses at a time and all of a device share */
+    uint64_t sum;     /* of what every program has for itself */
+    uint64_t once;    /* of what the device makes once for all programs */
+} rq_scratch;
+
 /* A single-device piece of a planned tape: the operations [first, first + count), in order. `arena_offset[v]`
  * is the arena byte of ACT value v's owner; `barrier[i]` says that operation first + i must see the writes of
  * all earlier ones (computed from ranges in the ground floor; between two barriers operations may run in any
@@ -140,6 +149,11 @@ struct rq_backend {
 
     rq_status (*compile)(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
                          rq_program **out, rq_error *err);
+    /* What compiling the segment would take beside `bindings`; called before anything is allocated: weights are
+     * bound to host memory whatever the device, and there is no arena, no persistent memory and no slab. NULL:
+     * programs take nothing. */
+    rq_status (*scratch)(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                         rq_scratch *sum, rq_error *err);
     void (*destroy)(rq_program *program);
     /* Starts the program on a finished step; the words stay valid until wait. No allocation. */
     rq_status (*run)(rq_program *program, const uint32_t *step_words, rq_error *err);

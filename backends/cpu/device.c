@@ -80,6 +80,7 @@ rq_status rq_cpu_reserve_scratch(rq_cpu_device *d, uint64_t bytes, rq_error *err
         return rq_fail(err, RQ_ERR_MEMORY, "cannot map %llu bytes of scratch memory",
                        (unsigned long long)bytes);
     if (d->scratch) munmap(d->scratch, d->scratch_bytes);
+    d->taken_bytes += bytes - d->scratch_bytes;
     d->scratch = p;
     d->scratch_bytes = bytes;
     return RQ_OK;
@@ -144,6 +145,8 @@ static void cpu_describe(rq_device *device, rq_device_info *out)
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     if (pages > 0 && page > 0) out->memory_bytes = (uint64_t)pages * (uint64_t)page;
     out->free_bytes = available_bytes();
+    out->taken_bytes = d->taken_bytes;
+    out->host_memory = true;
 }
 
 static rq_status new_memory(rq_device *device, void *host, uint64_t bytes, bool owned, rq_memory **out,
@@ -167,7 +170,10 @@ static rq_status cpu_alloc(rq_device *device, uint64_t bytes, const char *label,
         return rq_fail(err, RQ_ERR_MEMORY, "cannot map %llu bytes of memory for %s: %s",
                        (unsigned long long)bytes, label ? label : "the device", strerror(errno));
     rq_status status = new_memory(device, p, bytes, true, out, err);
-    if (status != RQ_OK) munmap(p, (size_t)(bytes ? bytes : 1));
+    if (status != RQ_OK)
+        munmap(p, (size_t)(bytes ? bytes : 1));
+    else
+        ((rq_cpu_device *)device)->taken_bytes += bytes;
     return status;
 }
 
@@ -181,7 +187,10 @@ static rq_status cpu_adopt(rq_device *device, const void *host, uint64_t bytes, 
 static void cpu_release(rq_memory *memory)
 {
     if (!memory) return;
-    if (((rq_cpu_memory *)memory)->owned) munmap(memory->host, (size_t)(memory->bytes ? memory->bytes : 1));
+    if (((rq_cpu_memory *)memory)->owned) {
+        munmap(memory->host, (size_t)(memory->bytes ? memory->bytes : 1));
+        ((rq_cpu_device *)memory->device)->taken_bytes -= memory->bytes;
+    }
     rq_free(memory);
 }
 
@@ -233,6 +242,7 @@ const rq_backend rq_backend_cpu = {
     .supports = rq_cpu_supports,
     .implementation = rq_cpu_implementation,
     .compile = rq_cpu_compile,
+    .scratch = rq_cpu_scratch,
     .destroy = rq_cpu_destroy,
     .run = rq_cpu_run,
     .wait = cpu_wait,

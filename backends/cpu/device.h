@@ -20,6 +20,7 @@ typedef struct rq_cpu_device {
     /* Scratch of the running program: programs of a device never run at the same time, so one serves all. */
     uint8_t *scratch;
     uint64_t scratch_bytes;
+    uint64_t taken_bytes;       /* allocated, scratch included, adopted bytes not */
     rq_cpu_rotation *rotations; /* of the compiled programs */
 } rq_cpu_device;
 
@@ -32,6 +33,8 @@ bool rq_cpu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq
 const char *rq_cpu_implementation(rq_device *device, const rq_tape *tape, const rq_op *op);
 rq_status rq_cpu_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
                          rq_program **out, rq_error *err);
+rq_status rq_cpu_scratch(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                         rq_scratch *sum, rq_error *err);
 void rq_cpu_destroy(rq_program *program);
 rq_status rq_cpu_run(rq_program *program, const uint32_t *step_words, rq_error *err);
 rq_status rq_cpu_profile(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);

@@ -53,6 +53,7 @@ struct rq_cpu_builder {
     uint32_t op;
     bool first; /* the next instruction is the first of its operation */
     bool barrier_seen;
+    bool dry;            /* only to know the scratch: activations and persistent memory have no addresses */
     uint64_t shared_now; /* scratch given out since the last barrier of the segment */
     rq_rope_table ropes[MAX_ROPE_TABLES];
     uint32_t n_ropes;
@@ -112,6 +113,10 @@ rq_tensor rq_cpu_tensor(rq_cpu_builder *b, rq_ref ref)
     memcpy(t.nb, v->stride, sizeof t.nb);
     const rq_memory *memory = NULL;
     uint64_t offset = v->offset;
+    if (b->dry && (v->space == RQ_SPACE_ACT || v->space == RQ_SPACE_PERSIST)) {
+        t.p = (uint8_t *)b->program; /* some address; nobody looks there */
+        return t;
+    }
     switch (v->space) {
     case RQ_SPACE_WEIGHT:
         memory = b->bindings->weights[v->index].memory;
@@ -437,8 +442,8 @@ void rq_cpu_destroy(rq_program *program)
     rq_free(p);
 }
 
-rq_status rq_cpu_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
-                         rq_program **out, rq_error *err)
+static rq_status build(rq_device *device, const rq_segment *segment, const rq_bindings *bindings, bool dry,
+                       rq_cpu_program **out, rq_error *err)
 {
     rq_cpu_program *p = rq_calloc(1, sizeof *p);
     if (!p) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while compiling a tape");
@@ -448,8 +453,11 @@ rq_status rq_cpu_compile(rq_device *device, const rq_segment *segment, const rq_
     p->n_ops = segment->count;
     p->segment = *segment;
     p->bindings = *bindings;
-    rq_cpu_builder b = {
-        .device = (rq_cpu_device *)device, .program = p, .segment = segment, .bindings = bindings};
+    rq_cpu_builder b = {.device = (rq_cpu_device *)device,
+                        .program = p,
+                        .segment = segment,
+                        .bindings = bindings,
+                        .dry = dry};
     if (!b.device->reference) {
         collect_ropes(&b);
         for (; b.op < segment->count && b.status == RQ_OK; b.op++) {
@@ -467,13 +475,38 @@ rq_status rq_cpu_compile(rq_device *device, const rq_segment *segment, const rq_
         p->counters = rq_calloc_aligned(64, (p->n_instrs + 1) * sizeof *p->counters);
         if (!p->counters) out_of_memory(&b);
     }
-    if (b.status == RQ_OK)
-        b.status = rq_cpu_reserve_scratch(b.device, scratch_bytes(p, rq_pool_size(b.device->pool)), &b.error);
     if (b.status != RQ_OK) {
         rq_cpu_destroy(&p->base);
         return rq_fail(err, b.status, "%s", b.error.text);
     }
-    *out = &p->base;
+    *out = p;
+    return RQ_OK;
+}
+
+rq_status rq_cpu_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                         rq_program **out, rq_error *err)
+{
+    rq_cpu_device *d = (rq_cpu_device *)device;
+    rq_cpu_program *p = NULL;
+    rq_status status = build(device, segment, bindings, false, &p, err);
+    if (status != RQ_OK) return status;
+    status = rq_cpu_reserve_scratch(d, scratch_bytes(p, rq_pool_size(d->pool)), err);
+    if (status == RQ_OK)
+        *out = &p->base;
+    else
+        rq_cpu_destroy(&p->base);
+    return status;
+}
+
+rq_status rq_cpu_scratch(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                         rq_scratch *sum, rq_error *err)
+{
+    rq_cpu_program *p = NULL;
+    rq_status status = build(device, segment, bindings, true, &p, err);
+    if (status != RQ_OK) return status;
+    uint64_t bytes = scratch_bytes(p, rq_pool_size(((rq_cpu_device *)device)->pool));
+    if (bytes > sum->largest) sum->largest = bytes;
+    rq_cpu_destroy(&p->base);
     return RQ_OK;
 }
 

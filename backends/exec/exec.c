@@ -103,17 +103,49 @@ static rq_status copy_params(rq_executor *ex, const rq_executor_params *p, rq_er
     return s;
 }
 
-static rq_status make_programs(rq_executor *ex, rq_error *err)
+static bool any_coded(const rq_executor *ex)
+{
+    for (uint32_t g = 0; g < ex->params.caps.n_groups; g++)
+        if (rq_group_is_coded(&ex->groups[g])) return true;
+    return false;
+}
+
+/* Of a quick plan: one token, the widest step that splits its attention, the widest of all. */
+static bool is_left_out(const rq_executor *ex, uint32_t bucket, uint32_t widest)
+{
+    return ex->quick && bucket != 1 && bucket != RQ_NARROW_BUCKET && bucket != widest;
+}
+
+static rq_status plan_programs(rq_executor *ex, rq_error *err)
 {
     rq_status status = RQ_OK;
-    for (uint32_t t = 1; t <= ex->params.caps.max_tokens && status == RQ_OK; t *= 2)
-        status = rq_exec_program_plan(ex, &ex->trunk[ex->n_trunk++], RQ_TAPE_TRUNK, t, err);
+    uint32_t widest = ex->params.caps.max_tokens;
+    for (uint32_t t = 1; t <= widest && status == RQ_OK; t *= 2) {
+        rq_exec_program *p = &ex->trunk[ex->n_trunk++];
+        if (!is_left_out(ex, t, widest)) status = rq_exec_program_plan(ex, p, RQ_TAPE_TRUNK, t, err);
+    }
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS && status == RQ_OK; i++)
-        status = rq_exec_program_plan(ex, &ex->head[i], RQ_TAPE_HEAD, 1u << i, err);
-    bool coded = false;
-    for (uint32_t g = 0; g < ex->params.caps.n_groups; g++) coded |= rq_group_is_coded(&ex->groups[g]);
-    if (status == RQ_OK && coded) status = rq_exec_program_plan(ex, &ex->encode, RQ_TAPE_ENCODE, 1, err);
-    if (status == RQ_OK) status = rq_exec_memory_make(ex, err);
+        if (!is_left_out(ex, 1u << i, RQ_HEAD_ROWS))
+            status = rq_exec_program_plan(ex, &ex->head[i], RQ_TAPE_HEAD, 1u << i, err);
+    if (status == RQ_OK && any_coded(ex))
+        status = rq_exec_program_plan(ex, &ex->encode, RQ_TAPE_ENCODE, 1, err);
+    if (status != RQ_OK) return status;
+    const rq_exec_program *one[] = {&ex->trunk[0], &ex->head[0]};
+    for (int i = 0; i < 2; i++) {
+        const rq_split *split = &one[i]->split;
+        ex->info.n_segments += split->n_pieces;
+        ex->info.n_copies += split->n_copies;
+        for (uint32_t c = 0; c < split->n_copies; c++) ex->info.copy_bytes += split->copies[c].bytes;
+    }
+    ex->info.n_ops_trunk = ex->trunk[0].tape.n_ops;
+    ex->info.n_ops_head = ex->head[0].tape.n_ops;
+    return rq_exec_memory_list(ex, err);
+}
+
+static rq_status make_programs(rq_executor *ex, rq_error *err)
+{
+    bool coded = any_coded(ex);
+    rq_status status = rq_exec_memory_make(ex, err);
     for (uint32_t i = 0; i < ex->n_trunk && status == RQ_OK; i++)
         status = rq_exec_program_compile(ex, &ex->trunk[i], 0, err);
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS * RQ_STEPS && status == RQ_OK; i++)
@@ -122,30 +154,67 @@ static rq_status make_programs(rq_executor *ex, rq_error *err)
     return status;
 }
 
-rq_status rq_executor_create(const rq_executor_params *params, rq_executor **out, rq_error *err)
+static rq_status place_ends(rq_executor *ex, rq_error *err)
+{
+    const rq_executor_params *p = &ex->params;
+    ex->persist_device = p->place ? p->place(p->user, UINT32_MAX) : 0;
+    ex->input_device = p->place_input ? p->place_input(p->user) : ex->persist_device;
+    if (ex->persist_device >= p->n_devices || ex->input_device >= p->n_devices)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "the embedding was placed on device %u, the output on %u, of %u",
+                       ex->input_device, ex->persist_device, p->n_devices);
+    ex->device_info = rq_calloc(p->n_devices, sizeof *ex->device_info);
+    if (!ex->device_info) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the executor");
+    for (uint32_t d = 0; d < p->n_devices; d++)
+        ex->devices[d]->backend->describe(ex->devices[d], &ex->device_info[d]);
+    return RQ_OK;
+}
+
+/* An executor whose programs are planned and whose memory is listed. */
+static rq_status plan_executor(const rq_executor_params *params, bool quick, rq_executor **out, rq_error *err)
 {
     rq_status status = check_params(params, err);
     if (status != RQ_OK) return status;
     rq_executor *ex = rq_calloc(1, sizeof *ex);
     if (!ex) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the executor");
+    ex->quick = quick;
     status = copy_params(ex, params, err);
-    if (status == RQ_OK) {
-        ex->persist_device = params->place ? params->place(params->user, UINT32_MAX) : 0;
-        if (ex->persist_device >= params->n_devices)
-            status = rq_fail(err, RQ_ERR_ARGUMENT, "the embedding was placed on device %u of %u",
-                             ex->persist_device, params->n_devices);
-    }
-    if (status == RQ_OK) status = make_programs(ex, err);
-    if (status != RQ_OK) {
+    if (status == RQ_OK) status = place_ends(ex, err);
+    if (status == RQ_OK) status = plan_programs(ex, err);
+    if (status == RQ_OK)
+        *out = ex;
+    else
         rq_executor_free(ex);
-        return status;
-    }
-    ex->info.n_segments = ex->trunk[0].split.n_pieces + ex->head[0].split.n_pieces;
-    ex->info.n_copies = ex->trunk[0].split.n_copies + ex->head[0].split.n_copies;
-    ex->info.n_ops_trunk = ex->trunk[0].tape.n_ops;
-    ex->info.n_ops_head = ex->head[0].tape.n_ops;
-    *out = ex;
+    return status;
+}
+
+rq_status rq_executor_plan(const rq_executor_params *params, bool quick, rq_exec_list *list,
+                           rq_executor_info *info, rq_error *err)
+{
+    rq_executor *ex = NULL;
+    rq_status status = plan_executor(params, quick, &ex, err);
+    if (status != RQ_OK) return status;
+    *list = ex->list;
+    *info = ex->info;
+    rq_executor_free(ex);
     return RQ_OK;
+}
+
+rq_status rq_executor_create(const rq_executor_params *params, rq_executor **out, rq_error *err)
+{
+    rq_executor *ex = NULL;
+    rq_status status = plan_executor(params, false, &ex, err);
+    if (status != RQ_OK) return status;
+    status = make_programs(ex, err);
+    if (status == RQ_OK)
+        *out = ex;
+    else
+        rq_executor_free(ex);
+    return status;
+}
+
+const rq_exec_list *rq_executor_list(const rq_executor *ex)
+{
+    return &ex->list;
 }
 
 void rq_executor_free(rq_executor *ex)
@@ -160,6 +229,7 @@ void rq_executor_free(rq_executor *ex)
     rq_exec_program_free(ex, &ex->encode);
     rq_exec_memory_free(ex);
     rq_free(ex->devices);
+    rq_free(ex->device_info);
     rq_free(ex->weights);
     rq_free(ex->groups);
     rq_free(ex->group_pages);

@@ -40,9 +40,31 @@ typedef struct rq_executor_params {
     void (*build)(void *user, rq_tape_kind kind, rq_tape *tape);
     /* Device index of an operation of model layer `layer` (UINT32_MAX: embedding, final norm, head). */
     uint32_t (*place)(void *user, uint32_t layer);
+    /* The same for what a layer's routed experts compute: GROUP, MATMUL_EXPERTS, what lies between them, COMBINE.
+     * NULL: where the layer is. */
+    uint32_t (*place_experts)(void *user, uint32_t layer);
+    uint32_t (*place_input)(void *user); /* the embedding; NULL: where place puts what belongs to no layer */
     void *user;
     bool no_fusion; /* for tests: run the primitives */
 } rq_executor_params;
+
+#define RQ_EXEC_HOST    UINT32_MAX
+#define RQ_EXEC_SCRATCH "scratch of programs" /* what backends take for themselves; not counted as made */
+
+/* Memory of one kind on one device. */
+typedef struct rq_exec_line {
+    uint32_t device; /* index, or RQ_EXEC_HOST: the heap of this process */
+    bool in_place;   /* weights that are read in the mapped file: nothing is allocated */
+    const char *label;
+    uint64_t planned_bytes;
+    uint64_t made_bytes; /* 0 in a plan */
+} rq_exec_line;
+
+enum { RQ_EXEC_MAX_LINES = 256 };
+typedef struct rq_exec_list {
+    rq_exec_line lines[RQ_EXEC_MAX_LINES];
+    uint32_t n;
+} rq_exec_list;
 
 rq_status rq_executor_create(const rq_executor_params *params, rq_executor **out, rq_error *err);
 void rq_executor_free(rq_executor *ex);
@@ -69,8 +91,17 @@ typedef struct rq_executor_info {
     uint64_t weight_bytes, cache_bytes, arena_bytes, persist_bytes, step_bytes;
     uint64_t coded_bytes, scratch_bytes;                    /* of cache_bytes */
     uint32_t n_segments, n_copies, n_ops_trunk, n_ops_head; /* of the bucket-1 programs, after fusion */
+    uint64_t copy_bytes;                                    /* between devices, of the same programs */
+    uint64_t program_bytes;                                 /* scratch that backends take for programs */
 } rq_executor_info;
 void rq_executor_describe(const rq_executor *ex, rq_executor_info *out);
+
+/* What an executor of these parameters would take, without taking it: no byte of a weight is read. `quick`: of the
+ * narrow and the widest steps only, which decide almost always. */
+rq_status rq_executor_plan(const rq_executor_params *params, bool quick, rq_exec_list *list,
+                           rq_executor_info *info, rq_error *err);
+/* What it was created with: planned, and made. */
+const rq_exec_list *rq_executor_list(const rq_executor *ex);
 
 /* Copies the content of one exact page to another of the same group (copy-on-write of a partial page). */
 rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err);

@@ -34,15 +34,22 @@ struct rq_executor {
     rq_weight *weights;
     rq_cache_group *groups;
     uint32_t *group_pages, *group_device, *group_coded_pages, *group_scratch_pages;
-    uint32_t persist_device;
+    uint32_t persist_device, input_device;
+    rq_device_info *device_info;
+    bool quick; /* only a few of the trunks and heads are planned */
 
     rq_exec_program trunk[RQ_TRUNK_BUCKETS], head[RQ_HEAD_BUCKETS];
     rq_exec_program encode; /* no operations: no group has a coded form */
     uint32_t n_trunk;
 
-    rq_binding *weight_bindings;          /* [device][weight]; memory NULL: not used there */
+    rq_binding *weight_bindings; /* [device][weight]; memory NULL: not used there */
+    rq_memory **weight_memory;   /* behind them */
+    size_t n_weight_memory;
     rq_memory **arenas;                   /* by device; NULL: nothing runs there */
     rq_memory *persist[RQ_PERSIST_COUNT]; /* all but logits */
+    rq_memory *sampled; /* copy of the sampled ids on the input device, where it is another */
+    bool dry;           /* nothing is allocated: the list is being made */
+    rq_exec_list list;
     rq_cache_pool pools[RQ_MAX_GROUPS];
     rq_bindings *bindings; /* [device][step slot] */
 
@@ -65,7 +72,16 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
 rq_status rq_exec_program_compile(rq_executor *ex, rq_exec_program *p, uint32_t slot, rq_error *err);
 void rq_exec_program_free(rq_executor *ex, rq_exec_program *p);
 
+/* Is there anything to do: in a quick plan most programs are left out. */
+static inline bool rq_exec_program_exists(const rq_exec_program *p)
+{
+    return p->tape.n_ops > 0;
+}
+
 /* ---- memory.c ------------------------------------------------------------------------------------------ */
+
+/* Lists everything the planned programs need; allocates nothing that outlives the call. */
+rq_status rq_exec_memory_list(rq_executor *ex, rq_error *err);
 
 /* Adopts the weights the programs read and allocates everything else; `ex` owns all of it. */
 rq_status rq_exec_memory_make(rq_executor *ex, rq_error *err);

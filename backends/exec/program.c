@@ -6,12 +6,36 @@
 
 #include <string.h>
 
+/* Does the operation compute for routed experts: by its kind, or because it takes the result of one that does and
+ * turns it row by row (activation, scale)? */
+static bool is_experts(const rq_tape *tape, const rq_op *op)
+{
+    for (;;) {
+        if (op->kind == RQ_OP_GROUP || op->kind == RQ_OP_MATMUL_EXPERTS || op->kind == RQ_OP_COMBINE)
+            return true;
+        bool by_row = op->kind == RQ_OP_GLU || op->kind == RQ_OP_SCALE || op->kind == RQ_OP_MUL;
+        if (!by_row || op < tape->ops || op >= tape->ops + tape->n_ops) return false;
+        const rq_value *x = &tape->values[op->in[0]];
+        const rq_op *writer = op;
+        bool found = false;
+        while (!found && x->space == RQ_SPACE_ACT && writer > tape->ops) {
+            writer--;
+            for (uint32_t o = 0; o < writer->n_out; o++) {
+                const rq_value *y = &tape->values[writer->out[o]];
+                found |= y->space == RQ_SPACE_ACT && y->index == x->index;
+            }
+        }
+        if (!found || writer->kind == RQ_OP_COMBINE) return false;
+        op = writer;
+    }
+}
+
 /* Where an operation runs: at its cache, at the persistent memory, or where its layer was placed. */
 static uint32_t device_of(void *user, const rq_tape *tape, const rq_op *op)
 {
     const rq_executor *ex = user;
     uint32_t flags = rq_op_get(op->kind)->flags;
-    if (flags & RQ_OP_READS_SAMPLED) return ex->persist_device;
+    if (flags & RQ_OP_READS_SAMPLED) return ex->input_device;
     for (uint32_t i = 0; i < op->n_in; i++) {
         const rq_value *v = &tape->values[op->in[i]];
         if (!op->in[i]) continue;
@@ -19,6 +43,8 @@ static uint32_t device_of(void *user, const rq_tape *tape, const rq_op *op)
             return ex->group_device[v->index];
         if (v->space == RQ_SPACE_PERSIST) return ex->persist_device;
     }
+    if (ex->params.place_experts && is_experts(tape, op))
+        return ex->params.place_experts(ex->params.user, op->layer);
     return ex->params.place ? ex->params.place(ex->params.user, op->layer) : 0;
 }
 

@@ -168,6 +168,19 @@ static const rq_exec_program *head_of(const rq_executor *ex, const rq_step *step
     return &ex->head[bucket_index(step->header->n_rows)];
 }
 
+/* The input device has a copy of the sampled ids of its own, which is brought up to date for steps that take some. */
+static rq_status bring_sampled(rq_executor *ex, const rq_step *step, rq_error *err)
+{
+    if (!ex->sampled) return RQ_OK;
+    const int32_t *ids = rq_step_at(step->words, step->header->token_id);
+    bool any = false;
+    for (uint32_t i = 0; i < step->header->n_tokens; i++) any |= ids[i] < 0;
+    if (!any) return RQ_OK;
+    rq_status status = wait_all(ex, err);
+    if (status != RQ_OK) return status;
+    return copy_memory(ex, ex->sampled, 0, ex->persist[RQ_PERSIST_SAMPLED], 0, ex->sampled->bytes, err);
+}
+
 rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
 {
     rq_step_slot *slot = slot_of(ex, step);
@@ -178,6 +191,7 @@ rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
     uint32_t bucket = rq_step_finish(step);
     rq_status status = check_encodes(ex, step, &encodes, err);
     if (status == RQ_OK) status = apply_edits(ex, step, err);
+    if (status == RQ_OK) status = bring_sampled(ex, step, err);
     if (status != RQ_OK) return status;
     slot->started = ++ex->n_started;
     slot->state = RQ_STEP_FLYING;
@@ -302,6 +316,7 @@ rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times,
     rq_status status = check_encodes(ex, step, &encodes, err);
     if (status == RQ_OK) status = wait_all(ex, err);
     if (status == RQ_OK) status = apply_edits(ex, step, err);
+    if (status == RQ_OK) status = bring_sampled(ex, step, err);
     if (status != RQ_OK) return status;
     slot->started = ++ex->n_started;
     slot->state = RQ_STEP_FLYING;

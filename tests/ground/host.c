@@ -45,6 +45,12 @@ static void host_close(rq_device *device)
     rq_free(device);
 }
 
+static void host_describe(rq_device *device, rq_device_info *out)
+{
+    const host_device *d = (const host_device *)device;
+    *out = (rq_device_info){.name = "host", .taken_bytes = d->allocated, .host_memory = !d->options.hidden};
+}
+
 uint64_t host_allocated(rq_device *device)
 {
     return ((host_device *)device)->allocated;
@@ -229,6 +235,7 @@ static rq_status host_profile(rq_program *program, const uint32_t *step_words, u
 
 static const rq_backend host_backend = {.name = "host",
                                         .close = host_close,
+                                        .describe = host_describe,
                                         .alloc = host_alloc,
                                         .adopt = host_adopt,
                                         .release = host_release,
