@@ -104,6 +104,8 @@ typedef struct rq_bindings {
     rq_memory *persist[RQ_PERSIST_COUNT];
     const rq_cache_pool *pools; /* by group */
     const rq_step_caps *caps;
+    /* KV_ENCODE adds how many of its inputs were not finite (they are kept as 0), from any thread. NULL: nobody asks. */
+    _Atomic uint64_t *not_finite;
 } rq_bindings;
 
 /* Memory that programs take beside what the executor allocates; grows from segment to segment. */

@@ -21,6 +21,8 @@ struct rq_engine {
     rq_sched *sched;
     rq_engine_info info; /* device points to `device_text`, formats and profile into `kv` */
     char device_text[420];
+    rq_engine_params voice; /* the log alone */
+    bool said_not_finite;
 };
 
 enum { RQ_DEFAULT_BATCH = 512, RQ_SMALLEST_DEFAULT_CONTEXT = 256 };
@@ -214,9 +216,22 @@ static rq_status check_file(const rq_engine *e, rq_error *err)
     return rq_gguf_lost(e->model->gguf) ? rq_gguf_fail_lost(e->model->gguf, err) : RQ_OK;
 }
 
+static void watch_numbers(rq_engine *e)
+{
+    uint64_t n = e->said_not_finite ? 0 : rq_executor_not_finite(e->executor);
+    if (n == 0) return;
+    e->said_not_finite = true;
+    rq_say(&e->voice,
+           "cache: %llu keys or values of a page were not finite numbers and are kept as 0: what the model "
+           "says of "
+           "that text is worthless (a damaged file, or numbers larger than a cache of %s/%s holds)",
+           (unsigned long long)n, e->info.type_k, e->info.type_v);
+}
+
 static rq_status after_step(void *user, rq_error *err)
 {
     rq_engine *e = user;
+    watch_numbers(e);
     rq_status status = check_file(e, err);
     return status == RQ_OK ? rq_kv_plan_capture(&e->kv, e->executor, err) : status;
 }
@@ -295,6 +310,7 @@ static rq_status make_scheduler(rq_engine *e, const engine_plan *plan, rq_error 
 static void fill_info(rq_engine *e, const rq_engine_params *p, const engine_plan *plan,
                       const rq_device_info *device)
 {
+    e->voice = (rq_engine_params){.log = p->log, .log_user = p->log_user};
     snprintf(e->device_text, sizeof e->device_text, "%s, %s", device->name, device->features);
     rq_executor_info x;
     rq_executor_describe(e->executor, &x);
@@ -439,6 +455,7 @@ void rq_engine_describe(const rq_engine *e, rq_engine_info *out)
 void rq_engine_get_stats(const rq_engine *e, rq_engine_stats *out)
 {
     rq_sched_get_stats(e->sched, out);
+    out->cache_not_finite = rq_executor_not_finite(e->executor);
 }
 
 rq_status rq_session_create(rq_engine *e, rq_session **out, rq_error *err)

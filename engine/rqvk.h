@@ -101,7 +101,8 @@ typedef struct rq_engine_params {
     uint32_t kv_recent, kv_sinks;
     const char *kv_profile;
     const struct rq_kv_hooks *kv_hooks; /* for measurements (kv.h); NULL */
-    /* Receives one line for each decision made at start (placement, sizes, features). May be NULL. */
+    /* Receives one line for each decision made at start (placement, sizes, features), and later, from the engine's
+     * own thread, one when what it computes goes wrong. May be NULL; else it and log_user outlive the engine. */
     void (*log)(void *user, const char *line);
     void *log_user;
 } rq_engine_params;
@@ -134,6 +135,7 @@ typedef struct rq_engine_stats {
     uint64_t step_ns;                    /* time spent inside steps */
     uint32_t sessions, running, waiting; /* now */
     uint64_t cache_tokens_used;          /* now, in whole pages */
+    uint64_t cache_not_finite; /* keys and values that were no finite numbers when compressed: kept as 0 */
 } rq_engine_stats;
 void rq_engine_get_stats(const rq_engine *engine, rq_engine_stats *out);
 

@@ -12,6 +12,7 @@ typedef struct encode_args {
     uint32_t group, layer;
     const rq_heads *heads;
     const rq_kv_encoder *encoder;
+    _Atomic uint64_t *not_finite; /* may be NULL */
 } encode_args;
 
 /* One side of a block. */
@@ -65,8 +66,9 @@ static void encode_side(const encode_args *a, const side *s, float *x, float *y)
         return;
     }
     if (s->is_v) transpose(x, RQ_PAGE_TOKENS, s->d, y);
-    rq_kv_encode_block(a->encoder, s->form, s->is_v, s->d, s->is_v ? y : x, (uint32_t *)(void *)s->words,
-                       s->scales);
+    uint64_t bad = rq_kv_encode_block(a->encoder, s->form, s->is_v, s->d, s->is_v ? y : x,
+                                      (uint32_t *)(void *)s->words, s->scales);
+    if (bad && a->not_finite) atomic_fetch_add_explicit(a->not_finite, bad, memory_order_relaxed);
 }
 
 static void run_encode(rq_cpu_worker *w, const void *args)
@@ -113,6 +115,7 @@ void rq_cpu_kv_encode(rq_cpu_builder *b, const rq_op *op)
     a->layer = cache->layer;
     a->pool = &rq_cpu_bindings(b)->pools[cache->index];
     a->heads = rq_heads_of(isa);
+    a->not_finite = rq_cpu_bindings(b)->not_finite;
     a->encoder = rq_kv_encoder_by_name(isa->name); /* NULL: the best there is */
     const rq_cache_group *g = a->pool->group;
     if (!rq_group_is_coded(g) || a->pool->n_coded == 0) {

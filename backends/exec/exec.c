@@ -5,6 +5,7 @@
 #include "backends/exec/internal.h"
 #include "backends/formats/kv_codec.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 /* A copy of n items (of nothing: zeros), in *out. */
@@ -242,4 +243,9 @@ void rq_executor_free(rq_executor *ex)
 void rq_executor_describe(const rq_executor *ex, rq_executor_info *out)
 {
     *out = ex->info;
+}
+
+uint64_t rq_executor_not_finite(const rq_executor *ex)
+{
+    return atomic_load_explicit(&ex->not_finite, memory_order_relaxed);
 }

@@ -95,6 +95,9 @@ typedef struct rq_executor_info {
     uint64_t program_bytes;                                 /* scratch that backends take for programs */
 } rq_executor_info;
 void rq_executor_describe(const rq_executor *ex, rq_executor_info *out);
+/* Keys and values so far that were not finite numbers when their page was encoded, where the backend counts them. From
+ * any thread. */
+uint64_t rq_executor_not_finite(const rq_executor *ex);
 
 /* What an executor of these parameters would take, without taking it: no byte of a weight is read. `quick`: of the
  * narrow and the widest steps only, which decide almost always. */

@@ -59,6 +59,7 @@ struct rq_executor {
     uint32_t *tables[RQ_MAX_GROUPS][RQ_PAGE_FORMS]; /* host copies of the page tables; NULL: no such pages */
     void *staging; /* for copies between memories the processor cannot touch; may be NULL */
     uint64_t staging_bytes;
+    _Atomic uint64_t not_finite;
     uint64_t *op_ns; /* room for the times of the longest piece */
     rq_executor_info info;
 };

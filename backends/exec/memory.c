@@ -339,6 +339,7 @@ static rq_status make_bindings(rq_executor *ex, rq_error *err)
             b->arena = ex->arenas[d];
             b->pools = ex->pools;
             b->caps = &ex->params.caps;
+            b->not_finite = &ex->not_finite;
             if (d == ex->input_device) b->persist[RQ_PERSIST_SAMPLED] = ex->sampled;
             if (d != ex->persist_device) continue;
             memcpy(b->persist, ex->persist, sizeof b->persist);

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -193,6 +194,57 @@ static void test_trip(void **state)
     params.kv_hooks = NULL;
     params.type_v = "trip";
     rb_refused(model, params, RQ_ERR_ARGUMENT, "bring a codec");
+    rq_model_free(model);
+}
+
+/* ---- numbers that are none ------------------------------------------------------------------------------- */
+
+/* A profile whose means are far from the keys makes them larger than f16 holds. */
+static void test_not_finite_is_counted(void **state)
+{
+    rq_model *model = rb_load(rb_path("llama.gguf"));
+    enum { N = 200 };
+    rq_token ids[N];
+    kb_tokens(ids, N);
+    char path[] = "rqvk-test-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    for (int far = 0; far < 2; far++) {
+        rq_kv_profile *p = NULL;
+        assert_int_equal(rq_kv_profile_new(model, 256, &p, NULL), RQ_OK);
+        float *mean = rq_kv_profile_add(p, 1, RQ_KV_MEAN_K),
+              *lambda = rq_kv_profile_add(p, 1, RQ_KV_LAMBDA_K);
+        for (uint32_t i = 0; i < p->layers[1].n_heads * p->layers[1].dim_k; i++) {
+            mean[i] = far ? 60000.0f : 1.0f;
+            lambda[i] = far ? 16.0f : 1.0f;
+        }
+        assert_int_equal(rq_kv_profile_write(p, path, NULL), RQ_OK);
+        uint64_t page = 64ull * p->layers[1].n_heads * p->layers[1].dim_k;
+        rq_kv_profile_free(p);
+        rb_lines log = {.n = 0};
+        rq_engine *engine = rb_engine(model, &(rq_engine_params){.n_ctx = 256,
+                                                                 .n_threads = 2,
+                                                                 .type_k = "none3",
+                                                                 .type_v = "none3",
+                                                                 .kv_recent = 64,
+                                                                 .kv_profile = path,
+                                                                 .log = rb_keep_line,
+                                                                 .log_user = &log});
+        rq_session *s = rb_session(engine);
+        assert_int_equal(rq_evaluate(s, ids, N, 0, RQ_LOGITS_NONE, NULL, NULL, NULL), RQ_OK);
+        rq_engine_stats stats;
+        rq_engine_get_stats(engine, &stats);
+        /* the keys of three full pages in the second layer; its values are those of finite activations */
+        assert_int_equal(stats.cache_not_finite, far ? 3 * page : 0);
+        if (far)
+            rb_said(&log, "not finite");
+        else
+            assert_null(strstr(log.text, "not finite"));
+        rq_session_free(s);
+        rq_engine_free(engine);
+    }
+    unlink(path);
     rq_model_free(model);
 }
 
@@ -415,11 +467,17 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_capture),       cmocka_unit_test(test_capture_is_before_the_cache),
-        cmocka_unit_test(test_capture_fails), cmocka_unit_test(test_trip),
-        cmocka_unit_test(test_sizes),         cmocka_unit_test(test_default_context),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_profile_choice),
-        cmocka_unit_test(test_auto),          cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_capture),
+        cmocka_unit_test(test_capture_is_before_the_cache),
+        cmocka_unit_test(test_capture_fails),
+        cmocka_unit_test(test_trip),
+        cmocka_unit_test(test_not_finite_is_counted),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_default_context),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_profile_choice),
+        cmocka_unit_test(test_auto),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

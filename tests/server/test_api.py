@@ -220,6 +220,7 @@ def test_health_page_metrics(fake):
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert requests.head(fake.url + "/health", timeout=5).status_code == 200
     assert fake.metrics()["rqvk_sessions"] == 2
+    assert fake.metrics()["rqvk_cache_not_finite_total"] == 0
 
 
 def test_tokenize(fake):
