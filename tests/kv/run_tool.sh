@@ -49,6 +49,13 @@ refused "FOLDER" "$kv" capture -m tiny.gguf -f text.txt
 refused "list of layers" "$kv" capture -m tiny.gguf -f text.txt -o cap2 --layers 1,0-
 refused "layer" "$kv" capture -m tiny.gguf -f text.txt -o cap2 --layers 7
 [ ! -e cap2/manifest.json ] || fail "a failed capture left a manifest"
+# What writes over a capture and fails must not leave the old manifest beside new files.
+"$kv" capture -m tiny.gguf -f text.txt -o cap3 --layers 0 --tokens 64 2>/dev/null
+rm cap3/layer-000.safetensors
+mkdir cap3/layer-000.safetensors
+refused "layer-000" "$kv" capture -m tiny.gguf -f text.txt -o cap3 --layers 0 --tokens 64
+[ ! -e cap3/manifest.json ] || fail "a failed capture left the manifest of the one before"
+refused "without columns" "$kv" synth --columns ""
 refused "trained context" "$kv" calibrate -m tiny.gguf -f text.txt --window 1000000
 refused "none.txt" "$kv" calibrate -m tiny.gguf -f none.txt
 refused "folder of a capture" "$kv" replay

@@ -255,6 +255,7 @@ static void test_table(void **state)
     assert_string_equal(text, "| x    |\n|-----:|\n| 0.33 |\n|      |\n");
     free(text);
     assert_int_equal(kv_table_show(&w.table, "x,y", &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(kv_table_show(&w.table, "", &err), RQ_ERR_ARGUMENT);
     kv_table_text(&w.table, "half a row");
     assert_int_equal(kv_table_write(&w.table, KV_TABLE_MD, "tool", NULL, 0, stdout, &err), RQ_ERR_INTERNAL);
     kv_table_free(&w.table);

@@ -100,6 +100,17 @@ static rq_status describe(capture *c, const kv_listen_plan *plan, rq_error *err)
     return RQ_OK;
 }
 
+/* A capture that is there already is one no more from here on: its files are about to be written over. */
+static rq_status remove_manifest(const capture *c, rq_error *err)
+{
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/manifest.json", c->folder) >= (int)sizeof path)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "the folder's name is too long");
+    if (unlink(path) && errno != ENOENT)
+        return rq_fail(err, RQ_ERR_IO, "cannot remove %s: %s", path, strerror(errno));
+    return RQ_OK;
+}
+
 static rq_status create_files(capture *c, rq_error *err)
 {
     for (uint32_t i = 0; i < c->manifest.n_layers; i++) {
@@ -143,6 +154,7 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     if (mkdir(c->folder, 0755) && errno != EEXIST)
         return rq_fail(err, RQ_ERR_IO, "cannot make the folder %s: %s", c->folder, strerror(errno));
     rq_status s = describe(c, plan, err);
+    if (!s) s = remove_manifest(c, err);
     if (!s) s = create_files(c, err);
     if (!s) s = write_tokens(c, plan->tokens, err);
     return s;

@@ -45,6 +45,7 @@ void kv_table_number(kv_table *t, double number)
 
 rq_status kv_table_show(kv_table *t, const char *names, rq_error *err)
 {
+    if (!*names) return rq_fail(err, RQ_ERR_ARGUMENT, "a table without columns says nothing: name one");
     for (size_t i = 0; i < t->n_columns; i++) t->hidden[i] = true;
     for (const char *p = names; *p;) {
         size_t bytes = strcspn(p, ","), i = 0;

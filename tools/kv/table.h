@@ -50,7 +50,7 @@ void kv_table_text(kv_table *t, const char *text);
 void kv_table_number(kv_table *t, double number);
 
 /* Only the columns in a comma-separated list are written from now on, in the table's order. RQ_ERR_ARGUMENT for a name
- * that is none. */
+ * that is none, and for an empty list. */
 rq_status kv_table_show(kv_table *t, const char *names, rq_error *err);
 
 /* Writes what is there; an incomplete last row is an internal error. JSON: {"tool", "version", the notes, "rows":
