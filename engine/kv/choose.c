@@ -16,6 +16,15 @@ static bool is_auto(const char *name)
 
 /* ---- formats ------------------------------------------------------------------------------------------- */
 
+/* The name that tables use: formats have other names too, and letter case does not count. */
+static const char *table_name(const char *name, char room[RQ_KV_NAME_BYTES])
+{
+    rq_kv_format format;
+    if (name == NULL || is_auto(name) || rq_kv_format_parse(name, &format, NULL) != RQ_OK) return name;
+    rq_kv_format_name(&format, room);
+    return room;
+}
+
 /* What the table of measurements says to `auto`: *type_k and *type_v are replaced. The row lives in *table. */
 static rq_status resolve_auto(const rq_model *m, const rq_engine_params *p, rq_kv_table *table,
                               const char **type_k, const char **type_v, rq_error *err)
@@ -39,7 +48,8 @@ static rq_status resolve_auto(const rq_model *m, const rq_engine_params *p, rq_k
                              "%.300s was measured with another model: measure again, or name a cache format",
                              path);
         if (status == RQ_OK) {
-            row = rq_kv_table_choose(table, *type_k, *type_v);
+            char k[RQ_KV_NAME_BYTES], v[RQ_KV_NAME_BYTES];
+            row = rq_kv_table_choose(table, table_name(*type_k, k), table_name(*type_v, v));
             if (row != NULL)
                 rq_say(p, "cache format auto: %.300s has %s/%s with %.3f bits, error %.3g of at most %.3g",
                        path, row->type_k, row->type_v, row->bits, row->error, table->bound);

@@ -185,13 +185,14 @@ rq_status rq_kv_profile_fits(const rq_kv_profile *p, const rq_model *m, uint32_t
     if (own.rope != p->identity.rope)
         return rq_fail(err, RQ_ERR_ARGUMENT,
                        "the cache profile was made with other rotary settings than those of %.200s", m->path);
-    bool same = p->n_layers == m->hp.n_layers;
+    bool same = p->n_layers == m->hp.n_layers && p->n_rot == m->hp.n_rot &&
+                p->rot_halves == (m->family->pairing == RQ_ROPE_NEOX);
     for (uint32_t i = 0; same && i < p->n_layers; i++)
         same = p->layers[i].n_heads == m->layers[i].n_head_kv && p->layers[i].dim_k == m->hp.dim_k &&
                p->layers[i].dim_v == m->hp.dim_v;
     if (!same)
-        return rq_fail(err, RQ_ERR_ARGUMENT, "the cache profile has other layers or heads than %.200s",
-                       m->path);
+        return rq_fail(err, RQ_ERR_ARGUMENT,
+                       "the cache profile has other layers, heads or rotary pairs than %.200s", m->path);
     if (n_ctx > p->n_positions)
         return rq_fail(
             err, RQ_ERR_ARGUMENT,

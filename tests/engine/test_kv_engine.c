@@ -404,9 +404,11 @@ static void test_auto(void **state)
 
     rq_kv_identity id;
     rq_kv_identify(model, &id);
-    rq_kv_table_row rows[] = {
-        {"wht2", "wht2", 2.125, 0.5}, {"wht4", "iso3", 3.625, 0.01}, {"f16", "f16", 16, 0}};
-    rq_kv_table table = {.model = id.model, .bound = 0.02, .n = 3, .rows = rows};
+    rq_kv_table_row rows[] = {{"wht2", "wht2", 2.125, 0.5},
+                              {"wht4", "iso3", 3.625, 0.01},
+                              {"wht4", "wht3", 3.627, 0.01},
+                              {"f16", "f16", 16, 0}};
+    rq_kv_table table = {.model = id.model, .bound = 0.02, .n = 4, .rows = rows};
     assert_int_equal(rq_kv_table_write(&table, kb_beside(".kvtable"), NULL), RQ_OK);
     log.n = 0;
     engine = rb_engine(model, &params);
@@ -414,6 +416,14 @@ static void test_auto(void **state)
     assert_string_equal(i.type_k, "wht4");
     assert_string_equal(i.type_v, "iso3");
     rb_said(&log, "model.gguf.kvtable has wht4/iso3");
+    rq_engine_free(engine);
+    params.type_v = "Turbo3"; /* wht3 by another name */
+    log.n = 0;
+    engine = rb_engine(model, &params);
+    rq_engine_describe(engine, &i);
+    assert_string_equal(i.type_k, "wht4");
+    assert_string_equal(i.type_v, "wht3");
+    rb_said(&log, "has wht4/wht3");
     rq_engine_free(engine);
     params.type_v = "haar2"; /* not in the table */
     log.n = 0;

@@ -92,6 +92,10 @@ static void test_profile_round_trip(void **state)
     assert_int_equal(rq_kv_profile_fits(q, model, 4096, &err), RQ_OK);
     assert_int_equal(rq_kv_profile_fits(q, model, 4097, &err), RQ_ERR_ARGUMENT);
     assert_non_null(strstr(err.text, "4097"));
+    q->n_rot = 0; /* scales could differ inside a pair and nobody would see it */
+    assert_int_equal(rq_kv_profile_fits(q, model, 64, &err), RQ_ERR_ARGUMENT);
+    assert_non_null(strstr(err.text, "rotary pairs"));
+    q->n_rot = p->n_rot;
     q->identity.rope++;
     assert_int_equal(rq_kv_profile_fits(q, model, 64, &err), RQ_ERR_ARGUMENT);
     assert_non_null(strstr(err.text, "rotary"));
