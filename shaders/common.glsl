@@ -12,6 +12,10 @@ layout(buffer_reference, scalar, buffer_reference_align = 4) buffer U32 { uint d
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer I32 { int d[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer F32 { float d[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 8) buffer U64 { uint64_t d[]; };
+// Sixteen bytes at once: of addresses that are multiples of 4, and of 16.
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer V4 { uvec4 d[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer V16 { uvec4 d[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 4) buffer F32x4 { vec4 d[]; };
 
 // The whole push block (128 bytes, what every device has): addresses and numbers; each shader names its own.
 layout(push_constant, scalar) uniform Push

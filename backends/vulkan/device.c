@@ -87,6 +87,8 @@ static rq_status choose(vk_device *d, const rq_device_options *options, rq_error
     rq_status status = rq_vk_disable_read(options->disable, &disabled, err);
     if (status != RQ_OK) return status;
     vk_features_read(d->instance->handle, d->physical, disabled, &d->features);
+    status = vk_math_choose(d, options->implementation, disabled, err);
+    if (status != RQ_OK) return status;
     VK_DO(vkGetPhysicalDeviceMemoryProperties(d->physical, &d->memory_properties));
     return RQ_OK;
 }
@@ -164,9 +166,6 @@ static rq_status vk_open(const rq_device_options *options, rq_device **out, rq_e
 {
     static const rq_device_options defaults;
     if (!options) options = &defaults;
-    if (options->implementation && strcmp(options->implementation, "vulkan") != 0)
-        return rq_fail(err, RQ_ERR_ARGUMENT, "Vulkan has no implementation named \"%s\"",
-                       options->implementation);
     vk_device *d = rq_calloc(1, sizeof *d);
     if (!d) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while opening a Vulkan device");
     d->base.backend = &rq_backend_vulkan;

@@ -24,14 +24,23 @@ static const uint32_t no_constants[VK_CONSTANTS];
 enum { ROWS_X = 32768 };
 
 static void dispatch_rows(vk_builder *b, vk_shader shader, const uint32_t *constants, const vk_push *push,
-                          uint32_t rows, uint32_t z)
+                          uint32_t rows, uint32_t z, bool after)
 {
-    vk_dispatch(b, shader, constants, push, rows < ROWS_X ? rows : ROWS_X, divide_up(rows, ROWS_X), z, false);
+    vk_dispatch(b, shader, constants, push, rows < ROWS_X ? rows : ROWS_X, divide_up(rows, ROWS_X), z, after);
 }
 
 static uint64_t tables_of(const vk_builder *b)
 {
     return vk_device_of(b)->tables->address;
+}
+
+/* What divides the address of every block: 16, 4, or less (ALIGN of shaders/weights.glsl). */
+static uint32_t alignment(uint64_t address, const rq_value *w)
+{
+    const rq_type_info *info = rq_type_get((uint32_t)w->type);
+    uint64_t bits = address | w->stride[1] | (w->ne[2] > 1 ? w->stride[2] : 0);
+    if (info->block_elems > 1) bits |= info->block_bytes;
+    return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 1;
 }
 
 static void embed(vk_builder *b, const rq_op *op)
@@ -42,8 +51,8 @@ static void embed(vk_builder *b, const rq_op *op)
     vk_push push = {
         .a = {vk_step_address(b), table.address, tables_of(b), y.address, vk_address(sampled)},
         .u = {w->ne[0], w->ne[1], (uint32_t)w->stride[1], sampled ? (uint32_t)(sampled->bytes / 4) : 0}};
-    vk_dispatch(b, VK_EMBED, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type}, &push, divide_up(w->ne[0], 512),
-                vk_tape(b)->bucket, 1, false);
+    vk_dispatch(b, VK_EMBED, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, [7] = alignment(table.address, w)},
+                &push, divide_up(w->ne[0], 1024), vk_tape(b)->bucket, 1, false);
 }
 
 static uint32_t rows_of(const vk_view *v)
@@ -57,7 +66,7 @@ static void norm(vk_builder *b, const rq_op *op)
     vk_push push = {.a = {x.address, w.address, y.address},
                     .u = {x.ne[0], x.ne[1], x.ne[2], x.stride[1], x.stride[2], x.stride[3],
                           float_bits(op->p.norm.eps), rows_of(&x)}};
-    dispatch_rows(b, VK_NORM, no_constants, &push, rows_of(&x), 1);
+    dispatch_rows(b, VK_NORM, no_constants, &push, rows_of(&x), 1, false);
 }
 
 enum { OP_ADD, OP_MUL, OP_SCALE, OP_SILU, OP_GELU, OP_COPY };
@@ -85,25 +94,109 @@ static void rope(vk_builder *b, const rq_op *op)
     vk_dispatch(b, VK_ROPE, no_constants, &push, divide_up(most, 64), x.ne[1], x.ne[2], false);
 }
 
+/* ---- products -------------------------------------------------------------------------------------------- */
+
+enum { OUTPUTS = 2, TILE_OUTPUTS = 64, SCRATCH_ALIGN = 256 };
+
+static uint64_t align_up(uint64_t x, uint64_t to)
+{
+    return (x + to - 1) / to * to;
+}
+
+static uint32_t attend_floats(uint32_t dim_v)
+{
+    return (dim_v + 2 + 15) / 16 * 16; /* of a partial result: its maximum and sum, and the values */
+}
+
+static bool is_product(const rq_op *op)
+{
+    return op->kind == RQ_OP_MATMUL || op->kind == RQ_OP_MATMUL_EXPERTS;
+}
+
+/* Scratch memory of a program: attention's partial results, then activations in the form products want. The largest
+ * of each in the tape, so that every operation asks for the same. Returns the address of the first. */
+static uint64_t scratch(vk_builder *b, uint64_t *activations)
+{
+    const rq_tape *tape = vk_tape(b);
+    const rq_step_caps *caps = vk_bindings(b)->caps;
+    uint64_t partials = 0, bytes = 0;
+    for (uint32_t i = 0; i < tape->n_ops; i++) {
+        const rq_op *op = &tape->ops[i];
+        const rq_value *w = &tape->values[op->in[0]], *x = &tape->values[op->in[1]];
+        uint64_t n = 0;
+        if (op->kind == RQ_OP_ATTEND && tape->bucket <= 8) {
+            n = 4ull * caps->max_partials * x->ne[1] *
+                attend_floats(tape->values[op->out[0]].ne[0] / x->ne[1]);
+            if (n > partials) partials = n;
+        } else if (is_product(op)) {
+            n = vk_form_bytes(vk_product_of(vk_device_of(b), w->type, tape->bucket).form, w->ne[0],
+                              op->kind == RQ_OP_MATMUL ? x->ne[1] : x->ne[1] * x->ne[2]);
+            if (n > bytes) bytes = n;
+        }
+    }
+    partials = align_up(partials, SCRATCH_ALIGN);
+    uint64_t address = vk_scratch(b, partials + bytes);
+    if (activations) *activations = address ? address + partials : 0;
+    return address;
+}
+
+/* Activations `ref`, `rows` of them of `slots` to a token, in another form in scratch memory. The last ones made stay
+ * there, so that several products of the same activations share them. Returns their address; *after: the product
+ * must wait for them. */
+static uint64_t in_form(vk_builder *b, vk_form form, rq_ref ref, const vk_view *x, uint32_t slots,
+                        uint32_t rows, uint32_t token_stride, uint32_t slot_stride, bool *after)
+{
+    uint64_t to = 0, *last = vk_memo(b), key = (uint64_t)ref << 8 | form;
+    scratch(b, &to);
+    *after = *last != key;
+    if (!*after) return to;
+    *last = key;
+    vk_push push = {.a = {x->address, to}, .u = {x->ne[0], rows, slots, token_stride, slot_stride}};
+    bool halves = form == VK_FORM_HALVES;
+    vk_dispatch(b, halves ? VK_HALVE : VK_QUANTIZE, no_constants, &push,
+                halves ? 1 : divide_up(x->ne[0], 32 * 64), rows, 1, true);
+    return to;
+}
+
+/* Invocations that share an output: enough for the chunks of a row, whatever the bucket is. */
+static uint32_t lanes_of(const rq_value *w)
+{
+    uint32_t chunks = w->ne[0] / (rq_type_get((uint32_t)w->type)->block_elems > 1 ? 32 : 8);
+    return chunks >= 64 ? 64 : chunks >= 32 ? 32 : 16;
+}
+
+/* Columns of a tile of matmul.comp. */
+static uint32_t tile_columns(uint32_t columns)
+{
+    return columns <= 16 ? 16 : columns <= 32 ? 32 : 64;
+}
+
 /* Buckets up to 8 take matvec, whose sums do not depend on the bucket (DESIGN 2.3). */
 static void matmul(vk_builder *b, const rq_op *op)
 {
     const rq_value *w = &vk_tape(b)->values[op->in[0]];
     vk_view weight = vk_value(b, op->in[0]), x = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
-    uint32_t columns = x.ne[1];
+    uint32_t columns = x.ne[1], type = (uint32_t)w->type, align = alignment(weight.address, w);
     vk_push push = {.a = {weight.address, tables_of(b), x.address, y.address},
                     .u = {w->ne[0], w->ne[1], (uint32_t)w->stride[1], x.stride[1], y.stride[1]}};
+    vk_product product = vk_product_of(vk_device_of(b), w->type, columns);
+    bool after = false;
+    if (product.form != VK_FORM_F32) {
+        push.a[2] = in_form(b, product.form, op->in[1], &x, 1, columns, x.stride[1], 0, &after);
+        push.u[3] = columns;
+    }
     if (columns <= 8) {
-        dispatch_rows(b, VK_MATVEC, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, columns, 0}, &push,
-                      divide_up(w->ne[1], 2), 1);
+        push.u[11] = lanes_of(w);
+        dispatch_rows(b, product.shader, (uint32_t[VK_CONSTANTS]){type, columns, 0, OUTPUTS, [7] = align},
+                      &push, divide_up(w->ne[1], OUTPUTS * 64 / push.u[11]), 1, after);
         return;
     }
-    uint32_t word = vk_extent_word(b);
+    uint32_t word = vk_extent_word(b), tile = tile_columns(columns);
     push.a[4] = word == UINT32_MAX ? 0 : vk_step_address(b);
     push.u[5] = columns;
     push.u[6] = word;
-    vk_dispatch(b, VK_MATMUL, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, 0}, &push, divide_up(w->ne[1], 32),
-                divide_up(columns, 32), 1, false);
+    vk_dispatch(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 0, tile, [7] = align}, &push,
+                divide_up(w->ne[1], TILE_OUTPUTS), divide_up(columns, tile), 1, after);
 }
 
 static void matmul_experts(vk_builder *b, const rq_op *op)
@@ -111,22 +204,31 @@ static void matmul_experts(vk_builder *b, const rq_op *op)
     const rq_value *w = &vk_tape(b)->values[op->in[0]];
     vk_view weight = vk_value(b, op->in[0]), x = vk_value(b, op->in[1]), ids = vk_value(b, op->in[2]),
             group = vk_value(b, op->in[3]), y = vk_value(b, op->out[0]);
-    uint32_t k = ids.ne[0], bucket = vk_tape(b)->bucket;
+    uint32_t k = ids.ne[0], bucket = vk_tape(b)->bucket, type = (uint32_t)w->type,
+             align = alignment(weight.address, w);
     vk_push push = {.a = {weight.address, tables_of(b), x.address, y.address, vk_step_address(b)},
                     .u = {w->ne[0], w->ne[1], (uint32_t)w->stride[1], x.stride[2], 0, k, w->ne[2],
                           (uint32_t)w->stride[2], (uint32_t)(w->stride[2] >> 32), x.ne[1] > 1, x.stride[1]}};
+    vk_product product = vk_product_of(vk_device_of(b), w->type, bucket);
+    bool after = false;
+    if (product.form != VK_FORM_F32) {
+        uint32_t rows = x.ne[1] * bucket;
+        push.a[2] = in_form(b, product.form, op->in[1], &x, x.ne[1], rows, x.stride[2], x.stride[1], &after);
+        push.u[3] = rows;
+    }
     if (bucket <= 8) {
         push.a[5] = ids.address;
-        dispatch_rows(b, VK_MATVEC, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, 1, 1}, &push,
-                      divide_up(w->ne[1], 2), k * bucket);
+        push.u[11] = lanes_of(w);
+        dispatch_rows(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 1, 1, OUTPUTS, [7] = align}, &push,
+                      divide_up(w->ne[1], OUTPUTS * 64 / push.u[11]), k * bucket, after);
         return;
     }
     rq_group_layout l = rq_group_layout_of(w->ne[2], k, bucket);
     push.a[5] = group.address;
-    push.u[11] = l.order;
-    push.u[12] = l.tiles;
-    vk_dispatch(b, VK_MATMUL, (uint32_t[VK_CONSTANTS]){(uint32_t)w->type, 1}, &push, divide_up(w->ne[1], 32),
-                l.max_tiles, 1, false);
+    push.u[12] = l.order;
+    push.u[13] = l.tiles;
+    vk_dispatch(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 1, RQ_GROUP_TILE, [7] = align}, &push,
+                divide_up(w->ne[1], TILE_OUTPUTS), l.max_tiles, 1, after);
 }
 
 static void kv_write(vk_builder *b, const rq_op *op)
@@ -186,10 +288,10 @@ static void attend(vk_builder *b, const rq_op *op)
     if (!good_forms(b, g)) return;
     vk_view q = vk_value(b, op->in[1]), mean = {0}, y = vk_value(b, op->out[0]);
     if (op->n_in > 2) mean = vk_value(b, op->in[2]);
-    uint32_t bucket = vk_tape(b)->bucket, heads = q.ne[1], floats = (g->dim_v + 2 + 15) / 16 * 16;
+    uint32_t bucket = vk_tape(b)->bucket, heads = q.ne[1], floats = attend_floats(g->dim_v);
     bool splits = bucket <= 8;
     uint64_t partials = 0;
-    if (splits) partials = vk_scratch(b, 4ull * caps->max_partials * heads * floats);
+    if (splits) partials = scratch(b, NULL);
     vk_push push = {.a = {vk_step_address(b), vk_pool_address(b, cache->index), q.address, y.address,
                           partials, mean.address},
                     .u = {cache->index, cache->layer, heads, heads / g->n_heads, q.stride[1], q.stride[2],

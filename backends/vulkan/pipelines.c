@@ -43,9 +43,15 @@ rq_status vk_pipeline_get(vk_device *d, vk_shader shader, const uint32_t constan
     VkSpecializationMapEntry entries[VK_CONSTANTS];
     for (uint32_t i = 0; i < VK_CONSTANTS; i++) entries[i] = (VkSpecializationMapEntry){i, 4 * i, 4};
     VkSpecializationInfo special = {VK_CONSTANTS, entries, 4 * VK_CONSTANTS, constants};
+    bool whole = vk_shaders[shader].needs >> RQ_VK_FULL_SUBGROUPS & 1;
+    VkPipelineShaderStageRequiredSubgroupSizeCreateInfo width = {
+        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
+        .requiredSubgroupSize = d->features.subgroup_size};
     VkComputePipelineCreateInfo info = {
         .sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
         .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                  .pNext = whole ? &width : NULL,
+                  .flags = whole ? VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT : 0,
                   .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                   .module = module,
                   .pName = "main",

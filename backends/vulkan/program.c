@@ -40,7 +40,7 @@ struct vk_builder {
     const rq_bindings *bindings;
     uint32_t op;
     bool first; /* the next dispatch is the operation's first */
-    uint64_t scratch_bytes;
+    uint64_t memo;
     rq_status status;
     rq_error error;
 };
@@ -130,6 +130,11 @@ uint64_t vk_scratch(vk_builder *b, uint64_t bytes)
     }
     b->status = vk_alloc(&b->device->base, bytes, "partial results of attention", &p->scratch, &b->error);
     return vk_address(p->scratch);
+}
+
+uint64_t *vk_memo(vk_builder *b)
+{
+    return &b->memo;
 }
 
 static bool reads_rows(const rq_tape *tape)

@@ -37,6 +37,8 @@ typedef enum vk_shader {
     VK_ROTATE,
     VK_MATVEC,
     VK_MATMUL,
+    VK_QUANTIZE,
+    VK_HALVE,
     VK_KV_WRITE,
     VK_KV_ENCODE,
     VK_ATTEND,
@@ -113,6 +115,9 @@ VkResult vk_features_create(VkPhysicalDevice physical, const VkDeviceQueueCreate
 /* What the device lacks, or NULL. */
 const char *vk_device_lacks(VkPhysicalDevice device);
 
+/* Arithmetic of products, each kind able to do less precise and faster work than the one before (products.c). */
+typedef enum vk_math { VK_MATH_F32, VK_MATH_F16, VK_MATH_DOT, VK_MATH_COOPMAT, VK_MATHS } vk_math;
+
 typedef struct vk_device {
     rq_device base;
     vk_instance *instance;
@@ -120,6 +125,8 @@ typedef struct vk_device {
     VkPhysicalDeviceProperties properties;
     VkPhysicalDeviceMemoryProperties memory_properties;
     rq_vk_features features;
+    vk_math matvec, matmul; /* of products in buckets up to 8, and in wider ones */
+    bool math_is_forced;    /* by name */
     uint32_t queue_family;
     bool lost;
     VkDevice device;
@@ -213,6 +220,28 @@ uint32_t vk_extent_word(const vk_builder *b);
 void vk_dispatch(vk_builder *b, vk_shader shader, const uint32_t constants[VK_CONSTANTS], const vk_push *push,
                  uint32_t x, uint32_t y, uint32_t z, bool after);
 void vk_op_fail(vk_builder *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Notes of ops.c from operation to operation of a program; zero at first. */
+uint64_t *vk_memo(vk_builder *b);
+
+/* ---- products.c ------------------------------------------------------------------------------------------ */
+
+/* The form a product wants its activations in. */
+typedef enum vk_form { VK_FORM_F32, VK_FORM_BYTES, VK_FORM_HALVES } vk_form;
+
+typedef struct vk_product {
+    vk_shader shader;
+    vk_form form;
+} vk_product;
+
+/* Chooses the arithmetic of products: what the device is good at, or the kind of that name ("float32", "float16",
+ * "integer-dot", "coopmat"; NULL or "vulkan": no wish). Before the device is made. */
+rq_status vk_math_choose(vk_device *d, const char *implementation, uint32_t disabled, rq_error *err);
+const char *vk_math_name(vk_math math);
+/* The kernel of a product with weights of a type in a bucket. */
+vk_product vk_product_of(const vk_device *d, rq_type type, uint32_t bucket);
+/* Scratch memory of `rows` rows of activations in that form. */
+uint64_t vk_form_bytes(vk_form form, uint32_t n_in, uint64_t rows);
 
 /* ---- ops.c ----------------------------------------------------------------------------------------------- */
 
