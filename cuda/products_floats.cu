@@ -1,0 +1,18 @@
+// products_floats.cu - kernels of floats and the simplest blocks.
+#include "cuda/matmul.cuh"
+#include "cuda/matvec.cuh"
+
+MATVEC_KERNELS(0)
+MATVEC_KERNELS(1)
+MATVEC_KERNELS(28)
+MATVEC_KERNELS(30)
+MATVEC_KERNELS(8)
+MATVEC_KERNELS(2)
+MATVEC_KERNELS(3)
+MATMUL_KERNEL(0)
+MATMUL_KERNEL(1)
+MATMUL_KERNEL(28)
+MATMUL_KERNEL(30)
+MATMUL_KERNEL(8)
+MATMUL_KERNEL(2)
+MATMUL_KERNEL(3)

@@ -1,0 +1,14 @@
+// products_k.cu - kernels of the K types.
+#include "cuda/matmul.cuh"
+#include "cuda/matvec.cuh"
+
+MATVEC_KERNELS(12)
+MATVEC_KERNELS(14)
+MATVEC_KERNELS(13)
+MATVEC_KERNELS(10)
+MATVEC_KERNELS(11)
+MATMUL_KERNEL(12)
+MATMUL_KERNEL(14)
+MATMUL_KERNEL(13)
+MATMUL_KERNEL(10)
+MATMUL_KERNEL(11)

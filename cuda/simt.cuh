@@ -1,0 +1,313 @@
+// simt.cuh - the only words kernels may use for what C++ does not have: threads, shared memory, barriers, warps,
+// wide loads, asynchronous copies, matrix units. nvcc gets them from here as intrinsics and inline PTX; the
+// simulator (tests/simt) supplies functions of the same names. A grep test holds kernels to this.
+#ifndef RQ_SIMT_CUH
+#define RQ_SIMT_CUH
+
+#include "cuda/args.h"
+
+struct alignas(16) u32x4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) u32x2 {
+    uint32_t x, y;
+};
+
+#ifndef __CUDACC__
+#include "tests/simt/vocabulary.h"
+#else
+
+// A kernel with its argument structure, threads of a block, and blocks that shall fit on a processor.
+#define KERNEL(name, args, threads)                                                                          \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ args p)
+#define DEVICE                static __device__ __forceinline__
+#define CONSTANT              static __device__ constexpr
+#define SHARED(type, name, n) __shared__ alignas(16) type name[n]
+
+DEVICE uint32_t thread_x()
+{
+    return threadIdx.x;
+}
+DEVICE uint32_t threads_x()
+{
+    return blockDim.x;
+}
+DEVICE uint32_t block_x()
+{
+    return blockIdx.x;
+}
+DEVICE uint32_t block_y()
+{
+    return blockIdx.y;
+}
+DEVICE uint32_t block_z()
+{
+    return blockIdx.z;
+}
+DEVICE uint32_t blocks_x()
+{
+    return gridDim.x;
+}
+
+DEVICE void block_sync()
+{
+    __syncthreads();
+}
+DEVICE void warp_sync()
+{
+    __syncwarp();
+}
+
+DEVICE float shfl_xor(float v, uint32_t mask)
+{
+    return __shfl_xor_sync(0xffffffffu, v, mask);
+}
+DEVICE uint32_t shfl_xor(uint32_t v, uint32_t mask)
+{
+    return __shfl_xor_sync(0xffffffffu, v, mask);
+}
+DEVICE float shfl(float v, uint32_t lane)
+{
+    return __shfl_sync(0xffffffffu, v, lane);
+}
+DEVICE uint32_t shfl(uint32_t v, uint32_t lane)
+{
+    return __shfl_sync(0xffffffffu, v, lane);
+}
+DEVICE uint32_t vote_bits(bool v)
+{
+    return __ballot_sync(0xffffffffu, v);
+}
+DEVICE bool vote_any(bool v)
+{
+    return __any_sync(0xffffffffu, v);
+}
+DEVICE bool vote_all(bool v)
+{
+    return __all_sync(0xffffffffu, v);
+}
+DEVICE uint32_t atomic_add(uint32_t *p, uint32_t v)
+{
+    return atomicAdd(p, v);
+}
+DEVICE uint32_t atomic_max(uint32_t *p, uint32_t v)
+{
+    return atomicMax(p, v);
+}
+
+// ---- memory: 4, 8 and 16 aligned bytes
+DEVICE uint32_t load4(const void *p)
+{
+    return *(const uint32_t *)p;
+}
+DEVICE u32x2 load8(const void *p)
+{
+    return *(const u32x2 *)p;
+}
+DEVICE u32x4 load16(const void *p)
+{
+    return *(const u32x4 *)p;
+}
+// Global memory that nobody writes during the launch, read once: not kept in the first-level cache.
+DEVICE u32x4 load16_once(const void *p)
+{
+    u32x4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+DEVICE void store4(void *p, uint32_t v)
+{
+    *(uint32_t *)p = v;
+}
+DEVICE void store8(void *p, u32x2 v)
+{
+    *(u32x2 *)p = v;
+}
+DEVICE void store16(void *p, u32x4 v)
+{
+    *(u32x4 *)p = v;
+}
+
+// ---- asynchronous copies of 16 bytes from global to shared memory (plain ones before sm_80)
+DEVICE uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+DEVICE void copy16_async(void *shared, const void *global)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global)
+                 : "memory");
+#else
+    *(u32x4 *)shared = *(const u32x4 *)global;
+#endif
+}
+DEVICE void copy_commit()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits until at most N groups of this thread are under way.
+template <int N> DEVICE void copy_wait()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// ---- matrices: fragments as PTX names them (ISA, section "Matrix fragments for mma.m16n8k16" and following)
+DEVICE void ldmatrix_x4(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+#if __CUDA_ARCH__ >= 800
+DEVICE void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+DEVICE void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#else // sm_75 has smaller tiles, and no bf16: the sums over a quad's operands, by shuffles
+DEVICE float half_of(uint32_t v, uint32_t i, bool brain)
+{
+    uint16_t h = (uint16_t)(v >> 16 * i);
+    if (brain) return __uint_as_float((uint32_t)h << 16);
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+DEVICE void mma_slow(float c[4], const uint32_t a[4], const uint32_t b[2], bool brain)
+{
+    uint32_t lane = threadIdx.x % 32, row = lane / 4 * 4, column = 2 * (lane % 4);
+    for (uint32_t q = 0; q < 4; q++)
+        for (uint32_t h = 0; h < 2; h++) {
+            uint32_t a0 = shfl(a[2 * h], row + q), a1 = shfl(a[2 * h + 1], row + q);
+            uint32_t b0 = shfl(b[h], 4 * column + q), b1 = shfl(b[h], 4 * (column + 1) + q);
+            for (uint32_t i = 0; i < 2; i++) {
+                c[0] = fmaf(half_of(a0, i, brain), half_of(b0, i, brain), c[0]);
+                c[1] = fmaf(half_of(a0, i, brain), half_of(b1, i, brain), c[1]);
+                c[2] = fmaf(half_of(a1, i, brain), half_of(b0, i, brain), c[2]);
+                c[3] = fmaf(half_of(a1, i, brain), half_of(b1, i, brain), c[3]);
+            }
+        }
+}
+DEVICE void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    mma_slow(c, a, b, false);
+}
+DEVICE void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    mma_slow(c, a, b, true);
+}
+DEVICE void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2])
+{
+    uint32_t lane = threadIdx.x % 32, row = lane / 4 * 4, column = 2 * (lane % 4);
+    for (uint32_t q = 0; q < 4; q++)
+        for (uint32_t h = 0; h < 2; h++) {
+            int a0 = (int)shfl(a[2 * h], row + q), a1 = (int)shfl(a[2 * h + 1], row + q);
+            int b0 = (int)shfl(b[h], 4 * column + q), b1 = (int)shfl(b[h], 4 * (column + 1) + q);
+            c[0] = __dp4a(a0, b0, c[0]);
+            c[1] = __dp4a(a0, b1, c[1]);
+            c[2] = __dp4a(a1, b0, c[2]);
+            c[3] = __dp4a(a1, b1, c[3]);
+        }
+}
+#endif
+
+// ---- arithmetic on bytes and halves
+// Sum of the products of four signed bytes, plus c.
+DEVICE int32_t dp4a(uint32_t a, uint32_t b, int32_t c)
+{
+    return __dp4a((int)a, (int)b, c);
+}
+// Bytes of b:a by the nibbles of `selector`; bit 3 of a nibble: the byte's sign, eight times.
+DEVICE uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector)
+{
+    uint32_t r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
+    return r;
+}
+DEVICE float bits_float(uint32_t v)
+{
+    return __uint_as_float(v);
+}
+DEVICE uint32_t float_bits(float v)
+{
+    return __float_as_uint(v);
+}
+DEVICE uint32_t leading_zeros(uint32_t v)
+{
+    return (uint32_t)__clz((int)v);
+}
+DEVICE uint32_t count_bits(uint32_t v)
+{
+    return (uint32_t)__popc(v);
+}
+// Nearest even; NaN becomes some NaN.
+DEVICE uint32_t half_bits(float v)
+{
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+    return h;
+}
+DEVICE float half_float(uint32_t h)
+{
+    float f;
+    uint16_t low = (uint16_t)h;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(low));
+    return f;
+}
+// Two to the power x, 2 units in the last place; -inf gives 0.
+DEVICE float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Lets the next launch of the stream begin, and waits for what the one before it wrote (where the host asked for it).
+DEVICE void launch_next()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void launch_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#endif // __CUDACC__
+#endif
