@@ -29,6 +29,10 @@ enum { DIRECT_ROWS = 4, KEYS = 64 };
 #define UNROLL _Pragma("unroll")
 #endif
 
+/* A case for every number of rows that a micro-kernel may take: in each it is a constant. */
+#define RQ_ROW_CASES(CASE)                                                                                   \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+
 #include "backends/cpu/vec/coded_impl.h"
 
 /* ---- panels ---------------------------------------------------------------------------------------------- */
@@ -65,18 +69,7 @@ static void panel_product(const float *a, size_t lda, const float *b, float *c, 
     case n:                                                                                                  \
         if ((n) <= (int)ROWS) panel_rows(a, lda, b, c, ldc, n_k, add, (n) <= (int)ROWS ? (n) : 1);           \
         break;
-        RQ_CASE(1)
-        RQ_CASE(2)
-        RQ_CASE(3)
-        RQ_CASE(4)
-        RQ_CASE(5)
-        RQ_CASE(6)
-        RQ_CASE(7)
-        RQ_CASE(8)
-        RQ_CASE(9)
-        RQ_CASE(10)
-        RQ_CASE(11)
-        RQ_CASE(12)
+        RQ_ROW_CASES(RQ_CASE)
 #undef RQ_CASE
     }
 }

@@ -341,18 +341,7 @@ static void code_product(const int32_t *a, size_t lda, const int32_t *b, size_t 
         if ((m) <= (int)CODE_ROWS)                                                                           \
             code_rows(a, lda, b, ldb, n_pairs, to, row, column, n, (m) <= (int)CODE_ROWS ? (m) : 1, COLS);   \
         break;
-                RQ_CASE(1)
-                RQ_CASE(2)
-                RQ_CASE(3)
-                RQ_CASE(4)
-                RQ_CASE(5)
-                RQ_CASE(6)
-                RQ_CASE(7)
-                RQ_CASE(8)
-                RQ_CASE(9)
-                RQ_CASE(10)
-                RQ_CASE(11)
-                RQ_CASE(12)
+                RQ_ROW_CASES(RQ_CASE)
 #undef RQ_CASE
             }
         }
