@@ -4,6 +4,7 @@
 
 #include "backends/base/status.h"
 #include "backends/cache.h"
+#include "backends/state.h"
 #include "backends/step.h"
 #include "backends/tape/tape.h"
 
@@ -98,11 +99,26 @@ static inline uint8_t *rq_pool_coded_block(const rq_cache_pool *pool, uint32_t p
            head * l->head_bytes;
 }
 
+/* The slots of a state group: slot i starts at i * layout.slot_bytes. */
+typedef struct rq_state_pool {
+    const rq_state_group *group;
+    rq_state_layout layout;
+    rq_memory *memory;
+    uint32_t n_slots;
+} rq_state_pool;
+
+/* Host address of a layer's part of a slot: the tail, then the matrices. The memory has host addresses. */
+static inline uint8_t *rq_pool_state(const rq_state_pool *pool, uint32_t slot, uint32_t layer)
+{
+    return (uint8_t *)pool->memory->host + slot * pool->layout.slot_bytes + layer * pool->layout.layer_bytes;
+}
+
 typedef struct rq_bindings {
     const rq_binding *weights; /* by weight index */
     rq_memory *arena;
     rq_memory *persist[RQ_PERSIST_COUNT];
-    const rq_cache_pool *pools; /* by group */
+    const rq_cache_pool *pools;  /* by group */
+    const rq_state_pool *states; /* by state group; NULL: no operation reads any */
     const rq_step_caps *caps;
     /* KV_ENCODE adds how many of its inputs were not finite (they are kept as 0), from any thread. NULL: nobody asks. */
     _Atomic uint64_t *not_finite;

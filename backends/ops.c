@@ -10,6 +10,7 @@ static const rq_op_info catalogue[RQ_OP_COUNT] = {
     [RQ_OP_NONE] = {"none", 0, 0, 0, 0, 0, 0, 0},
     [RQ_OP_EMBED] = {"embed", 1, 1, 1, 1, 0, 0, STEP | SAMPLED},
     [RQ_OP_RMS_NORM] = {"rms_norm", 2, 2, 1, 1, 1 << 1, 0, 0},
+    [RQ_OP_L2_NORM] = {"l2_norm", 1, 1, 1, 1, 0, 0, 0},
     [RQ_OP_MATMUL] = {"matmul", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_ADD] = {"add", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_MUL] = {"mul", 2, 2, 1, 1, 0, 0, 0},
@@ -20,6 +21,8 @@ static const rq_op_info catalogue[RQ_OP_COUNT] = {
     [RQ_OP_KV_WRITE] = {"kv_write", 3, 3, 0, 0, 0, 1 << 0, STEP},
     [RQ_OP_KV_ENCODE] = {"kv_encode", 1, 1, 0, 0, 0, 1 << 0, STEP},
     [RQ_OP_ATTEND] = {"attend", 3, 3, 1, 1, 1 << 2, 0, STEP},
+    [RQ_OP_SHORT_CONV] = {"short_conv", 3, 3, 1, 1, 0, 1 << 0, STEP},
+    [RQ_OP_DELTA_RULE] = {"delta_rule", 8, 8, 1, 1, 0, 1 << 0, STEP},
     [RQ_OP_ROUTE] = {"route", 1, 1, 2, 2, 0, 0, 0},
     [RQ_OP_GROUP] = {"group", 1, 1, 1, 1, 0, 0, STEP},
     [RQ_OP_MATMUL_EXPERTS] = {"matmul_experts", 4, 4, 1, 1, 0, 0, STEP},
@@ -124,6 +127,10 @@ bool rq_ranges_conflict(const rq_range *a, uint32_t n_a, const rq_range *b, uint
  * a sum of squares of at least w_max^2. With b = 15 that is 6e-9 together, which leaves the error of the exact
  * pages beside: 1e-6. (With b = 7 it would be 4e-4, more than a wrong gain makes.)
  *
+ * Recurrences: each token adds the roundings of two sums over dk elements and of the state's update to what it
+ * inherits, which the next tokens do not enlarge (|I - beta k k^T| <= 1 for keys of length 1, decay <= 1): over the
+ * 2048 tokens of a step at most 2048 (dk / 6 + 1) u^2 = 1.6e-10 at dk = 128; six times that.
+ *
  * Pointwise: + - * of f32 in double and rounded once more have the bits of f32 arithmetic (Figueroa 1995), hence
  * 0; elementary functions may err by 8 units in the last place. */
 static const double SUM_F32 = 1e-10, SUM_F16 = 1e-7, SUM_BF16 = 4e-6, SUM_BLOCK = 1e-4;
@@ -151,8 +158,12 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     case RQ_OP_ARGMAX:
         return 0;
     case RQ_OP_RMS_NORM:
+    case RQ_OP_L2_NORM:
         return SUM_F32;
+    case RQ_OP_DELTA_RULE:
+        return 1e-9;
     case RQ_OP_GLU:
+    case RQ_OP_SHORT_CONV: /* a sum of up to 8 terms, then silu */
     case RQ_OP_ROPE:
     case RQ_OP_ROUTE:
         return 1e-11; /* relative error of 8 u at most of three factors, squared: 2e-12 */
@@ -206,7 +217,12 @@ static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, do
     case RQ_OP_MATMUL_EXPERTS:
         return 2.0 * in0->ne[0] * elements(out);
     case RQ_OP_RMS_NORM:
+    case RQ_OP_L2_NORM:
         return 4.0 * elements(out);
+    case RQ_OP_SHORT_CONV:
+        return (2.0 * tape->values[op->in[2]].ne[1] + 6) * elements(out);
+    case RQ_OP_DELTA_RULE: /* read, update, read again */
+        return 7.0 * tape->values[op->in[2]].ne[0] * elements(out);
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
@@ -239,6 +255,17 @@ static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, do
         for (uint32_t i = 0; i < op->prim_count; i++)
             sum += flops_of(tape, &tape->prims[op->prim_first + i], kv_len, head_dims);
     return sum;
+}
+
+/* Bytes of the state of one sequence. */
+static double state_bytes(const rq_tape *tape, const rq_op *op)
+{
+    if (op->kind == RQ_OP_SHORT_CONV) {
+        const rq_value *w = &tape->values[op->in[2]];
+        return 4.0 * w->ne[0] * (w->ne[1] - 1);
+    }
+    const rq_value *k = &tape->values[op->in[2]], *v = &tape->values[op->in[3]];
+    return 4.0 * k->ne[0] * v->ne[0] * v->ne[1];
 }
 
 /* Bytes of the cache that an operation touches with T tokens that each see `kv_len` positions. */
@@ -288,6 +315,10 @@ rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_gr
                 cost.bytes_read += bytes;
                 bytes = (double)rq_coded_layout_of(g).layer_bytes / RQ_PAGE_TOKENS * tape->bucket;
             }
+        }
+        if (v->space == RQ_SPACE_STATE) { /* the tokens of a step are one sequence's */
+            bytes = state_bytes(tape, op);
+            cost.bytes_read += bytes;
         }
         if (info->written >> i & 1)
             cost.bytes_written += bytes;

@@ -20,13 +20,16 @@
  *     an id outside [0, V) gives a row of zeros. Reads STEP and PERSIST sampled.
  * RMS_NORM        x, weight [ne0] f32 |0                          f32, shape of x
  *     y = x / sqrt(mean(x^2) + eps) * weight, over each row of ne0 (Zhang & Sennrich 2019, eq. 4). p.norm
+ * L2_NORM         x                                               f32, shape of x
+ *     y = x / max(sqrt(sum(x^2)), eps), over each row of ne0. p.norm
  * MATMUL          w [n_in, n_out], x f32 [n_in, T]                f32 [n_out, T]
  *     y[o,t] = sum_i w[i,o] x[i,t]. Block-quantised w may meet x quantised to int8 blocks: see tolerances.
  * ADD, MUL        a f32, b f32: shape of a, or one row [ne0]      f32, shape of a
  * SCALE           x f32                                           f32: factor * x. p.scale
- * GLU             gate, up f32, same shape                        f32: act(gate) * up. p.glu
+ * GLU             gate, up f32: same shape, or gate [1, ...]      f32, shape of up: act(gate) * up. p.glu
  *     silu(g) = g / (1 + exp(-g)); gelu_tanh(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3)))
- *     (Hendrycks & Gimpel 2016; Shazeer 2020 for the gated forms).
+ *     (Hendrycks & Gimpel 2016; Shazeer 2020 for the gated forms); sigmoid(g) = 1 / (1 + exp(-g)). A gate with
+ *     rows of one element gives it to every element of up's row.
  * ROPE            x f32 [d, heads, T], inv_freq f32 [n_rot/2]     f32 [d, heads, T]. p.rope
  *     angle = position(t) * inv_freq[i], pair (a, c) -> magnitude * (a cos - c sin, a sin + c cos); pairs are
  *     (2i, 2i+1) or (i, i + n_rot/2); elements from n_rot on pass through (Su et al. 2021, eq. 34; YaRN's
@@ -53,6 +56,17 @@
  *     form of rq_kv_reads_exact(group, p, page); what coded pages hold is decoded by formats/kv_codec.h, K
  *     times gain_k, V times gain_v. With softcap > 0 and `mean` the score is s_j + scale * mean . q before
  *     the cap. Reads STEP.
+ * SHORT_CONV      state (read and written), x f32 [C, T], w f32 [C, taps]     f32 [C, T]
+ *     per channel: y_t = silu(sum over j = 0 .. taps-1 of w[j] x_{t - taps + 1 + j}), t the token's place in its
+ *     sequence; inputs before the run are the tail in the state of its slot (zeros before position 0), which then
+ *     holds the run's last taps - 1 inputs (Fu et al. 2023; Yang et al. 2024 as used here). Reads STEP.
+ * DELTA_RULE      state (read and written), q, k f32 [dk, Hk, T], v f32 [dv, Hv, T], alpha, beta f32 [Hv, T],
+ *                 rate, offset f32 [Hv]                            f32 [dv, Hv, T]. p.delta
+ *     for each value head j with key head h (j mod Hk if tiled, else j / (Hv / Hk)), token after token of a run:
+ *     S *= exp(rate softplus(alpha + offset)); d = sigmoid(beta) (v - S^T k); S += k d^T; y = scale S^T q, with S
+ *     [dv, dk] the head's matrix in the state of the run's slot (Yang, Kautz & Hatamizadeh 2024, gated delta
+ *     networks, eq. 10). softplus(x) = log(1 + e^x). Reads STEP.
+ *     Both: a run that starts at position 0 begins with zeros; padding touches no state.
  * ROUTE           logits f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route
  *     P = softmax(logits) over all E; the k largest, descending, ties to the lower index; weight =
  *     P / max(sum of the k, 2^-14) * scale. Ids are in [0, E) and distinct whatever the logits are.
@@ -85,7 +99,7 @@ typedef struct rq_op_info {
     uint8_t min_in, max_in; /* entries of in[] used, absent ones included */
     uint8_t min_out, max_out;
     uint8_t optional; /* bit i: in[i] may be 0 */
-    uint8_t written;  /* bit i: in[i] is written, and but for the cache of KV_ENCODE not read */
+    uint8_t written; /* bit i: in[i] is written, and but for the cache of KV_ENCODE and for states not read */
     uint8_t flags;
 } rq_op_info;
 

@@ -132,8 +132,8 @@ int32_t rq_step_add_run(rq_step *step, uint32_t seq, const int32_t *ids, uint32_
         }
     }
     rq_run *runs = at(step, h->runs);
-    runs[h->n_runs++] =
-        (rq_run){.seq = seq, .first = first, .count = count, .start = start, .kv_len = (uint32_t)end};
+    runs[h->n_runs++] = (rq_run){
+        .seq = seq, .first = first, .count = count, .start = start, .kv_len = (uint32_t)end, .state = seq};
     h->n_tokens += count;
     return (int32_t)first;
 }

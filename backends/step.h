@@ -46,7 +46,7 @@ typedef struct rq_run {
     uint32_t count;
     uint32_t start;                 /* position of its first token */
     uint32_t kv_len;                /* start + count: positions visible to its last token */
-    uint32_t state;                 /* state slot */
+    uint32_t state;                 /* slot of recurrent state; the sequence slot */
     uint32_t n_pending, n_accepted; /* lazy commit of draft checks */
 } rq_run;
 

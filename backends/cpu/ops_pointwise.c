@@ -145,6 +145,17 @@ void rq_cpu_scale(rq_cpu_builder *b, const rq_op *op)
     rq_cpu_emit(b, run_scale, a, false);
 }
 
+static void run_glu_one(rq_cpu_worker *w, const void *args)
+{
+    const row_args *a = args;
+    RQ_ROW_LOOP(a)
+    {
+        float one = 1.0f, gate;
+        w->vec->glu(rq_row_of(&a->a, &a->rows, r), &one, &gate, 1, a->act);
+        w->vec->scale(rq_row_of(&a->b, &a->rows, r), gate, rq_row_of(&a->y, &a->rows, r), a->rows.ne[0]);
+    }
+}
+
 static void run_glu(rq_cpu_worker *w, const void *args)
 {
     const row_args *a = args;
@@ -158,7 +169,8 @@ void rq_cpu_glu(rq_cpu_builder *b, const rq_op *op)
     row_args *a = row_op(b, op->in[0], op->in[1], op->out[0]);
     if (!a) return;
     a->act = op->p.glu.act;
-    rq_cpu_emit(b, run_glu, a, false);
+    a->rows = rq_cpu_rows(b, &a->b);
+    rq_cpu_emit(b, a->a.ne[0] < a->b.ne[0] ? run_glu_one : run_glu, a, false);
 }
 
 /* ---- rotary positions ------------------------------------------------------------------------------------ */

@@ -290,6 +290,9 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
     case RQ_OP_RMS_NORM:
         rq_cpu_rms_norm(b, op);
         return;
+    case RQ_OP_L2_NORM:
+        rq_cpu_l2_norm(b, op);
+        return;
     case RQ_OP_MATMUL:
     case RQ_OP_MATMUL_ADD:
         rq_cpu_matmul(b, op);
@@ -318,6 +321,12 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
         return;
     case RQ_OP_ATTEND:
         rq_cpu_attend(b, op);
+        return;
+    case RQ_OP_SHORT_CONV:
+        rq_cpu_short_conv(b, op);
+        return;
+    case RQ_OP_DELTA_RULE:
+        rq_cpu_delta_rule(b, op);
         return;
     case RQ_OP_ROUTE:
         rq_cpu_route(b, op);
@@ -621,6 +630,7 @@ static rq_status run_reference(rq_cpu_program *p, const uint32_t *words, uint64_
         .address = reference_address,
         .user = p,
         .pools = p->bindings.pools,
+        .states = p->bindings.states,
         .caps = p->bindings.caps,
         .step_words = words,
         .sampled = sampled ? sampled->host : NULL,

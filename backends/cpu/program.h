@@ -176,6 +176,10 @@ void rq_cpu_combine(rq_cpu_builder *b, const rq_op *op);
 /* ops_cache.c */
 void rq_cpu_kv_write(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_qk_norm_rope_write(rq_cpu_builder *b, const rq_op *op);
+/* ops_recurrent.c */
+void rq_cpu_l2_norm(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_short_conv(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_delta_rule(rq_cpu_builder *b, const rq_op *op);
 /* ops_rotate.c */
 void rq_cpu_rotate(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_rotation_release(rq_cpu_device *device, rq_cpu_rotation *rotation); /* one program's share */

@@ -55,6 +55,23 @@ static rq_status check_group(const rq_executor_params *p, uint32_t index, rq_err
     return RQ_OK;
 }
 
+static rq_status check_states(const rq_executor_params *p, rq_error *err)
+{
+    if (p->n_states > RQ_MAX_STATE_GROUPS)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED, "%u state groups are more than the %d possible", p->n_states,
+                       RQ_MAX_STATE_GROUPS);
+    for (uint32_t i = 0; i < p->n_states; i++) {
+        const rq_state_group *g = &p->states[i];
+        bool conv = g->conv_channels != 0 && g->conv_taps >= 2 && g->conv_taps <= RQ_MAX_CONV_TAPS;
+        if (!conv || g->n_layers == 0 || g->n_heads == 0 || g->dim_k == 0 || g->dim_v == 0)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "state group %u is empty", i);
+        if (p->state_device && p->state_device[i] >= p->n_devices)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "state group %u was placed on device %u of %u", i,
+                           p->state_device[i], p->n_devices);
+    }
+    return RQ_OK;
+}
+
 static rq_status check_params(const rq_executor_params *p, rq_error *err)
 {
     if (p->n_devices == 0) return rq_fail(err, RQ_ERR_ARGUMENT, "there is no device to run on");
@@ -74,7 +91,7 @@ static rq_status check_params(const rq_executor_params *p, rq_error *err)
         rq_status status = check_group(p, g, err);
         if (status != RQ_OK) return status;
     }
-    return RQ_OK;
+    return check_states(p, err);
 }
 
 static rq_status copy_params(rq_executor *ex, const rq_executor_params *p, rq_error *err)
@@ -85,6 +102,10 @@ static rq_status copy_params(rq_executor *ex, const rq_executor_params *p, rq_er
     rq_status s = copy_of(p->devices, p->n_devices, sizeof *ex->devices, (void **)&ex->devices, err);
     if (s == RQ_OK) s = copy_of(p->weights, p->n_weights, sizeof *ex->weights, (void **)&ex->weights, err);
     if (s == RQ_OK) s = copy_of(p->groups, n_groups, sizeof *ex->groups, (void **)&ex->groups, err);
+    if (s == RQ_OK)
+        s = copy_of(p->states, p->n_states, sizeof *ex->state_groups, (void **)&ex->state_groups, err);
+    if (s == RQ_OK)
+        s = copy_of(p->state_device, p->n_states, sizeof(uint32_t), (void **)&ex->state_device, err);
     const struct {
         const uint32_t *from;
         uint32_t **to;
@@ -97,6 +118,8 @@ static rq_status copy_params(rq_executor *ex, const rq_executor_params *p, rq_er
     ex->params.devices = ex->devices;
     ex->params.weights = ex->weights;
     ex->params.groups = ex->groups;
+    ex->params.states = ex->state_groups;
+    ex->params.state_device = ex->state_device;
     ex->params.group_pages = ex->group_pages;
     ex->params.group_device = ex->group_device;
     ex->params.group_coded_pages = ex->group_coded_pages;
@@ -233,6 +256,8 @@ void rq_executor_free(rq_executor *ex)
     rq_free(ex->device_info);
     rq_free(ex->weights);
     rq_free(ex->groups);
+    rq_free(ex->state_groups);
+    rq_free(ex->state_device);
     rq_free(ex->group_pages);
     rq_free(ex->group_device);
     rq_free(ex->group_coded_pages);

@@ -33,6 +33,10 @@ typedef struct rq_executor_params {
     const uint32_t *group_device; /* device index of each group's pool */
     /* Coded pages, for the groups with a coded form, and scratch pages (cache.h); NULL: none anywhere. */
     const uint32_t *group_coded_pages, *group_scratch_pages;
+    /* Recurrent state: a slot of each group for every sequence. state_device NULL: all on the first device. */
+    const rq_state_group *states; /* copied */
+    uint32_t n_states;
+    const uint32_t *state_device;
     rq_step_caps caps; /* completed by rq_step_caps_complete */
     uint32_t n_embd, n_vocab;
     uint32_t capture_floats; /* of PERSIST capture, for each token of a step; 0: there is none */
@@ -89,6 +93,7 @@ rq_status rq_executor_captured(rq_executor *ex, const float **rows, const rq_ste
 
 typedef struct rq_executor_info {
     uint64_t weight_bytes, cache_bytes, arena_bytes, persist_bytes, step_bytes;
+    uint64_t state_bytes;                                   /* of all sequences */
     uint64_t coded_bytes, scratch_bytes;                    /* of cache_bytes */
     uint32_t n_segments, n_copies, n_ops_trunk, n_ops_head; /* of the bucket-1 programs, after fusion */
     uint64_t copy_bytes;                                    /* between devices, of the same programs */
@@ -108,6 +113,12 @@ const rq_exec_list *rq_executor_list(const rq_executor *ex);
 
 /* Copies the content of one exact page to another of the same group (copy-on-write of a partial page). */
 rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err);
+
+/* The recurrent state of one sequence: its bytes (0: the model has none), a copy of it, and the copy put into the
+ * slot of any sequence. Steps in flight are waited for. */
+uint64_t rq_executor_state_bytes(const rq_executor *ex);
+rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err);
+rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err);
 
 /* Runs the bucket's trunk (and head) once on `step` and gives per-operation times; for rqvk-bench. */
 typedef struct rq_op_time {

@@ -38,6 +38,9 @@ struct rq_executor {
     rq_device_info *device_info;
     bool quick; /* only a few of the trunks and heads are planned */
 
+    rq_state_group *state_groups;
+    uint32_t *state_device;
+
     rq_exec_program trunk[RQ_TRUNK_BUCKETS], head[RQ_HEAD_BUCKETS];
     rq_exec_program encode; /* no operations: no group has a coded form */
     uint32_t n_trunk;
@@ -51,6 +54,7 @@ struct rq_executor {
     bool dry;           /* nothing is allocated: the list is being made */
     rq_exec_list list;
     rq_cache_pool pools[RQ_MAX_GROUPS];
+    rq_state_pool states[RQ_MAX_STATE_GROUPS];
     rq_bindings *bindings; /* [device][step slot] */
 
     rq_step_slot slots[RQ_STEPS];

@@ -221,6 +221,24 @@ static rq_status make_pool(rq_executor *ex, uint32_t g, rq_error *err)
     return status;
 }
 
+static rq_status make_states(rq_executor *ex, rq_error *err)
+{
+    for (uint32_t i = 0; i < ex->params.n_states; i++) {
+        rq_state_pool *pool = &ex->states[i];
+        pool->group = &ex->state_groups[i];
+        pool->layout = rq_state_layout_of(pool->group);
+        pool->n_slots = ex->params.caps.n_seqs;
+        uint64_t bytes;
+        if (!rq_mul_u64(pool->layout.slot_bytes, pool->n_slots, &bytes))
+            return rq_fail(err, RQ_ERR_CAPACITY, "the recurrent state of %u sequences is too large",
+                           pool->n_slots);
+        rq_status status = take(ex, ex->state_device[i], bytes, "recurrent state", &pool->memory,
+                                &ex->info.state_bytes, err);
+        if (status != RQ_OK) return status;
+    }
+    return RQ_OK;
+}
+
 /* ---- activations and the rest -------------------------------------------------------------------------- */
 
 static uint32_t program_count(const rq_executor *ex)
@@ -338,6 +356,7 @@ static rq_status make_bindings(rq_executor *ex, rq_error *err)
             b->weights = ex->weight_bindings + (size_t)d * ex->params.n_weights;
             b->arena = ex->arenas[d];
             b->pools = ex->pools;
+            b->states = ex->states;
             b->caps = &ex->params.caps;
             b->not_finite = &ex->not_finite;
             if (d == ex->input_device) b->persist[RQ_PERSIST_SAMPLED] = ex->sampled;
@@ -401,7 +420,8 @@ static rq_status list_scratch(rq_executor *ex, rq_error *err)
         pools[g] = ex->pools[g];
         pools[g].table = pools[g].scratch = pools[g].coded_table = &table;
     }
-    rq_bindings bindings = {.weights = weights, .pools = pools, .caps = &ex->params.caps};
+    rq_bindings bindings = {
+        .weights = weights, .pools = pools, .states = ex->states, .caps = &ex->params.caps};
     for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++) {
         if (!ex->devices[d]->backend->scratch) continue;
         rq_scratch sum = {0};
@@ -420,6 +440,7 @@ static rq_status everything(rq_executor *ex, rq_error *err)
 {
     rq_status status = adopt_weights(ex, err);
     for (uint32_t g = 0; g < ex->params.caps.n_groups && status == RQ_OK; g++) status = make_pool(ex, g, err);
+    if (status == RQ_OK) status = make_states(ex, err);
     if (status == RQ_OK) status = make_arenas(ex, err);
     if (status == RQ_OK) status = make_persist(ex, err);
     if (status == RQ_OK) status = make_steps(ex, err);
@@ -461,6 +482,7 @@ void rq_exec_memory_free(rq_executor *ex)
         give_back(pool->coded_table);
         for (uint32_t form = 0; form < RQ_PAGE_FORMS; form++) rq_free(ex->tables[g][form]);
     }
+    for (uint32_t i = 0; i < RQ_MAX_STATE_GROUPS; i++) give_back(ex->states[i].memory);
     for (uint32_t d = 0; ex->arenas && d < ex->params.n_devices; d++) give_back(ex->arenas[d]);
     rq_free(ex->arenas);
     for (uint32_t i = 0; i < RQ_PERSIST_COUNT; i++) give_back(ex->persist[i]);

@@ -41,6 +41,7 @@ static uint32_t device_of(void *user, const rq_tape *tape, const rq_op *op)
         if (!op->in[i]) continue;
         if (v->space == RQ_SPACE_CACHE && v->index < ex->params.caps.n_groups)
             return ex->group_device[v->index];
+        if (v->space == RQ_SPACE_STATE && v->index < ex->params.n_states) return ex->state_device[v->index];
         if (v->space == RQ_SPACE_PERSIST) return ex->persist_device;
     }
     if (ex->params.place_experts && is_experts(tape, op))
@@ -111,6 +112,24 @@ static rq_status check_cache(const rq_executor *ex, const rq_value *c, const rq_
     return RQ_OK;
 }
 
+/* The shapes of a recurrent operation against the state group's. */
+static rq_status check_state(const rq_executor *ex, const rq_tape *t, const rq_op *op, rq_error *err)
+{
+    const rq_value *s = &t->values[op->in[0]];
+    if (s->index >= ex->params.n_states || s->layer >= ex->state_groups[s->index].n_layers)
+        return rq_fail(err, RQ_ERR_INTERNAL,
+                       "the forward pass uses layer %u of state group %u, which does not exist", s->layer,
+                       s->index);
+    const rq_state_group *g = &ex->state_groups[s->index];
+    const rq_value *a = &t->values[op->in[2]], *b = &t->values[op->in[3]];
+    bool fits = op->kind == RQ_OP_SHORT_CONV
+                    ? a->ne[0] == g->conv_channels && a->ne[1] == g->conv_taps
+                    : a->ne[0] == g->dim_k && b->ne[0] == g->dim_v && b->ne[1] == g->n_heads;
+    if (fits) return RQ_OK;
+    return rq_fail(err, RQ_ERR_INTERNAL, "state group %u has another shape than the forward pass uses",
+                   s->index);
+}
+
 static rq_status check_op(const rq_executor *ex, const rq_tape *t, const rq_op *op, rq_error *err)
 {
     rq_status status = RQ_OK;
@@ -124,6 +143,7 @@ static rq_status check_op(const rq_executor *ex, const rq_tape *t, const rq_op *
     const rq_value *v = t->values;
     if (op->kind == RQ_OP_KV_WRITE)
         return check_cache(ex, &v[op->in[0]], &v[op->in[1]], &v[op->in[2]], NULL, err);
+    if (op->kind == RQ_OP_SHORT_CONV || op->kind == RQ_OP_DELTA_RULE) return check_state(ex, t, op, err);
     if (op->kind == RQ_OP_QK_NORM_ROPE_WRITE)
         return check_cache(ex, &v[op->in[6]], &v[op->in[1]], &v[op->in[2]], &v[op->in[0]], err);
     if (op->kind == RQ_OP_KV_ENCODE) {

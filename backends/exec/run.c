@@ -284,6 +284,48 @@ rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, 
                        (from & mask) * bytes, bytes, err);
 }
 
+/* ---- recurrent state -------------------------------------------------------------------------------------- */
+
+uint64_t rq_executor_state_bytes(const rq_executor *ex)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < ex->params.n_states; i++)
+        bytes += rq_state_layout_of(&ex->state_groups[i]).slot_bytes;
+    return bytes;
+}
+
+static rq_status state_ready(rq_executor *ex, uint32_t seq, rq_error *err)
+{
+    if (seq >= ex->params.caps.n_seqs)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no state of sequence %u", seq);
+    return any_flying(ex) ? wait_all(ex, err) : RQ_OK;
+}
+
+rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
+{
+    rq_status status = state_ready(ex, seq, err);
+    char *to = bytes;
+    for (uint32_t i = 0; i < ex->params.n_states && status == RQ_OK; i++) {
+        uint64_t n = ex->states[i].layout.slot_bytes;
+        rq_memory *memory = ex->states[i].memory;
+        status = memory->device->backend->download(memory, seq * n, to, n, err);
+        to += n;
+    }
+    return status;
+}
+
+rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err)
+{
+    rq_status status = state_ready(ex, seq, err);
+    const char *from = bytes;
+    for (uint32_t i = 0; i < ex->params.n_states && status == RQ_OK; i++) {
+        uint64_t n = ex->states[i].layout.slot_bytes;
+        status = upload(ex->states[i].memory, seq * n, from, n, err);
+        from += n;
+    }
+    return status;
+}
+
 /* ---- times --------------------------------------------------------------------------------------------- */
 
 static rq_status profile_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot,

@@ -143,7 +143,7 @@ static bool fuse_norm_glu(fuser *f, uint32_t at, const uint32_t *products)
     for (int i = 0; i < 2; i++)
         if (readers(f, products[i], &glu[i], 1) != 1) return false;
     const rq_op *norm = &t->ops[at], *g = &t->ops[glu[0]];
-    if (glu[0] != glu[1] || g->kind != RQ_OP_GLU) return false;
+    if (glu[0] != glu[1] || g->kind != RQ_OP_GLU || g->p.glu.act == RQ_ACT_SIGMOID) return false;
     uint32_t gate = products[0], up = products[1];
     if (g->in[0] == t->ops[up].out[0]) {
         gate = products[1];

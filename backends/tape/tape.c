@@ -1,6 +1,7 @@
 #include "backends/tape/tape.h"
 
 #include "backends/base/mem.h"
+#include "backends/state.h"
 #include "backends/tape/internal.h"
 
 #include <stdarg.h>
@@ -103,6 +104,15 @@ rq_ref rq_tape_cache(rq_tape *tape, uint32_t group, uint32_t layer)
         return rq_tape_fail(tape, RQ_ERR_ARGUMENT, "cache group %u does not exist (there are at most %d)",
                             group, RQ_MAX_GROUPS);
     rq_value v = {.space = RQ_SPACE_CACHE, .index = group, .layer = layer, .ne = {1, 1, 1, 1}};
+    return rq_tape_value(tape, &v);
+}
+
+rq_ref rq_tape_state(rq_tape *tape, uint32_t group, uint32_t layer)
+{
+    if (group >= RQ_MAX_STATE_GROUPS)
+        return rq_tape_fail(tape, RQ_ERR_ARGUMENT, "state group %u does not exist (there are at most %d)",
+                            group, RQ_MAX_STATE_GROUPS);
+    rq_value v = {.space = RQ_SPACE_STATE, .index = group, .layer = layer, .ne = {1, 1, 1, 1}};
     return rq_tape_value(tape, &v);
 }
 

@@ -46,7 +46,7 @@ typedef struct rq_value {
     const char *name; /* for people: "blk.3.q"; static or owned by the tape */
 } rq_value;
 
-typedef enum rq_act { RQ_ACT_SILU, RQ_ACT_GELU_TANH } rq_act;
+typedef enum rq_act { RQ_ACT_SILU, RQ_ACT_GELU_TANH, RQ_ACT_SIGMOID } rq_act;
 typedef enum rq_pairing { RQ_ROPE_NORM /* (2i, 2i+1) */, RQ_ROPE_NEOX /* (i, i + n_rot/2) */ } rq_pairing;
 
 /* The catalogue itself (name, operands, formula, tolerance of each kind) is ops.h. */
@@ -55,6 +55,7 @@ typedef enum rq_op_kind {
     /* primitives */
     RQ_OP_EMBED,
     RQ_OP_RMS_NORM,
+    RQ_OP_L2_NORM,
     RQ_OP_MATMUL,
     RQ_OP_ADD,
     RQ_OP_MUL,
@@ -65,6 +66,8 @@ typedef enum rq_op_kind {
     RQ_OP_KV_WRITE,
     RQ_OP_KV_ENCODE,
     RQ_OP_ATTEND,
+    RQ_OP_SHORT_CONV,
+    RQ_OP_DELTA_RULE,
     RQ_OP_ROUTE,
     RQ_OP_GROUP,
     RQ_OP_MATMUL_EXPERTS,
@@ -118,6 +121,10 @@ typedef struct rq_op {
             uint32_t n_expert;
         } group;
         struct {
+            float scale;
+            bool tiled; /* value head j has the key head j mod H_k, else j / (H_v / H_k) */
+        } delta;
+        struct {
             float eps;
             rq_act act;
             bool normed;
@@ -152,6 +159,7 @@ rq_status rq_tape_check(const rq_tape *tape, rq_error *err);
 
 rq_ref rq_tape_weight(rq_tape *tape, uint32_t index, rq_type type, const uint32_t ne[4], const char *name);
 rq_ref rq_tape_cache(rq_tape *tape, uint32_t group, uint32_t layer);
+rq_ref rq_tape_state(rq_tape *tape, uint32_t group, uint32_t layer);
 /* [ne0, ne1]; ne1 is the number of rows there are: tape->persist_rows[which]. */
 rq_ref rq_tape_persist(rq_tape *tape, rq_persist which, rq_type type, uint32_t ne0, uint32_t ne1);
 /* A new activation, contiguous. */
@@ -166,11 +174,13 @@ rq_ref rq_tape_view(rq_tape *tape, rq_ref x, uint64_t first, uint32_t ne0, uint3
 
 rq_ref rq_op_embed(rq_tape *t, rq_ref table);                          /* table [n, vocab] -> f32 [n, T] */
 rq_ref rq_op_rms_norm(rq_tape *t, rq_ref x, rq_ref weight, float eps); /* rows of ne0; weight [ne0] or 0 */
+rq_ref rq_op_l2_norm(rq_tape *t, rq_ref x, float eps);                 /* rows of ne0 */
 rq_ref rq_op_matmul(rq_tape *t, rq_ref w, rq_ref x); /* w [n_in, n_out], x [n_in, T] -> [n_out, T] */
 rq_ref rq_op_add(rq_tape *t, rq_ref a, rq_ref b);    /* b as a, or one row for all of a's */
 rq_ref rq_op_mul(rq_tape *t, rq_ref a, rq_ref b);    /* same */
 rq_ref rq_op_scale(rq_tape *t, rq_ref x, float factor);
-rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act); /* act(gate) * up */
+/* act(gate) * up; a gate with rows of one element gives it to the whole row of `up` */
+rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act);
 /* x [d, heads, T]; inv_freq f32 weight [n_rot/2], radians per position, scaling and YaRN folded in; magnitude
  * multiplies cos and sin. Positions come from the step. */
 rq_ref rq_op_rope(rq_tape *t, rq_ref x, rq_ref inv_freq, uint32_t n_rot, rq_pairing pairing, float magnitude);
@@ -185,6 +195,19 @@ rq_ref rq_op_attend(rq_tape *t, rq_ref cache, rq_ref q, uint32_t dim_v, float sc
 /* As above over keys that were stored less their mean; mean f32 weight [dk, H_kv], used where softcap > 0. */
 rq_ref rq_op_attend_mean(rq_tape *t, rq_ref cache, rq_ref q, rq_ref mean, uint32_t dim_v, float scale,
                          float softcap);
+/* x [C, T], w f32 weight [C, taps] -> [C, T] */
+rq_ref rq_op_short_conv(rq_tape *t, rq_ref state, rq_ref x, rq_ref w);
+/* What a delta rule takes; all f32. */
+typedef struct rq_delta_in {
+    rq_ref state;
+    rq_ref q, k;         /* [dk, H_k, T], of length 1 */
+    rq_ref v;            /* [dv, H_v, T] */
+    rq_ref alpha, beta;  /* [H_v, T], before their softplus and sigmoid */
+    rq_ref rate, offset; /* weights [H_v]: decay = exp(rate * softplus(alpha + offset)) */
+    float scale;         /* of the result */
+    bool tiled;          /* which key head serves a value head: p.delta */
+} rq_delta_in;
+rq_ref rq_op_delta_rule(rq_tape *t, const rq_delta_in *in); /* -> [dv, H_v, T] */
 void rq_op_route(rq_tape *t, rq_ref logits, uint32_t n_used, float scale, rq_ref *ids, rq_ref *weights);
 /* [E, T] -> i32 [k, T], f32 [k, T] */
 rq_ref rq_op_group(rq_tape *t, rq_ref ids, uint32_t n_expert); /* -> i32 work block, layout in ops.h */

@@ -1,6 +1,7 @@
 /* The builders of operations: every shape and type is checked here, so that backends may rely on them. */
 #include "backends/base/mem.h"
 #include "backends/ops.h"
+#include "backends/state.h"
 #include "backends/tape/internal.h"
 #include "backends/tape/tape.h"
 
@@ -103,6 +104,12 @@ static bool is_row(const rq_value *v, uint32_t n)
     return v->ne[0] == n && v->ne[1] == 1 && v->ne[2] == 1 && v->ne[3] == 1;
 }
 
+/* One element for each row of v? */
+static bool is_scalar_of(const rq_value *s, const rq_value *v)
+{
+    return s->ne[0] == 1 && s->ne[1] == v->ne[1] && s->ne[2] == v->ne[2] && s->ne[3] == v->ne[3];
+}
+
 static bool positive(float x)
 {
     return isfinite(x) && x > 0;
@@ -168,6 +175,17 @@ rq_ref rq_op_rms_norm(rq_tape *t, rq_ref x, rq_ref weight, float eps)
     return op->out[0];
 }
 
+rq_ref rq_op_l2_norm(rq_tape *t, rq_ref x, float eps)
+{
+    if (!f32_operand(t, RQ_OP_L2_NORM, x, "x")) return 0;
+    if (!positive(eps) && eps != 0)
+        return rq_tape_fail(t, RQ_ERR_FORMAT, "l2_norm: eps %g is not a small positive number", (double)eps);
+    rq_op *op = append_like(t, RQ_OP_L2_NORM, x, x, 0, 1);
+    if (!op) return 0;
+    op->p.norm.eps = eps;
+    return op->out[0];
+}
+
 rq_ref rq_op_matmul(rq_tape *t, rq_ref w, rq_ref x)
 {
     const rq_value *a = weight_operand(t, RQ_OP_MATMUL, w);
@@ -220,8 +238,8 @@ rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act)
     const rq_value *g = f32_operand(t, RQ_OP_GLU, gate, "gate");
     const rq_value *u = g ? f32_operand(t, RQ_OP_GLU, up, "up") : NULL;
     if (!u) return 0;
-    if (!same_shape(g, u)) return mismatch(t, RQ_OP_GLU, g, u);
-    rq_op *op = append_like(t, RQ_OP_GLU, gate, gate, up, 2);
+    if (!same_shape(g, u) && !is_scalar_of(g, u)) return mismatch(t, RQ_OP_GLU, g, u);
+    rq_op *op = append_like(t, RQ_OP_GLU, up, gate, up, 2);
     if (!op) return 0;
     op->p.glu.act = act;
     return op->out[0];
@@ -371,6 +389,49 @@ rq_ref rq_op_attend_mean(rq_tape *t, rq_ref cache, rq_ref q, rq_ref mean, uint32
     op->p.attend.scale = scale;
     op->p.attend.softcap = softcap;
     return op->out[0] = y;
+}
+
+rq_ref rq_op_short_conv(rq_tape *t, rq_ref state, rq_ref x, rq_ref w)
+{
+    const rq_op_kind kind = RQ_OP_SHORT_CONV;
+    if (!space_operand(t, kind, state, RQ_SPACE_STATE, "state")) return 0;
+    const rq_value *v = f32_operand(t, kind, x, "x");
+    const rq_value *c = v ? f32_operand(t, kind, w, "w") : NULL;
+    if (!c) return 0;
+    bool rows = v->ne[1] == t->bucket && v->ne[2] == 1 && v->ne[3] == 1;
+    if (!rows || c->space != RQ_SPACE_WEIGHT || c->ne[0] != v->ne[0] || c->ne[1] < 2 ||
+        c->ne[1] > RQ_MAX_CONV_TAPS || c->ne[2] != 1 || c->ne[3] != 1)
+        return mismatch(t, kind, v, c);
+    rq_op *op = append_like(t, kind, x, state, x, 3);
+    if (!op) return 0;
+    op->in[2] = w;
+    return op->out[0];
+}
+
+rq_ref rq_op_delta_rule(rq_tape *t, const rq_delta_in *in)
+{
+    const rq_op_kind kind = RQ_OP_DELTA_RULE;
+    if (!space_operand(t, kind, in->state, RQ_SPACE_STATE, "state")) return 0;
+    const rq_ref refs[] = {in->q, in->k, in->v, in->alpha, in->beta, in->rate, in->offset};
+    static const char *const roles[] = {"q", "k", "v", "alpha", "beta", "rate", "offset"};
+    const rq_value *x[7];
+    for (int i = 0; i < 7; i++)
+        if (!(x[i] = f32_operand(t, kind, refs[i], roles[i]))) return 0;
+    const rq_value *q = x[0], *k = x[1], *v = x[2];
+    if (!is_heads(t, q) || !same_shape(q, k) || v->ne[1] % k->ne[1]) return mismatch(t, kind, q, k);
+    if (!is_heads(t, v) || k->ne[0] > 4096 || v->ne[0] > 4096) return mismatch(t, kind, k, v);
+    for (int i = 3; i < 5; i++)
+        if (x[i]->ne[0] != v->ne[1] || x[i]->ne[1] != t->bucket || x[i]->ne[2] != 1)
+            return mismatch(t, kind, v, x[i]);
+    for (int i = 5; i < 7; i++)
+        if (!is_row(x[i], v->ne[1]) || x[i]->space != RQ_SPACE_WEIGHT) return mismatch(t, kind, v, x[i]);
+    if (!positive(in->scale)) return rq_tape_fail(t, RQ_ERR_FORMAT, "delta_rule: the scale is not positive");
+    rq_op *op = append_like(t, kind, in->v, in->state, 0, 8);
+    if (!op) return 0;
+    for (int i = 0; i < 7; i++) op->in[1 + i] = refs[i];
+    op->p.delta.scale = in->scale;
+    op->p.delta.tiled = in->tiled;
+    return op->out[0];
 }
 
 void rq_op_route(rq_tape *t, rq_ref logits, uint32_t n_used, float scale, rq_ref *ids, rq_ref *weights)

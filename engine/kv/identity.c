@@ -62,7 +62,7 @@ rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq
                          .n_heads_kv = l->n_head_kv,
                          .dim_k = m->hp.dim_k,
                          .dim_v = m->hp.dim_v,
-                         .window = m->groups[l->group].window,
+                         .window = l->mixer == RQ_MIXER_ATTENTION ? m->groups[l->group].window : 0,
                          .scale = 1.0f / sqrtf((float)m->hp.dim_k),
                          .softcap = 0.0f};
     return RQ_OK;

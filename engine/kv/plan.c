@@ -84,8 +84,9 @@ static rq_status use_so8(rq_kv_plan *plan, rq_pass_side *out, const rq_kv_side *
 static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_error *err)
 {
     rq_pass_layer *out = &plan->layers[i];
-    const rq_cache_group *group = &plan->groups[m->layers[i].group];
     out->k = out->v = NOTHING;
+    if (m->layers[i].mixer != RQ_MIXER_ATTENTION) return RQ_OK;
+    const rq_cache_group *group = &plan->groups[m->layers[i].group];
     out->encode = rq_group_is_coded(group);
     if (!out->encode) return RQ_OK;
     use_rotation(&out->k, &plan->k);
@@ -138,7 +139,7 @@ static rq_status plan_capture(rq_kv_plan *plan, const rq_model *m, const rq_engi
     uint64_t at = 0;
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         rq_pass_layer *l = &plan->layers[i];
-        l->capture = is_captured(plan, i);
+        l->capture = is_captured(plan, i) && m->layers[i].mixer == RQ_MIXER_ATTENTION;
         if (!l->capture) continue;
         l->q_at = at;
         l->k_at = l->q_at + (uint64_t)m->hp.dim_k * m->layers[i].n_head;

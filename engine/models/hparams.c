@@ -40,21 +40,21 @@ static rq_status opt_f32(const rq_model *m, const char *suffix, float fallback, 
 static rq_status read_heads(rq_model *m, rq_error *err)
 {
     rq_hparams *hp = &m->hp;
-    uint32_t *values = rq_calloc(hp->n_layers, 3 * sizeof *values);
-    if (!values) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", hp->n_layers);
-    uint32_t *head = values, *kv = values + hp->n_layers, *ff = kv + hp->n_layers;
+    uint32_t n = hp->n_layers + hp->n_mtp, *values = rq_calloc(n, 3 * sizeof *values);
+    if (!values) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", n);
+    uint32_t *head = values, *kv = values + n, *ff = kv + n;
 
-    rq_status s = rq_gguf_get_u32s(m->gguf, key_of(m, "attention.head_count").text, hp->n_layers, 1,
-                                   MAX_HEADS, head, err);
+    rq_status s =
+        rq_gguf_get_u32s(m->gguf, key_of(m, "attention.head_count").text, n, 1, MAX_HEADS, head, err);
     key kv_key = key_of(m, "attention.head_count_kv"), ff_key = key_of(m, "feed_forward_length");
     if (!s && rq_gguf_find(m->gguf, kv_key.text))
-        s = rq_gguf_get_u32s(m->gguf, kv_key.text, hp->n_layers, 1, MAX_HEADS, kv, err);
+        s = rq_gguf_get_u32s(m->gguf, kv_key.text, n, 1, MAX_HEADS, kv, err);
     else if (!s)
-        memcpy(kv, head, hp->n_layers * sizeof *kv);
+        memcpy(kv, head, n * sizeof *kv);
     if (!s && (hp->n_expert == 0 || rq_gguf_find(m->gguf, ff_key.text)))
-        s = rq_gguf_get_u32s(m->gguf, ff_key.text, hp->n_layers, hp->n_expert ? 0 : 1, MAX_DIM, ff, err);
+        s = rq_gguf_get_u32s(m->gguf, ff_key.text, n, hp->n_expert ? 0 : 1, MAX_DIM, ff, err);
 
-    for (uint32_t i = 0; !s && i < hp->n_layers; i++) {
+    for (uint32_t i = 0; !s && i < n; i++) {
         if (head[i] % kv[i])
             s = rq_fail(err, RQ_ERR_FORMAT,
                         "%s: layer %u has %u query heads, not a multiple of its %u key/value heads",
@@ -84,6 +84,9 @@ static rq_status read_head_dims(rq_model *m, rq_error *err)
     if (hp->n_rot % 2 || hp->n_rot > hp->dim_k)
         return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.dimension_count is %u with a head size of %u", label,
                        m->arch, hp->n_rot, hp->dim_k);
+    if (m->family->gated && hp->dim_k != hp->dim_v)
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: head sizes %u and %u: a gated family has the same for both",
+                       label, hp->dim_k, hp->dim_v);
     if (m->family->full_rotary && hp->n_rot != hp->dim_k)
         return rq_fail(err, RQ_ERR_FORMAT,
                        "%s: %s.rope.dimension_count is %u, but this family rotates whole heads of %u", label,
@@ -163,6 +166,75 @@ static rq_status read_experts(rq_model *m, rq_error *err)
     return RQ_OK;
 }
 
+/* Which layers are recurrent: a list in the file, or all but every n-th. */
+static rq_status read_mixers(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    uint32_t interval, n = hp->n_layers + hp->n_mtp;
+    rq_status s = opt_u32(m, "full_attention_interval", 1, RQ_MAX_LAYERS, 4, &interval, err);
+    key list = key_of(m, "attention.recurrent_layers");
+    uint32_t *recurrent = NULL;
+    if (!s && rq_gguf_find(m->gguf, list.text)) {
+        recurrent = rq_calloc(n, sizeof *recurrent);
+        if (!recurrent) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", n);
+        s = rq_gguf_get_u32s(m->gguf, list.text, n, 0, 1, recurrent, err);
+    }
+    uint32_t n_delta = 0;
+    for (uint32_t i = 0; i < n && !s; i++) {
+        bool delta = recurrent ? recurrent[i] != 0 : (i + 1) % interval != 0;
+        m->layers[i].mtp = i >= hp->n_layers;
+        m->layers[i].mixer = delta && !m->layers[i].mtp ? RQ_MIXER_DELTA : RQ_MIXER_ATTENTION;
+        n_delta += m->layers[i].mixer == RQ_MIXER_DELTA;
+    }
+    rq_free(recurrent);
+    if (!s && (n_delta == 0 || n_delta == hp->n_layers))
+        s = rq_fail(err, RQ_ERR_FORMAT, "%s: %u of %u layers are recurrent, where some of both are needed",
+                    rq_gguf_label(m->gguf), n_delta, hp->n_layers);
+    return s;
+}
+
+/* The delta rule's sizes; their keys are named after another kind of recurrence. */
+static rq_status read_delta(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    const char *label = rq_gguf_label(m->gguf);
+    uint32_t inner, sections[4];
+    rq_status s = get_u32(m, "ssm.conv_kernel", 2, RQ_MAX_CONV_TAPS, &hp->conv_taps, err);
+    if (!s) s = get_u32(m, "ssm.state_size", 4, MAX_HEAD_DIM, &hp->state_dim, err);
+    if (!s) s = get_u32(m, "ssm.group_count", 1, MAX_HEADS, &hp->n_key_heads, err);
+    if (!s) s = get_u32(m, "ssm.time_step_rank", 1, MAX_HEADS, &hp->n_value_heads, err);
+    if (!s) s = get_u32(m, "ssm.inner_size", 1, MAX_HEADS * MAX_HEAD_DIM, &inner, err);
+    if (!s)
+        s = rq_gguf_get_u32s(m->gguf, key_of(m, "rope.dimension_sections").text, 4, 0, MAX_HEAD_DIM, sections,
+                             err);
+    if (s) return s;
+    if (hp->n_value_heads % hp->n_key_heads)
+        return rq_fail(err, RQ_ERR_FORMAT,
+                       "%s: %s.ssm.time_step_rank is %u, not a multiple of %s.ssm.group_count, which is %u",
+                       label, m->arch, hp->n_value_heads, m->arch, hp->n_key_heads);
+    if (inner != hp->n_value_heads * hp->state_dim)
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.ssm.inner_size is %u with %u heads of %u", label, m->arch,
+                       inner, hp->n_value_heads, hp->state_dim);
+    if (sections[0] + sections[1] + sections[2] + sections[3] != hp->n_rot / 2)
+        return rq_fail(err, RQ_ERR_FORMAT,
+                       "%s: %s.rope.dimension_sections add up to %u pairs, where %u elements are rotated",
+                       label, m->arch, sections[0] + sections[1] + sections[2] + sections[3], hp->n_rot);
+    return read_mixers(m, err);
+}
+
+/* Blocks behind the trunk are counted in block_count. */
+static rq_status read_mtp(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    rq_status s = opt_u32(m, "nextn_predict_layers", 0, RQ_MAX_LAYERS, 0, &hp->n_mtp, err);
+    if (s) return s;
+    if (hp->n_mtp >= hp->n_layers)
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.nextn_predict_layers is %u of %u blocks",
+                       rq_gguf_label(m->gguf), m->arch, hp->n_mtp, hp->n_layers);
+    hp->n_layers -= hp->n_mtp;
+    return RQ_OK;
+}
+
 rq_status rq_hparams_read(rq_model *m, rq_error *err)
 {
     rq_hparams *hp = &m->hp;
@@ -175,12 +247,15 @@ rq_status rq_hparams_read(rq_model *m, rq_error *err)
         return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.attention.layer_norm_rms_epsilon is %g",
                        rq_gguf_label(m->gguf), m->arch, hp->eps);
     hp->n_vocab = (uint32_t)rq_tokenizer_n_tokens(m->tok);
-    m->layers = rq_calloc(hp->n_layers, sizeof *m->layers);
+    if (m->family->hybrid) s = read_mtp(m, err);
+    if (s) return s;
+    m->layers = rq_calloc((size_t)hp->n_layers + hp->n_mtp, sizeof *m->layers);
     if (!m->layers) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", hp->n_layers);
     s = read_experts(m, err);
     if (!s) s = read_heads(m, err);
     if (!s) s = read_head_dims(m, err);
     if (!s) s = read_rope(m, err);
+    if (!s && m->family->hybrid) s = read_delta(m, err);
     if (!s && hp->n_expert) {
         uint32_t fallback = m->layers[0].n_ff / hp->n_expert_used;
         s = opt_u32(m, "expert_feed_forward_length", 1, MAX_DIM, fallback, &hp->n_ff_expert, err);
@@ -191,5 +266,7 @@ rq_status rq_hparams_read(rq_model *m, rq_error *err)
             s = rq_fail(err, RQ_ERR_FORMAT, "%s: %s.expert_feed_forward_length is missing",
                         rq_gguf_label(m->gguf), m->arch);
     }
+    if (!s && m->family->shared)
+        s = get_u32(m, "expert_shared_feed_forward_length", 1, MAX_DIM, &hp->n_ff_shared, err);
     return s;
 }

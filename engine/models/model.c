@@ -120,6 +120,8 @@ void rq_model_free(rq_model *m)
     rq_free(m->layers);
     rq_free(m->weights);
     rq_free(m->inv_freq_data);
+    for (size_t i = 0; i < m->n_tables; i++) rq_free(m->tables[i]);
+    rq_free(m->tables);
     rq_free(m->path);
     rq_free(m->name);
     rq_free(m->description);

@@ -35,6 +35,7 @@ typedef enum rq_role {
     RQ_ROLE_ATTN_OUTPUT,
     RQ_ROLE_ATTN_OUTPUT_BIAS,
     RQ_ROLE_FFN_NORM,
+    RQ_ROLE_POST_ATTENTION_NORM, /* before the feed-forward block of qwen35; other families put it elsewhere */
     RQ_ROLE_FFN_GATE,
     RQ_ROLE_FFN_UP,
     RQ_ROLE_FFN_DOWN,
@@ -43,6 +44,27 @@ typedef enum rq_role {
     RQ_ROLE_FFN_UP_EXPS,
     RQ_ROLE_FFN_GATE_UP_EXPS, /* gate rows then up rows per expert: split into the two roles above */
     RQ_ROLE_FFN_DOWN_EXPS,
+    RQ_ROLE_SHARED_ROUTER, /* one row: the gate of the shared expert */
+    RQ_ROLE_SHARED_GATE,
+    RQ_ROLE_SHARED_UP,
+    RQ_ROLE_SHARED_DOWN,
+
+    RQ_ROLE_DELTA_QKV, /* of recurrent layers: q, k and v rows, which the convolution takes together */
+    RQ_ROLE_DELTA_GATE,
+    RQ_ROLE_DELTA_CONV,
+    RQ_ROLE_DELTA_ALPHA,
+    RQ_ROLE_DELTA_BETA,
+    RQ_ROLE_DELTA_OFFSET,
+    RQ_ROLE_DELTA_RATE,
+    RQ_ROLE_DELTA_NORM,
+    RQ_ROLE_DELTA_OUTPUT,
+
+    RQ_ROLE_MTP_PROJECTION, /* of blocks that predict a token further on */
+    RQ_ROLE_MTP_EMBD_NORM,
+    RQ_ROLE_MTP_HIDDEN_NORM,
+    RQ_ROLE_MTP_HEAD_NORM,
+    RQ_ROLE_MTP_TOKEN_EMBD,
+    RQ_ROLE_MTP_OUTPUT,
     RQ_ROLE_COUNT
 } rq_role;
 
@@ -55,14 +77,20 @@ typedef struct rq_tensor_ref {
     uint64_t expert_stride; /* bytes between experts, 0: contiguous */
 } rq_tensor_ref;
 
+typedef enum rq_mixer { RQ_MIXER_ATTENTION, RQ_MIXER_DELTA } rq_mixer;
+
 typedef struct rq_layer {
+    rq_mixer mixer;
+    bool mtp; /* predicts a token further on; not part of the trunk */
     uint32_t n_head, n_head_kv, n_ff;
-    uint32_t group, group_layer; /* cache group and index in it */
+    uint32_t group, group_layer; /* cache or state group, and index in it; of MTP blocks none */
     rq_tensor_ref t[RQ_ROLE_COUNT];
 } rq_layer;
 
 typedef struct rq_hparams {
-    uint32_t n_layers, n_embd, n_vocab, n_ctx_train;
+    uint32_t n_layers; /* of the trunk */
+    uint32_t n_mtp;    /* blocks behind them that predict a token further on */
+    uint32_t n_embd, n_vocab, n_ctx_train;
     uint32_t dim_k, dim_v; /* head sizes */
     uint32_t n_rot;
     float eps;
@@ -74,6 +102,9 @@ typedef struct rq_hparams {
     uint32_t rope_ctx_orig;
     float rope_magnitude; /* multiplies cos and sin */
     uint32_t n_expert, n_expert_used, n_ff_expert;
+    uint32_t n_ff_shared;          /* of the shared expert, 0: there is none */
+    uint32_t conv_taps, state_dim; /* delta rule: taps of its convolution, size of its heads */
+    uint32_t n_key_heads, n_value_heads;
     float expert_scale;
 } rq_hparams;
 
@@ -84,14 +115,18 @@ struct rq_model {
     rq_tokenizer *tok;
     const rq_family *family;
     rq_hparams hp;
-    rq_layer *layers; /* [n_layers] */
+    rq_layer *layers; /* [n_layers + n_mtp] */
     rq_tensor_ref global[RQ_ROLE_GLOBAL_COUNT];
     rq_weight *weights;
     uint32_t n_weights, cap_weights;
-    uint32_t inv_freq;                    /* weight index of the rotary frequencies, f32 [n_rot/2] */
-    float *inv_freq_data;                 /* owned */
+    uint32_t inv_freq;    /* weight index of the rotary frequencies, f32 [n_rot/2] */
+    float *inv_freq_data; /* owned */
+    float **tables;       /* owned: vectors in another order than the file has them */
+    size_t n_tables, cap_tables;
     rq_cache_group groups[RQ_MAX_GROUPS]; /* types F16; rq_engine_create replaces them in its own copy */
     uint32_t n_groups;
+    rq_state_group states[RQ_MAX_STATE_GROUPS];
+    uint32_t n_states;
     uint64_t n_params;
     char *path, *name, *description, *chat_template; /* owned; chat_template NULL when the file has none */
     size_t chat_template_bytes;
@@ -132,6 +167,12 @@ struct rq_family {
     bool qk_norm;        /* needs attn_q_norm and attn_k_norm */
     bool full_rotary;    /* n_rot must equal the head size */
     bool dense, experts; /* kinds of feed-forward block it may have */
+    bool hybrid;         /* recurrent layers between attention layers; MTP blocks behind them */
+    bool gated;          /* attn_q holds a gate behind the query of each head */
+    bool tiled;          /* value head j of a delta rule has key head j mod their number */
+    bool shared;         /* its mixtures have a shared expert */
+    bool strict;         /* refuses files with tensors it has no use for */
+    rq_role ffn_norm;    /* the norm before the feed-forward block: names differ */
     void (*build_trunk)(const rq_pass *pass, rq_tape *tape);
     void (*build_head)(const rq_pass *pass, rq_tape *tape);
 };
@@ -143,6 +184,30 @@ const rq_family *rq_family_find(rq_gguf_str arch);
 /* The executor's build callbacks: user is the rq_pass, or the model when nothing is added. */
 void rq_pass_build(void *user, rq_tape_kind kind, rq_tape *tape);
 void rq_model_build(void *user, rq_tape_kind kind, rq_tape *tape);
+
+/* ---- what families are made of (blocks.c) ---------------------------------------------------------------- */
+
+extern const rq_tensor_ref RQ_NO_TENSOR;
+
+rq_ref rq_block_weight(const rq_model *m, rq_tape *t, rq_tensor_ref ref);
+/* Optional vector: 0 when the file has none. */
+rq_ref rq_block_vector(const rq_model *m, rq_tape *t, rq_tensor_ref ref);
+/* x [n_in, T] -> W x (+ bias) [n_out, T] */
+rq_ref rq_block_linear(const rq_model *m, rq_tape *t, rq_tensor_ref w, rq_tensor_ref bias, rq_ref x);
+/* x [dim * n, T] as [dim, n, T] */
+rq_ref rq_block_heads(rq_tape *t, rq_ref x, uint32_t dim, uint32_t n);
+/* Norms of q and k where the family has them, rotary positions, what the engine does to keys and values, and
+ * attention over the cache: q, k, v [dim, heads, T] -> [dim_v * heads, T]. */
+rq_ref rq_block_attend(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v);
+/* The feed-forward block, dense or of experts, with the shared one: h [n_embd, T] -> [n_embd, T]. */
+rq_ref rq_block_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h);
+/* Final norm of the trunk's result and its copy to PERSIST hidden. */
+void rq_block_end_trunk(const rq_model *m, rq_tape *t, rq_ref x);
+/* Logits of the rows the step names. */
+void rq_block_head(const rq_pass *p, rq_tape *t);
+
+void rq_transformer_trunk(const rq_pass *p, rq_tape *t); /* transformer.c */
+void rq_hybrid_trunk(const rq_pass *p, rq_tape *t);      /* hybrid.c */
 
 /* Parts of loading (hparams.c, tensors.c, rope.c), in this order. */
 rq_status rq_hparams_read(rq_model *model, rq_error *err);

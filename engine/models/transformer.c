@@ -1,213 +1,36 @@
-/* transformer.c - the families made of plain pre-norm attention blocks: llama, qwen2, qwen3 and their
- * mixtures. Equations: Llama 2 and 3, Qwen2, Qwen3 technical reports; what differs between them is in the
- * family table or follows from which tensors a file has. */
+/* transformer.c - models of plain pre-norm attention blocks: llama, qwen2, qwen3 and their mixtures. Equations:
+ * Llama 2 and 3, Qwen2, Qwen3 technical reports; what differs between them is in the family table or follows from
+ * which tensors a file has. */
 #include "engine/models/model.h"
-
-#include <math.h>
-
-static rq_ref weight(const rq_model *m, rq_tape *t, rq_tensor_ref ref)
-{
-    const rq_weight *w = &m->weights[ref.weight];
-    rq_ref v = rq_tape_weight(t, ref.weight, w->type, w->ne, w->name);
-    if (v && ref.expert_stride) t->values[v].stride[2] = ref.expert_stride;
-    return v;
-}
-
-/* Optional vector: 0 when the file has none. */
-static rq_ref vector(const rq_model *m, rq_tape *t, rq_tensor_ref ref)
-{
-    return ref.weight == RQ_NO_WEIGHT ? 0 : weight(m, t, ref);
-}
-
-/* x [n_in, T] -> W x (+ bias) [n_out, T] */
-static rq_ref linear(const rq_model *m, rq_tape *t, rq_tensor_ref w, rq_tensor_ref bias, rq_ref x)
-{
-    rq_ref y = rq_op_matmul(t, weight(m, t, w), x);
-    if (w.scale != 1.0f) y = rq_op_scale(t, y, w.scale);
-    return bias.weight == RQ_NO_WEIGHT ? y : rq_op_add(t, y, weight(m, t, bias));
-}
-
-static const rq_tensor_ref NO_BIAS = {.weight = RQ_NO_WEIGHT, .scale = 1.0f};
-
-static rq_ref heads(rq_tape *t, rq_ref x, uint32_t dim, uint32_t n)
-{
-    return rq_tape_view(t, x, 0, dim, n, dim, t->bucket, (uint64_t)dim * n);
-}
-
-/* ---- the cache ----------------------------------------------------------------------------------------- */
-
-/* A table of the engine's; 0 where there is none. */
-static rq_ref table(const rq_pass *p, rq_tape *t, uint32_t index)
-{
-    if (index == RQ_NO_WEIGHT) return 0;
-    const rq_weight *w = &p->weights[index];
-    return rq_tape_weight(t, index, w->type, w->ne, w->name);
-}
-
-static bool is_plain(const rq_pass_side *s)
-{
-    return s->n_blocks == 0 && s->mean == RQ_NO_WEIGHT && s->lambda == RQ_NO_WEIGHT;
-}
-
-/* R(lambda * (x - mean)), with the side's mean, and this table as lambda */
-static rq_ref forward(const rq_pass *p, rq_tape *t, const rq_pass_side *s, rq_ref x, uint32_t mean,
-                      uint32_t lambda)
-{
-    return rq_op_rotate(t, x, table(p, t, s->data), table(p, t, mean), table(p, t, lambda), s->blocks,
-                        s->n_blocks, false);
-}
-
-/* Copies rows [n, T] to where the engine reads them after the step. */
-static void capture(const rq_pass *p, rq_tape *t, rq_ref x, uint32_t n, uint64_t at)
-{
-    uint32_t rows = t->persist_rows[RQ_PERSIST_CAPTURE];
-    rq_ref all = rq_tape_persist(t, RQ_PERSIST_CAPTURE, RQ_TYPE_F32, p->capture_floats, rows);
-    rq_op_copy(t, rq_tape_view(t, x, 0, n, t->bucket, n, 1, 0),
-               rq_tape_view(t, all, at * rows, n, rows, n, 1, 0));
-}
-
-/* Attention over what the cache keeps: q and k after the rotary embedding, all [dim, heads, T]. */
-static rq_ref cached_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v)
-{
-    const rq_hparams *hp = &p->model->hp;
-    const rq_pass_layer *own = p->layers ? &p->layers[t->layer] : NULL;
-    rq_ref cache = rq_tape_cache(t, l->group, l->group_layer);
-    float scale = 1.0f / sqrtf((float)hp->dim_k);
-    if (own && own->capture) {
-        capture(p, t, q, hp->dim_k * l->n_head, own->q_at);
-        capture(p, t, k, hp->dim_k * l->n_head_kv, own->k_at);
-        capture(p, t, v, hp->dim_v * l->n_head_kv, own->v_at);
-    }
-    if (own && !is_plain(&own->k)) {
-        q = forward(p, t, &own->k, q, RQ_NO_WEIGHT, own->k.lambda_inverse);
-        k = forward(p, t, &own->k, k, own->k.mean, own->k.lambda);
-    }
-    if (own && !is_plain(&own->v)) v = forward(p, t, &own->v, v, own->v.mean, RQ_NO_WEIGHT);
-    rq_op_kv_write(t, cache, k, v);
-    if (own && own->encode && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
-    rq_ref o = rq_op_attend(t, cache, q, hp->dim_v, scale, 0.0f);
-    if (!own || is_plain(&own->v)) return o;
-    o = rq_op_rotate(t, heads(t, o, hp->dim_v, l->n_head), table(p, t, own->v.data), table(p, t, own->v.mean),
-                     0, own->v.blocks, own->v.n_blocks, true);
-    uint32_t n = hp->dim_v * l->n_head;
-    return rq_tape_view(t, o, 0, n, t->bucket, n, 1, 0);
-}
 
 static rq_ref attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a)
 {
     const rq_model *m = p->model;
     const rq_hparams *hp = &m->hp;
-    rq_ref q = linear(m, t, l->t[RQ_ROLE_ATTN_Q], l->t[RQ_ROLE_ATTN_Q_BIAS], a);
-    rq_ref k = linear(m, t, l->t[RQ_ROLE_ATTN_K], l->t[RQ_ROLE_ATTN_K_BIAS], a);
-    rq_ref v = linear(m, t, l->t[RQ_ROLE_ATTN_V], l->t[RQ_ROLE_ATTN_V_BIAS], a);
-    q = heads(t, q, hp->dim_k, l->n_head);
-    k = heads(t, k, hp->dim_k, l->n_head_kv);
-    v = heads(t, v, hp->dim_v, l->n_head_kv);
-    if (m->family->qk_norm) {
-        q = rq_op_rms_norm(t, q, vector(m, t, l->t[RQ_ROLE_ATTN_Q_NORM]), hp->eps);
-        k = rq_op_rms_norm(t, k, vector(m, t, l->t[RQ_ROLE_ATTN_K_NORM]), hp->eps);
-    }
-    const rq_weight *f = &m->weights[m->inv_freq];
-    rq_ref freq = rq_tape_weight(t, m->inv_freq, f->type, f->ne, f->name);
-    q = rq_op_rope(t, q, freq, hp->n_rot, m->family->pairing, hp->rope_magnitude);
-    k = rq_op_rope(t, k, freq, hp->n_rot, m->family->pairing, hp->rope_magnitude);
-    return cached_attention(p, t, l, q, k, v);
+    rq_ref q = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_Q], l->t[RQ_ROLE_ATTN_Q_BIAS], a);
+    rq_ref k = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_K], l->t[RQ_ROLE_ATTN_K_BIAS], a);
+    rq_ref v = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_V], l->t[RQ_ROLE_ATTN_V_BIAS], a);
+    q = rq_block_heads(t, q, hp->dim_k, l->n_head);
+    k = rq_block_heads(t, k, hp->dim_k, l->n_head_kv);
+    v = rq_block_heads(t, v, hp->dim_v, l->n_head_kv);
+    return rq_block_attend(p, t, l, q, k, v);
 }
 
-/* ---- the rest of a block ------------------------------------------------------------------------------- */
-
-static rq_ref dense_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
-{
-    rq_ref gate = linear(m, t, l->t[RQ_ROLE_FFN_GATE], NO_BIAS, h);
-    rq_ref up = linear(m, t, l->t[RQ_ROLE_FFN_UP], NO_BIAS, h);
-    return linear(m, t, l->t[RQ_ROLE_FFN_DOWN], NO_BIAS, rq_op_glu(t, gate, up, RQ_ACT_SILU));
-}
-
-static rq_ref expert_linear(const rq_model *m, rq_tape *t, rq_tensor_ref w, rq_ref x, rq_ref ids,
-                            rq_ref group)
-{
-    rq_ref y = rq_op_matmul_experts(t, weight(m, t, w), x, ids, group);
-    return w.scale == 1.0f ? y : rq_op_scale(t, y, w.scale);
-}
-
-static rq_ref expert_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
-{
-    const rq_hparams *hp = &m->hp;
-    rq_ref ids = 0, weights = 0;
-    rq_op_route(t, linear(m, t, l->t[RQ_ROLE_FFN_ROUTER], NO_BIAS, h), hp->n_expert_used, hp->expert_scale,
-                &ids, &weights);
-    rq_ref group = rq_op_group(t, ids, hp->n_expert);
-    rq_ref x = rq_tape_view(t, h, 0, hp->n_embd, 1, hp->n_embd, t->bucket, hp->n_embd);
-    rq_ref gate = expert_linear(m, t, l->t[RQ_ROLE_FFN_GATE_EXPS], x, ids, group);
-    rq_ref up = expert_linear(m, t, l->t[RQ_ROLE_FFN_UP_EXPS], x, ids, group);
-    rq_ref y =
-        expert_linear(m, t, l->t[RQ_ROLE_FFN_DOWN_EXPS], rq_op_glu(t, gate, up, RQ_ACT_SILU), ids, group);
-    return rq_op_combine(t, y, weights);
-}
-
-static rq_ref persist(rq_tape *t, rq_persist which, rq_type type, uint32_t ne0)
-{
-    return rq_tape_persist(t, which, type, ne0, t->persist_rows[which]);
-}
-
-static void build_trunk(const rq_pass *p, rq_tape *t)
+void rq_transformer_trunk(const rq_pass *p, rq_tape *t)
 {
     const rq_model *m = p->model;
     const rq_hparams *hp = &m->hp;
     t->layer = UINT32_MAX;
-    rq_ref x = rq_op_embed(t, weight(m, t, m->global[RQ_ROLE_TOKEN_EMBD]));
+    rq_ref x = rq_op_embed(t, rq_block_weight(m, t, m->global[RQ_ROLE_TOKEN_EMBD]));
     for (uint32_t i = 0; i < hp->n_layers; i++) {
         const rq_layer *l = &m->layers[i];
         t->layer = i;
-        rq_ref a = rq_op_rms_norm(t, x, vector(m, t, l->t[RQ_ROLE_ATTN_NORM]), hp->eps);
+        rq_ref a = rq_op_rms_norm(t, x, rq_block_vector(m, t, l->t[RQ_ROLE_ATTN_NORM]), hp->eps);
         rq_ref o = attention(p, t, l, a);
-        x = rq_op_add(t, linear(m, t, l->t[RQ_ROLE_ATTN_OUTPUT], l->t[RQ_ROLE_ATTN_OUTPUT_BIAS], o), x);
-        rq_ref h = rq_op_rms_norm(t, x, vector(m, t, l->t[RQ_ROLE_FFN_NORM]), hp->eps);
-        x = rq_op_add(t, hp->n_expert ? expert_ffn(m, t, l, h) : dense_ffn(m, t, l, h), x);
+        x = rq_op_add(t, rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_OUTPUT], l->t[RQ_ROLE_ATTN_OUTPUT_BIAS], o),
+                      x);
+        rq_ref h = rq_op_rms_norm(t, x, rq_block_vector(m, t, l->t[m->family->ffn_norm]), hp->eps);
+        x = rq_op_add(t, rq_block_ffn(m, t, l, h), x);
     }
-    t->layer = UINT32_MAX;
-    x = rq_op_rms_norm(t, x, vector(m, t, m->global[RQ_ROLE_OUTPUT_NORM]), hp->eps);
-    rq_op_copy(t, x, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));
-}
-
-static void build_head(const rq_pass *p, rq_tape *t)
-{
-    const rq_model *m = p->model;
-    const rq_hparams *hp = &m->hp;
-    t->layer = UINT32_MAX;
-    rq_ref x = rq_op_select_rows(t, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));
-    rq_ref logits = linear(m, t, m->global[RQ_ROLE_OUTPUT], m->global[RQ_ROLE_OUTPUT_BIAS], x);
-    rq_op_copy(t, logits, persist(t, RQ_PERSIST_LOGITS, RQ_TYPE_F32, hp->n_vocab));
-    rq_op_argmax(t, logits, persist(t, RQ_PERSIST_SAMPLED, RQ_TYPE_I32, 1));
-}
-
-static const rq_family llama = {.arch = "llama",
-                                .pairing = RQ_ROPE_NORM,
-                                .full_rotary = true,
-                                .dense = true,
-                                .experts = true,
-                                .build_trunk = build_trunk,
-                                .build_head = build_head};
-static const rq_family qwen2 = {.arch = "qwen2",
-                                .pairing = RQ_ROPE_NEOX,
-                                .dense = true,
-                                .build_trunk = build_trunk,
-                                .build_head = build_head};
-static const rq_family qwen3 = {.arch = "qwen3",
-                                .pairing = RQ_ROPE_NEOX,
-                                .qk_norm = true,
-                                .dense = true,
-                                .build_trunk = build_trunk,
-                                .build_head = build_head};
-static const rq_family qwen3moe = {.arch = "qwen3moe",
-                                   .pairing = RQ_ROPE_NEOX,
-                                   .qk_norm = true,
-                                   .experts = true,
-                                   .build_trunk = build_trunk,
-                                   .build_head = build_head};
-
-const rq_family *const *rq_families(void)
-{
-    static const rq_family *const all[] = {&llama, &qwen2, &qwen3, &qwen3moe, NULL};
-    return all;
+    rq_block_end_trunk(m, t, x);
 }

@@ -74,7 +74,8 @@ void rq_sched_reuse(rq_session *s, bool starts)
 {
     rq_sched *sc = s->sched;
     rq_cache_match m = {.n_known = s->n_cached, .n_tokens = s->n_cached};
-    if (!s->fresh) m = rq_cache_advance(sc->cache, s->slot, s->tokens, s->n_prompt - 1);
+    if (!s->fresh && !sc->params.recurrent)
+        m = rq_cache_advance(sc->cache, s->slot, s->tokens, s->n_prompt - 1);
     bool more = m.n_tokens > s->n_cached;
     s->n_cached = m.n_tokens;
     if (starts || more) note_reuse(s, m.n_known);

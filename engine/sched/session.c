@@ -106,6 +106,12 @@ static void enqueue(rq_session *s)
     rq_sched_admit(sc);
 }
 
+/* Would the recurrent state have to be cut back for the session to hold n tokens? */
+static bool cannot_cut(const rq_session *s, size_t n)
+{
+    return s->sched->params.recurrent && n != rq_cache_length(s->sched->cache, s->slot);
+}
+
 /* Makes `tokens` the session's sequence, keeping what the cache holds of its own; what others have is added when
  * the request starts. At least one token is left to evaluate, for its logits. Under the lock. */
 static void keep_prefix(rq_session *s, const rq_token *tokens, size_t n)
@@ -116,7 +122,7 @@ static void keep_prefix(rq_session *s, const rq_token *tokens, size_t n)
     s->n_same = same;
     if (s->n_cached > same) s->n_cached = same;
     if (s->n_cached > n - 1) s->n_cached = n - 1;
-    if (s->fresh) s->n_cached = 0;
+    if (s->fresh || cannot_cut(s, s->n_cached)) s->n_cached = 0;
     s->n_cached = rq_cache_truncate(s->sched->cache, s->slot, s->n_cached);
     memcpy(s->tokens, tokens, n * sizeof *tokens);
     s->n_tokens = n;
@@ -293,6 +299,7 @@ rq_status rq_session_truncate(rq_session *s, size_t n, rq_error *err)
     } else {
         s->n_tokens = n;
         if (s->n_cached > n) s->n_cached = n;
+        if (cannot_cut(s, s->n_cached)) s->n_cached = 0;
         s->n_cached = rq_cache_truncate(sc->cache, s->slot, s->n_cached);
         rq_sched_admit(sc);
     }

@@ -149,7 +149,9 @@ typedef struct run {
     void *weights[CASE_MAX_WEIGHTS];
     rq_memory *adopted[CASE_MAX_WEIGHTS];
     rq_binding bindings[CASE_MAX_WEIGHTS];
-    twin arena, persist[RQ_PERSIST_COUNT], slab, table, scratch, coded, coded_table;
+    twin arena, persist[RQ_PERSIST_COUNT], slab, table, scratch, coded, coded_table, state;
+    rq_state_group state_group;
+    rq_state_pool device_state, host_state;
     rq_cache_group group;
     rq_cache_pool device_pool, host_pool;
     rq_step_caps caps;
@@ -329,12 +331,40 @@ static void make_weights(run *r)
                 fill_rotations(r->c, *kept, w->ne[0], w->ne[1]);
             else
                 fill_matrix(r, w, *kept, n);
+            if (kind == RQ_OP_DELTA_RULE && w->index == 0) /* rates are negative: state decays */
+                for (uint64_t i = 0; i < n; i++) ((float *)*kept)[i] = -fabsf(((float *)*kept)[i]);
             if (turns && w->ne[1] == 1 && w->ne[0] == r->c->n_rot / 2)
                 for (uint64_t i = 0; i < n; i++) /* radians per position */
                     ((float *)*kept)[i] = (float)pow(10000.0, -(double)i / (double)n);
         }
         adopt(r, w->index, bytes);
     }
+}
+
+/* ---- state ---------------------------------------------------------------------------------------------- */
+
+/* Of two layers, the second one of which is used, with slots for the two sequences and one that nobody uses. */
+static void make_state(run *r)
+{
+    const op_case *c = r->c;
+    if (c->kind != RQ_OP_SHORT_CONV && c->kind != RQ_OP_DELTA_RULE) return;
+    bool conv = c->kind == RQ_OP_SHORT_CONV;
+    r->state_group = (rq_state_group){.n_layers = 2,
+                                      .conv_channels = conv ? c->n : 8,
+                                      .conv_taps = conv ? c->m : 2,
+                                      .n_heads = conv ? 1 : c->heads,
+                                      .dim_k = conv ? 8 : c->dim,
+                                      .dim_v = conv ? 8 : c->m};
+    r->host_state = (rq_state_pool){
+        .group = &r->state_group, .layout = rq_state_layout_of(&r->state_group), .n_slots = 3};
+    twin_make(&r->state, r->device, 3 * r->host_state.layout.slot_bytes);
+    uint64_t seed = 41;
+    float *x = r->state.host.host;
+    for (uint64_t i = 0; i < r->state.host.bytes / sizeof *x; i++) x[i] = draw(r->data, &seed);
+    twin_start(&r->state);
+    r->device_state = r->host_state;
+    r->host_state.memory = &r->state.host;
+    r->device_state.memory = r->state.device;
 }
 
 /* ---- cache ---------------------------------------------------------------------------------------------- */
@@ -547,8 +577,11 @@ static void *host_address(void *user, const rq_tape *tape, rq_ref ref)
 static void run_both(run *r)
 {
     rq_error err = {0};
-    rq_bindings bindings = {
-        .weights = r->bindings, .arena = r->arena.device, .pools = &r->device_pool, .caps = &r->caps};
+    rq_bindings bindings = {.weights = r->bindings,
+                            .arena = r->arena.device,
+                            .pools = &r->device_pool,
+                            .states = &r->device_state,
+                            .caps = &r->caps};
     for (uint32_t i = 0; i < RQ_PERSIST_COUNT; i++) bindings.persist[i] = r->persist[i].device;
     rq_segment segment = {
         .tape = &r->tape, .count = r->tape.n_ops, .arena_offset = r->offsets, .barrier = r->barrier};
@@ -561,6 +594,7 @@ static void run_both(run *r)
     rq_reference_env env = {.address = host_address,
                             .user = r,
                             .pools = &r->host_pool,
+                            .states = &r->host_state,
                             .caps = &r->caps,
                             .step_words = r->step.words,
                             .sampled = r->persist[RQ_PERSIST_SAMPLED].host.host};
@@ -676,6 +710,22 @@ static void compare_coded(const run *r, op_error *e)
     }
 }
 
+/* What the reference left alone must be untouched; what it wrote is compared. */
+static void compare_state(const run *r, op_error *e)
+{
+    uint8_t *got = twin_result(&r->state);
+    const float *y = (const float *)(const void *)got, *ref = r->state.host.host;
+    const uint8_t *before = r->state.before;
+    for (uint64_t i = 0; i < r->state.host.bytes / sizeof *y; i++) {
+        bool kept = memcmp(&ref[i], before + i * sizeof *y, sizeof *y) == 0;
+        if (!kept)
+            add(e, y[i], ref[i]);
+        else if (memcmp(&y[i], &ref[i], sizeof *y) != 0 && fabsf(y[i] - ref[i]) > 1e-6f * fabsf(ref[i]))
+            add(e, 1e30, 0);
+    }
+    rq_free(got);
+}
+
 static void compare_persist(const run *r, uint32_t which, op_error *e)
 {
     uint8_t *got = twin_result(&r->persist[which]);
@@ -698,6 +748,7 @@ static void run_free(run *r)
     twin_free(&r->scratch);
     twin_free(&r->coded);
     twin_free(&r->coded_table);
+    twin_free(&r->state);
     for (uint32_t i = 0; i < RQ_PERSIST_COUNT; i++) twin_free(&r->persist[i]);
     rq_free(r->step.words);
     rq_free(r->offsets);
@@ -713,6 +764,7 @@ op_error case_run(rq_device *device, const op_case *c, uint32_t bucket, uint32_t
     make_arena(&r);
     make_weights(&r);
     make_cache(&r, n_tokens);
+    make_state(&r);
     make_persist(&r);
     make_step(&r, n_tokens);
     run_both(&r);
@@ -729,6 +781,8 @@ op_error case_run(rq_device *device, const op_case *c, uint32_t bucket, uint32_t
             const rq_value *v = &r.tape.values[op->in[a]];
             if (op->kind == RQ_OP_KV_ENCODE)
                 compare_coded(&r, &e);
+            else if (v->space == RQ_SPACE_STATE)
+                compare_state(&r, &e);
             else if (v->space == RQ_SPACE_CACHE) {
                 compare_cache(&r, &r.slab, &e);
                 compare_cache(&r, &r.scratch, &e);

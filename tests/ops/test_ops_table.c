@@ -64,6 +64,55 @@ static void build_glu(rq_tape *t, const op_case *c)
     rq_op_glu(t, gate, up, c->act);
 }
 
+/* flag: one gate for a row */
+static void build_gate(rq_tape *t, const op_case *c)
+{
+    rq_ref gate = rq_tape_view(t, case_rows(t, c->n + 3), 1, c->flag ? 1 : c->n, t->bucket, c->n + 3, 1, 0);
+    rq_op_glu(t, gate, case_rows(t, c->n), c->act);
+}
+
+/* heads > 0: of heads inside wider rows */
+static void build_l2(rq_tape *t, const op_case *c)
+{
+    rq_ref x = c->heads ? 0 : case_rows(t, c->n);
+    if (c->heads)
+        x = rq_tape_view(t, case_rows(t, c->n * (c->heads + 2)), c->n, c->n, c->heads, c->n, t->bucket,
+                         (uint64_t)c->n * (c->heads + 2));
+    rq_op_l2_norm(t, x, 1e-6f);
+}
+
+/* m: taps; flag: channels inside wider rows */
+static void build_conv(rq_tape *t, const op_case *c)
+{
+    uint32_t width = c->flag ? c->n + 5 : c->n;
+    rq_ref x = case_rows(t, width);
+    if (c->flag) x = rq_tape_view(t, x, 5, c->n, t->bucket, width, 1, 0);
+    rq_op_short_conv(t, rq_tape_state(t, 0, 1), x, case_weight(t, 0, RQ_TYPE_F32, c->n, c->m, 1));
+}
+
+/* dim x m: the matrix of one of `heads`; n of them share a key; flag: tiled. q, k and v are parts of one row, as a
+ * convolution leaves them. */
+static void build_delta(rq_tape *t, const op_case *c)
+{
+    uint32_t n_k = c->heads / c->n, row = 2 * n_k * c->dim + c->heads * c->m;
+    rq_ref all = case_rows(t, row);
+    rq_ref q = rq_tape_view(t, all, 0, c->dim, n_k, c->dim, t->bucket, row);
+    rq_ref k = rq_tape_view(t, all, (uint64_t)n_k * c->dim, c->dim, n_k, c->dim, t->bucket, row);
+    const rq_delta_in in = {
+        .state = rq_tape_state(t, 0, 1),
+        .q = rq_op_l2_norm(t, q, 1e-6f),
+        .k = rq_op_l2_norm(t, k, 1e-6f),
+        .v = rq_tape_view(t, all, 2ull * n_k * c->dim, c->m, c->heads, c->m, t->bucket, row),
+        .alpha = case_rows(t, c->heads),
+        .beta = case_rows(t, c->heads),
+        .rate = case_weight(t, 0, RQ_TYPE_F32, c->heads, 1, 1),
+        .offset = case_weight(t, 1, RQ_TYPE_F32, c->heads, 1, 1),
+        .scale = 1 / sqrtf((float)c->dim),
+        .tiled = c->flag,
+    };
+    rq_op_delta_rule(t, &in);
+}
+
 static void build_rope(rq_tape *t, const op_case *c)
 {
     rq_op_rope(t, case_heads(t, c->dim, c->heads), case_weight(t, 0, RQ_TYPE_F32, c->n_rot / 2, 1, 1),
@@ -339,8 +388,46 @@ static void every_routing(walker *w)
         }
 }
 
+static void every_recurrence(walker *w)
+{
+    static const uint32_t widths[] = {5, 64, 257, 1024}, taps[] = {4, 2, 3, RQ_MAX_CONV_TAPS};
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t flag = 0; flag < 2; flag++) {
+            op_case c = {
+                .type = RQ_TYPE_F32, .what = "", .n = widths[i], .flag = flag, .act = RQ_ACT_SIGMOID};
+            c.kind = RQ_OP_GLU, c.build = build_gate, walk(w, &c, 64);
+            c.act = RQ_ACT_SILU, walk(w, &c, 8);
+            c.kind = RQ_OP_L2_NORM, c.build = build_l2, c.heads = flag ? 3 : 0, walk(w, &c, 64);
+            c.kind = RQ_OP_SHORT_CONV, c.build = build_conv, c.heads = 0, c.m = taps[i];
+            c.position = 100, c.what = "goes on", walk(w, &c, 64);
+            c.position = 0, c.what = "begins", walk(w, &c, 2);
+            c.position = 7, c.what = "long", walk_once(w, &c, 250);
+        }
+    static const struct {
+        uint32_t dk, dv, heads, shared;
+    } shapes[] = {{128, 128, 4, 2}, {64, 64, 6, 3}, {32, 40, 2, 1}, {16, 4, 4, 4}, {128, 72, 3, 1}};
+    for (uint32_t i = 0; i < 5; i++)
+        for (uint32_t flag = 0; flag < 2; flag++) {
+            op_case c = {.kind = RQ_OP_DELTA_RULE,
+                         .type = RQ_TYPE_F32,
+                         .what = "goes on",
+                         .build = build_delta,
+                         .dim = shapes[i].dk,
+                         .m = shapes[i].dv,
+                         .heads = shapes[i].heads,
+                         .n = shapes[i].shared,
+                         .flag = flag,
+                         .position = 100};
+            walk(w, &c, 64);
+            c.position = 0, c.what = "begins", walk(w, &c, 2);
+            c.position = 7, c.what = "long";
+            if (i < 2) walk_once(w, &c, 250);
+        }
+}
+
 static void every_row(walker *w)
 {
+    every_recurrence(w);
     every_pointwise(w);
     every_routing(w);
     every_attention(w);

@@ -123,10 +123,12 @@ typedef struct oracle {
 } oracle;
 
 static const oracle ORACLES[] = {
-    {"llama", 1e-7, 1e-5},        {"qwen2", 1e-7, 1e-5},        {"qwen3", 1e-7, 1e-5},
-    {"qwen3moe", 1e-7, 1e-5},     {"llama-Q8_0", 5e-3, 5e-3},   {"llama-Q5_K_S", 5e-3, 5e-3},
-    {"llama-Q4_K_M", 5e-3, 5e-3}, {"llama-Q3_K_M", 5e-3, 5e-3}, {"llama-Q2_K", 5e-3, 5e-3},
-    {"llama-IQ4_XS", 5e-3, 5e-3},
+    {"llama", 1e-7, 1e-5},         {"qwen2", 1e-7, 1e-5},         {"qwen3", 1e-7, 1e-5},
+    {"qwen3moe", 1e-7, 1e-5},      {"llama-Q8_0", 5e-3, 5e-3},    {"llama-Q5_K_S", 5e-3, 5e-3},
+    {"llama-Q4_K_M", 5e-3, 5e-3},  {"llama-Q3_K_M", 5e-3, 5e-3},  {"llama-Q2_K", 5e-3, 5e-3},
+    {"llama-IQ4_XS", 5e-3, 5e-3},  {"qwen35", 1e-7, 1e-5},        {"qwen35moe", 1e-7, 1e-5},
+    {"qwen35-Q8_0", 5e-3, 5e-3},   {"qwen35-Q5_K_S", 5e-3, 5e-3}, {"qwen35-Q4_K_M", 5e-3, 5e-3},
+    {"qwen35-Q3_K_M", 5e-3, 5e-3}, {"qwen35-Q2_K", 5e-3, 5e-3},   {"qwen35-IQ4_XS", 5e-3, 5e-3},
 };
 
 static void matches_the_other_engine(void **state)
@@ -179,22 +181,30 @@ static void pieces_have_the_same_bits(void **state)
     }
 }
 
-static void long_context(void **state)
+static void long_context_of(const char *name)
 {
+    char file[64];
     rq_token ids[MAX_TOKENS];
     size_t n = read_tokens("tokens-long.txt", ids);
     assert_int_equal(n, 900);
     logits want = logits_of(32);
-    read_floats("llama.long.f32", want.rows, (size_t)32 * N_VOCAB);
-    fixture f = open_model("llama", "f32", 1024, 1024);
+    snprintf(file, sizeof file, "%s.long.f32", name);
+    read_floats(file, want.rows, (size_t)32 * N_VOCAB);
+    fixture f = open_model(name, "f32", 1024, 1024);
     logits got = evaluate(&f, ids, n, 890, 890, 1);
     double error = nmse(got.rows + (n - 32) * N_VOCAB, want.rows, (size_t)32 * N_VOCAB);
-    printf("llama, 900 tokens: normalised squared error %.2e, %.3f of tolerance 1e-07\n", error,
+    printf("%s, 900 tokens: normalised squared error %.2e, %.3f of tolerance 1e-07\n", name, error,
            error / 1e-7);
     assert_true(error < 1e-7);
     free(got.rows);
     free(want.rows);
     close_model(&f);
+}
+
+static void long_context(void **state)
+{
+    long_context_of("llama");
+    long_context_of("qwen35");
 }
 
 int main(int argc, char **argv)

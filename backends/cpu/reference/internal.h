@@ -50,6 +50,8 @@ rq_status rq_ref_rotate(const rq_ref_run *r);
 rq_status rq_ref_kv_write(const rq_ref_run *r);
 rq_status rq_ref_kv_encode(const rq_ref_run *r);
 rq_status rq_ref_attend(const rq_ref_run *r);
+rq_status rq_ref_short_conv(const rq_ref_run *r);
+rq_status rq_ref_delta_rule(const rq_ref_run *r);
 rq_status rq_ref_route(const rq_ref_run *r);
 rq_status rq_ref_group(const rq_ref_run *r);
 rq_status rq_ref_matmul_experts(const rq_ref_run *r);

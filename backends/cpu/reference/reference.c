@@ -10,7 +10,8 @@
 static rq_ref_view view_of(const rq_ref_run *r, rq_ref ref)
 {
     rq_ref_view view = {.v = &r->tape->values[ref]};
-    if (ref && view.v->space != RQ_SPACE_CACHE) view.data = r->env->address(r->env->user, r->tape, ref);
+    if (ref && view.v->space != RQ_SPACE_CACHE && view.v->space != RQ_SPACE_STATE)
+        view.data = r->env->address(r->env->user, r->tape, ref);
     return view;
 }
 
@@ -87,6 +88,7 @@ static rq_status matmul(const rq_ref_run *r)
 static double activate(rq_act act, double g)
 {
     if (act == RQ_ACT_SILU) return g / (1 + exp(-g));
+    if (act == RQ_ACT_SIGMOID) return 1 / (1 + exp(-g));
     return 0.5 * g * (1 + tanh(0.79788456080286535588 /* sqrt(2/pi) */ * (g + 0.044715 * g * g * g)));
 }
 
@@ -108,8 +110,9 @@ static double combine_two(const rq_op *op, double a, double b)
 static rq_status pointwise(const rq_ref_run *r)
 {
     rq_ref_view a = rq_ref_in(r, 0), b = r->op->n_in > 1 ? rq_ref_in(r, 1) : a, y = rq_ref_out(r, 0);
-    const uint32_t *ne = a.v->ne;
-    bool spread[4]; /* b is one row for all rows of a */
+    const uint32_t *ne = y.v->ne;
+    bool one = a.v->ne[0] == 1; /* a gate for the whole row */
+    bool spread[4];             /* b is one row for all rows of a */
     for (int d = 0; d < 4; d++) spread[d] = b.v->ne[d] == 1;
     for (uint32_t i3 = 0; i3 < ne[3]; i3++)
         for (uint32_t i2 = 0; i2 < ne[2]; i2++)
@@ -118,7 +121,7 @@ static rq_status pointwise(const rq_ref_run *r)
                     double vb = *rq_ref_f32(&b, spread[0] ? 0 : i0, spread[1] ? 0 : i1, spread[2] ? 0 : i2,
                                             spread[3] ? 0 : i3);
                     *rq_ref_f32(&y, i0, i1, i2, i3) =
-                        (float)combine_two(r->op, *rq_ref_f32(&a, i0, i1, i2, i3), vb);
+                        (float)combine_two(r->op, *rq_ref_f32(&a, one ? 0 : i0, i1, i2, i3), vb);
                 }
     return RQ_OK;
 }
@@ -140,6 +143,25 @@ static rq_status rms_norm(const rq_ref_run *r)
                     *rq_ref_f32(&y, i, i1, i2, i3) =
                         (float)(*rq_ref_f32(&x, i, i1, i2, i3) * factor *
                                 (w.data ? (double)*rq_ref_f32(&w, i, 0, 0, 0) : 1.0));
+            }
+    return RQ_OK;
+}
+
+static rq_status l2_norm(const rq_ref_run *r)
+{
+    rq_ref_view x = rq_ref_in(r, 0), y = rq_ref_out(r, 0);
+    const uint32_t *ne = x.v->ne;
+    for (uint32_t i3 = 0; i3 < ne[3]; i3++)
+        for (uint32_t i2 = 0; i2 < ne[2]; i2++)
+            for (uint32_t i1 = 0; i1 < ne[1]; i1++) {
+                double sum = 0;
+                for (uint32_t i = 0; i < ne[0]; i++) {
+                    double e = *rq_ref_f32(&x, i, i1, i2, i3);
+                    sum += e * e;
+                }
+                double length = fmax(sqrt(sum), (double)r->op->p.norm.eps);
+                for (uint32_t i = 0; i < ne[0]; i++)
+                    *rq_ref_f32(&y, i, i1, i2, i3) = (float)(*rq_ref_f32(&x, i, i1, i2, i3) / length);
             }
     return RQ_OK;
 }
@@ -277,6 +299,8 @@ rq_status rq_reference_run(const rq_tape *tape, const rq_op *op, const rq_refere
         return embed(&r);
     case RQ_OP_RMS_NORM:
         return rms_norm(&r);
+    case RQ_OP_L2_NORM:
+        return l2_norm(&r);
     case RQ_OP_MATMUL:
         return matmul(&r);
     case RQ_OP_ADD:
@@ -294,6 +318,10 @@ rq_status rq_reference_run(const rq_tape *tape, const rq_op *op, const rq_refere
         return rq_ref_kv_encode(&r);
     case RQ_OP_ATTEND:
         return rq_ref_attend(&r);
+    case RQ_OP_SHORT_CONV:
+        return rq_ref_short_conv(&r);
+    case RQ_OP_DELTA_RULE:
+        return rq_ref_delta_rule(&r);
     case RQ_OP_ROUTE:
         return rq_ref_route(&r);
     case RQ_OP_GROUP:

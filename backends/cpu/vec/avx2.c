@@ -2,6 +2,7 @@
 #define RQ_SIMD_AVX2
 #include "backends/cpu/vec/attend_impl.h"
 #include "backends/cpu/vec/pointwise_impl.h"
+#include "backends/cpu/vec/recurrent_impl.h"
 
 const rq_vec rq_vec_avx2 = {
     .name = "avx2",
@@ -15,6 +16,9 @@ const rq_vec rq_vec_avx2 = {
     .argmax = argmax,
     .rope = rope,
     .to_f16 = to_f16,
+    .l2_norm = l2_norm,
+    .conv_silu = conv_silu,
+    .delta_token = delta_token,
     .attend_reduce = attend_reduce,
     .attend_page = attend_page,
     .attend_merge = attend_merge,

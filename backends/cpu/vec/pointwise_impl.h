@@ -65,6 +65,11 @@ static void glu(const float *gate, const float *up, float *y, size_t n, rq_act a
         if (i < n)
             vf_store_part(y + i, vf_mul(vf_silu(vf_load_part(gate + i, n - i)), vf_load_part(up + i, n - i)),
                           n - i);
+    } else if (act == RQ_ACT_SIGMOID) {
+        for (; i + VL <= n; i += VL) vf_store(y + i, vf_mul(vf_sigmoid(vf_load(gate + i)), vf_load(up + i)));
+        if (i < n)
+            vf_store_part(
+                y + i, vf_mul(vf_sigmoid(vf_load_part(gate + i, n - i)), vf_load_part(up + i, n - i)), n - i);
     } else {
         for (; i + VL <= n; i += VL)
             vf_store(y + i, vf_mul(vf_gelu_tanh(vf_load(gate + i)), vf_load(up + i)));

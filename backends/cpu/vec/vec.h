@@ -54,6 +54,15 @@ typedef struct rq_attend_block {
     void *codes;            /* scratch for coded pages: rq_attend_code_scratch(rows) bytes, 64-byte aligned */
 } rq_attend_block;
 
+/* One token of one head of a delta rule: s, f32 [dim_k][dim_v], is read and updated. */
+typedef struct rq_delta_token {
+    float *s;
+    const float *q, *k, *v;
+    float *y;
+    uint32_t dim_k, dim_v;
+    float decay, write, scale; /* s *= decay; s += k write (v - s^T k)^T; y = scale s^T q */
+} rq_delta_token;
+
 typedef struct rq_vec {
     const char *name; /* as in rq_cpu_isa */
 
@@ -74,6 +83,13 @@ typedef struct rq_vec {
     void (*rope)(const float *x, const float *cos, const float *sin, float *y, uint32_t d, uint32_t n_rot,
                  rq_pairing pairing);
     void (*to_f16)(const float *x, uint16_t *y, size_t n); /* round to nearest even */
+
+    /* y = x / max(|x|, eps) */
+    void (*l2_norm)(const float *x, float *y, size_t n, float eps);
+    /* y[i] = silu(sum over j ascending of x[j][i] * w[j * stride + i]), taps of them */
+    void (*conv_silu)(const float *const *x, const float *w, size_t stride, uint32_t taps, float *y,
+                      size_t n);
+    void (*delta_token)(const rq_delta_token *token);
 
     /* A row of queries for keys in code: int16 codes, in the order in which the words of the form come apart,
      * and a scale for each of the form's groups, times `unit` and the attention scale that q already has. */
