@@ -31,14 +31,23 @@ function(rqvk_test name)
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}")
 endfunction()
 
-# rqvk_vulkan_test(NAME): the same program once more, over Vulkan (llvmpipe where there is no card), with the
-# validation layers on; only in builds with Vulkan.
+# rqvk_vulkan_test(NAME [FULL] [ARGS...]): the program NAME over Vulkan (llvmpipe where there is no card), with the
+# validation layers on and a pipeline cache in the build folder; only in builds with Vulkan. FULL: takes long, and runs
+# under its own label. A machine without a driver leaves it out, unless RQVK_VK_REQUIRED is set.
 function(rqvk_vulkan_test name)
+    cmake_parse_arguments(A "FULL" "" "ARGS" ${ARGN})
     if(NOT RQVK_TESTS OR NOT RQVK_VULKAN)
         return()
     endif()
-    add_test(NAME ${name}_vulkan COMMAND ${name} vulkan)
-    set_tests_properties(${name}_vulkan PROPERTIES TIMEOUT 900 LABELS vulkan ENVIRONMENT RQVK_VK_VALIDATE=1)
+    set(test ${name}_vulkan)
+    set(labels vulkan)
+    if(A_FULL)
+        set(test ${test}_full)
+        list(APPEND labels full)
+    endif()
+    add_test(NAME ${test} COMMAND ${name} ${A_ARGS})
+    set_tests_properties(${test} PROPERTIES TIMEOUT 900 LABELS "${labels}" SKIP_RETURN_CODE 77
+                         ENVIRONMENT "RQVK_VK_VALIDATE=1;XDG_CACHE_HOME=${CMAKE_BINARY_DIR}")
 endfunction()
 
 # rqvk_fuzzer(NAME SOURCES... LINK targets...): a libFuzzer program, only with RQVK_FUZZ and clang.

@@ -3,6 +3,7 @@
 #include "backends/backend.h"
 #include "backends/base/mem.h"
 #include "engine/cache/cache.h"
+#include "engine/device.h"
 #include "engine/kv/plan.h"
 #include "engine/memory.h"
 #include "engine/models/model.h"
@@ -34,7 +35,6 @@ enum { RQ_SHARED_PIECE = 128 };
 
 /* What rq_engine_create works out before it makes anything. */
 typedef struct engine_plan {
-    const rq_backend *backend;
     uint32_t n_groups;
     const rq_cache_group *groups; /* of rq_engine.kv */
     uint32_t exact_pages[RQ_MAX_GROUPS], coded_pages[RQ_MAX_GROUPS], scratch_pages[RQ_MAX_GROUPS];
@@ -53,23 +53,6 @@ static double mib(uint64_t bytes)
 }
 
 /* ---- planning -------------------------------------------------------------------------------------------- */
-
-/* NULL, and a sentence, when there is no such backend. */
-static const rq_backend *choose_backend(const char *name, rq_error *err)
-{
-    bool automatic = name == NULL || strcmp(name, "auto") == 0;
-    const rq_backend *backend = rq_backend_find(automatic ? "cpu" : name);
-    if (backend == NULL) {
-        char known[128] = "auto";
-        for (const rq_backend *const *b = rq_backends(); *b != NULL; b++) {
-            size_t n = strlen(known);
-            snprintf(known + n, sizeof known - n, ", %s", (*b)->name);
-        }
-        rq_fail(err, RQ_ERR_ARGUMENT, "there is no backend \"%.40s\" in this build (%s)",
-                automatic ? "cpu" : name, known);
-    }
-    return backend;
-}
 
 static uint32_t power_of_two_from(uint32_t n)
 {
@@ -320,7 +303,7 @@ static void fill_info(rq_engine *e, const rq_engine_params *p, const engine_plan
     uint32_t n_threads =
         (uint32_t)strtoul(device->features, NULL, 10); /* "2 threads, ..."; 0 if it says none */
     e->info = (rq_engine_info){
-        .backend = plan->backend->name,
+        .backend = e->device->backend->name,
         .device = e->device_text,
         .type_k = e->kv.k.name,
         .type_v = e->kv.v.name,
@@ -400,8 +383,6 @@ static void say_decisions(const rq_engine *e, const rq_engine_params *p, const e
 /* Everything that can be refused before anything large is made. */
 static rq_status make_plan(rq_engine *e, const rq_engine_params *p, engine_plan *plan, rq_error *err)
 {
-    plan->backend = choose_backend(p->backend, err);
-    if (plan->backend == NULL) return RQ_ERR_ARGUMENT;
     rq_status status = rq_kv_plan_choose(&e->kv, e->model, p, err);
     if (status == RQ_OK) status = plan_numbers(e->model, p, &e->kv, plan, err);
     if (status == RQ_OK) status = plan_memory(p, plan, err);
@@ -417,9 +398,8 @@ rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params
     if (e == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for an engine");
     e->model = model;
     engine_plan plan = {0};
-    rq_device_options options = {.n_threads = p->n_threads};
-    rq_status status = make_plan(e, p, &plan, err);
-    if (status == RQ_OK) status = plan.backend->open(&options, &e->device, err);
+    rq_status status = rq_engine_device(p, &e->device, err);
+    if (status == RQ_OK) status = make_plan(e, p, &plan, err);
     if (status == RQ_OK) status = make_executor(e, &plan, err);
     if (status == RQ_OK) status = check_scratch(e, &plan, err);
     if (status == RQ_OK) status = check_file(e, err);
@@ -430,7 +410,7 @@ rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params
     }
     rq_device_info device;
     memset(&device, 0, sizeof device);
-    plan.backend->describe(e->device, &device);
+    e->device->backend->describe(e->device, &device);
     fill_info(e, p, &plan, &device);
     say_decisions(e, p, &plan);
     *out = e;
@@ -469,7 +449,8 @@ rq_status rq_session_create(rq_engine *e, rq_session **out, rq_error *err)
 void rq_list_devices(void (*line)(void *user, const char *text), void *user)
 {
     for (const rq_backend *const *b = rq_backends(); *b != NULL; b++) {
-        for (uint32_t i = 0; i < (*b)->count(); i++) {
+        uint32_t n = (*b)->count();
+        for (uint32_t i = 0; i < (n ? n : 1); i++) { /* where there is none, the attempt says why */
             rq_device_options options = {.index = i};
             rq_device *device = NULL;
             rq_error err = {0};
@@ -482,7 +463,7 @@ void rq_list_devices(void (*line)(void *user, const char *text), void *user)
                 snprintf(text, sizeof text, "%s%u: %s, %s, %.0f MiB", (*b)->name, i, info.name, info.features,
                          mib(info.memory_bytes));
             } else {
-                snprintf(text, sizeof text, "%s%u: cannot be used: %.500s", (*b)->name, i, err.text);
+                snprintf(text, sizeof text, "%s: %.500s", (*b)->name, err.text);
             }
             line(user, text);
         }

@@ -87,13 +87,15 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
 /* ---- engine --------------------------------------------------------------------------------------------- */
 
 typedef struct rq_engine_params {
-    const char *backend;   /* "auto" (NULL) or "cpu" */
-    uint32_t n_ctx;        /* most tokens a session may hold; 0 = min(trained context, what fits) */
-    uint32_t n_sessions;   /* most sessions alive at once; 0 = 1 */
-    uint32_t n_batch;      /* most tokens in one step, a power of two <= 2048; 0 = 512 */
-    uint32_t n_threads;    /* 0 = processors this process may run on */
-    uint32_t n_queue;      /* most requests waiting for a session to run; 0 = 4 * n_sessions */
-    uint64_t cache_tokens; /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
+    const char *backend;    /* "auto" (NULL), "cpu" or "vulkan" */
+    const char *device;     /* number of a device of the backend, or part of its name; NULL: the best */
+    const char *vk_disable; /* abilities of a Vulkan device not to use: "float16,coopmat"; NULL: none */
+    uint32_t n_ctx;         /* most tokens a session may hold; 0 = min(trained context, what fits) */
+    uint32_t n_sessions;    /* most sessions alive at once; 0 = 1 */
+    uint32_t n_batch;       /* most tokens in one step, a power of two <= 2048; 0 = 512 */
+    uint32_t n_threads;     /* 0 = processors this process may run on */
+    uint32_t n_queue;       /* most requests waiting for a session to run; 0 = 4 * n_sessions */
+    uint64_t cache_tokens;  /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
     /* Cache formats: f16 (NULL), f32, bf16, q8_0, q4_0, a rotation and bits (wht3, planar4), or auto; see kv.h.
      * Of coded formats the last kv_recent tokens (0 = 128) and the first kv_sinks, both in whole 64s, are read as
      * they were written. kv_profile: a file; NULL: the model's path and ".kvprofile" if it is there; "none". */

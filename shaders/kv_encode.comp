@@ -115,17 +115,16 @@ void main()
             if (v < 0x7f800000u) largest = max(largest, v);
         }
         if (!is_codec(form)) { // Q8_0: element order
-            float extreme = uintBitsToFloat(largest), scale = largest < 0x00800000u ? 0.0 : divide(extreme, 127.0);
-            float inverse = scale != 0.0 ? divide(1.0, scale) : 0.0;
-            U16(out_scales).d[g * 64u + tid] = uint16_t(to_half_bits(min(scale, 65504.0)));
+            float extreme = uintBitsToFloat(largest);
+            float scale = largest < 0x00800000u ? 0.0 : min(divide(extreme, 127.0), 65504.0);
+            float inverse = floatBitsToUint(scale) > 0x00800000u ? divide(1.0, scale) : 0.0;
+            U16(out_scales).d[g * 64u + tid] = uint16_t(to_half_bits(scale));
             for (uint i = 0u; i < size; i++) {
                 uint e = base_element + i;
                 float v = load_exact(x, is_v ? tid * d + e : e * 64u + tid, type);
                 if (isnan(v) || isinf(v)) v = 0.0;
-                precise float p = abs(v) * inverse;
-                float f = floor(p);
-                if (p - f >= 0.5) f += 1.0;
-                set_pair(i, uint(v < 0.0 ? -int(f) : int(f)) & 0xffffu);
+                precise float p = v * inverse;
+                set_pair(i, uint(int(roundEven(clamp(p, -127.0, 127.0)))) & 0xffffu);
             }
         } else {
             int exponent = max(int(largest >> 23) - 126, -24);

@@ -4,9 +4,16 @@
 #include "backends/base/mem.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_DEVICES = 16 };
+
+rq_status vk_is_lost(const vk_device *d, rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_DEVICE, "%s was lost (a crash of its driver, or a reset); start again",
+                   d->properties.deviceName);
+}
 
 rq_status vk_fail(vk_device *d, VkResult result, const char *what, rq_error *err)
 {
@@ -38,6 +45,7 @@ static void vk_close(rq_device *device)
     vk_device *d = (vk_device *)device;
     if (d->device != VK_NULL_HANDLE) {
         VK_DO(d->vk.vkDeviceWaitIdle(d->device));
+        vk_cache_save(d);
         while (d->steps) {
             vk_step *s = d->steps;
             d->steps = s->next;
@@ -64,28 +72,75 @@ static void vk_close(rq_device *device)
     rq_free(d);
 }
 
+/* Number of the device asked for by number or by part of its name, UINT32_MAX when there is none. */
+static uint32_t find_device(const VkPhysicalDevice *devices, uint32_t n, const rq_device_options *options)
+{
+    if (!options->name) return options->index < n ? options->index : UINT32_MAX;
+    if (options->name[0] && strspn(options->name, "0123456789") == strlen(options->name)) {
+        unsigned long number = strtoul(options->name, NULL, 10);
+        return number < n ? (uint32_t)number : UINT32_MAX;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        VkPhysicalDeviceProperties p;
+        VK_DO(vkGetPhysicalDeviceProperties(devices[i], &p));
+        if (options->name[0] && strcasestr(p.deviceName, options->name)) return i;
+    }
+    return UINT32_MAX;
+}
+
+static rq_status no_such_device(const VkPhysicalDevice *devices, uint32_t n, const rq_device_options *options,
+                                rq_error *err)
+{
+    char known[300] = "", asked[48];
+    for (uint32_t i = 0; i < n; i++) {
+        VkPhysicalDeviceProperties p;
+        VK_DO(vkGetPhysicalDeviceProperties(devices[i], &p));
+        size_t at = strlen(known);
+        snprintf(known + at, sizeof known - at, "%s%u: %.60s", i ? ", " : "", i, p.deviceName);
+    }
+    if (options->name)
+        snprintf(asked, sizeof asked, "\"%.40s\"", options->name);
+    else
+        snprintf(asked, sizeof asked, "%u", options->index);
+    return rq_fail(err, RQ_ERR_ARGUMENT, "there is no Vulkan device %s on this machine (%s)", asked, known);
+}
+
+/* Why there is nothing to run on. */
+static rq_status no_device(vk_device *d, rq_error *err)
+{
+    VkPhysicalDevice first;
+    uint32_t one = 1;
+    VkResult r = VK_TRY(vkEnumeratePhysicalDevices(d->instance->handle, &one, &first));
+    if ((r != VK_SUCCESS && r != VK_INCOMPLETE) || one == 0)
+        return rq_fail(
+            err, RQ_ERR_DEVICE,
+            "Vulkan finds no device on this machine; install the driver of the graphics card, or use "
+            "--backend cpu");
+    VkPhysicalDeviceProperties p;
+    VK_DO(vkGetPhysicalDeviceProperties(first, &p));
+    const char *lacks = vk_device_lacks(first);
+    return rq_fail(err, RQ_ERR_DEVICE, "%s, or its driver, lacks %s; update the driver, or use --backend cpu",
+                   p.deviceName, lacks ? lacks : "something we need");
+}
+
 static rq_status choose(vk_device *d, const rq_device_options *options, rq_error *err)
 {
     VkPhysicalDevice devices[MAX_DEVICES];
-    uint32_t n = vk_instance_devices(d->instance, devices, MAX_DEVICES);
-    if (n == 0) {
-        VkPhysicalDevice first;
-        uint32_t one = 1;
-        VkResult r = VK_TRY(vkEnumeratePhysicalDevices(d->instance->handle, &one, &first));
-        if (r < 0 || one == 0) return rq_fail(err, RQ_ERR_DEVICE, "Vulkan finds no device on this machine");
-        VkPhysicalDeviceProperties p;
-        VK_DO(vkGetPhysicalDeviceProperties(first, &p));
-        return rq_fail(err, RQ_ERR_DEVICE, "%s, or its driver, lacks %s", p.deviceName,
-                       vk_device_lacks(first));
-    }
-    if (options->index >= n)
-        return rq_fail(err, RQ_ERR_ARGUMENT, "there is no Vulkan device %u: there %s %u, numbered from 0",
-                       options->index, n == 1 ? "is" : "are", n);
-    d->physical = devices[options->index];
-    VK_DO(vkGetPhysicalDeviceProperties(d->physical, &d->properties));
-    uint32_t disabled = 0;
+    uint32_t disabled = 0, n = vk_instance_devices(d->instance, devices, MAX_DEVICES);
+    if (n == 0) return no_device(d, err);
+    uint32_t index = find_device(devices, n, options);
+    if (index == UINT32_MAX) return no_such_device(devices, n, options, err);
+    d->physical = devices[index];
+    VkPhysicalDeviceMaintenance3Properties limits = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+    VkPhysicalDeviceProperties2 p = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                     .pNext = &limits};
+    VK_DO(vkGetPhysicalDeviceProperties2(d->physical, &p));
+    d->properties = p.properties;
+    d->max_bytes = limits.maxMemoryAllocationSize;
     rq_status status = rq_vk_disable_read(options->disable, &disabled, err);
     if (status != RQ_OK) return status;
+    d->has_budget = vk_has_extension(d->physical, VK_EXT_MEMORY_BUDGET_EXTENSION_NAME);
     vk_features_read(d->instance->handle, d->physical, disabled, &d->features);
     status = vk_math_choose(d, options->implementation, disabled, err);
     if (status != RQ_OK) return status;
@@ -129,12 +184,11 @@ static rq_status make_objects(vk_device *d, rq_error *err)
     VkPipelineLayoutCreateInfo layout = {.sType = VK_STRUCTURE_TYPE_PIPELINE_LAYOUT_CREATE_INFO,
                                          .pushConstantRangeCount = 1,
                                          .pPushConstantRanges = &push};
-    VkPipelineCacheCreateInfo cache = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO};
     VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkCommandBuffer buffers[1 + VK_RING];
     VkResult r = VK_MAKE(d->vk.vkCreateCommandPool(d->device, &pool, NULL, &d->commands));
     if (r == VK_SUCCESS) r = VK_MAKE(d->vk.vkCreatePipelineLayout(d->device, &layout, NULL, &d->layout));
-    if (r == VK_SUCCESS) r = VK_MAKE(d->vk.vkCreatePipelineCache(d->device, &cache, NULL, &d->cache));
+    if (r == VK_SUCCESS) r = vk_cache_load(d);
     if (r == VK_SUCCESS) r = VK_MAKE(d->vk.vkCreateFence(d->device, &fence, NULL, &d->transfer_fence));
     for (uint32_t i = 0; i < VK_RING && r == VK_SUCCESS; i++)
         r = VK_MAKE(d->vk.vkCreateFence(d->device, &fence, NULL, &d->ring[i].fence));
@@ -186,20 +240,27 @@ static void vk_describe(rq_device *device, rq_device_info *out)
     const vk_device *d = (const vk_device *)device;
     memset(out, 0, sizeof *out);
     snprintf(out->name, sizeof out->name, "%.*s", (int)sizeof out->name - 1, d->properties.deviceName);
-    int n = snprintf(out->features, sizeof out->features, "Vulkan %u.%u, ",
-                     VK_API_VERSION_MAJOR(d->properties.apiVersion),
+    VkPhysicalDeviceDriverProperties driver = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
+    VkPhysicalDeviceProperties2 p = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                     .pNext = &driver};
+    VK_DO(vkGetPhysicalDeviceProperties2(d->physical, &p));
+    int n = snprintf(out->features, sizeof out->features, "driver %.40s %.40s, Vulkan %u.%u, ",
+                     driver.driverName, driver.driverInfo, VK_API_VERSION_MAJOR(d->properties.apiVersion),
                      VK_API_VERSION_MINOR(d->properties.apiVersion));
-    if (n > 0) rq_vk_features_text(&d->features, out->features + n, sizeof out->features - (size_t)n);
-    for (uint32_t i = 0; i < d->memory_properties.memoryHeapCount; i++)
-        if (d->memory_properties.memoryHeaps[i].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT &&
-            d->memory_properties.memoryHeaps[i].size > out->memory_bytes)
-            out->memory_bytes = d->memory_properties.memoryHeaps[i].size;
-    out->free_bytes = out->memory_bytes > d->taken_bytes ? out->memory_bytes - d->taken_bytes : 0;
+    if (n > 0 && (size_t)n < sizeof out->features)
+        rq_vk_features_text(&d->features, out->features + n, sizeof out->features - (size_t)n);
+    out->on_processor = d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    vk_memory_sizes(d, &out->memory_bytes, &out->free_bytes);
 }
 
-uint32_t rq_vulkan_messages(const rq_device *device)
+const rq_vk_features *rq_vulkan_features(const rq_device *device)
 {
-    return ((const vk_device *)device)->instance->n_messages;
+    return &((const vk_device *)device)->features;
+}
+
+uint32_t rq_vulkan_pipelines(const rq_device *device)
+{
+    return ((const vk_device *)device)->n_pipelines;
 }
 
 const rq_backend rq_backend_vulkan = {

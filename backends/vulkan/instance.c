@@ -4,9 +4,12 @@
 
 #include "backends/base/mem.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+static _Atomic uint32_t n_messages; /* of the validation layers, in the whole process */
 
 static VKAPI_ATTR VkBool32 VKAPI_CALL count_message(VkDebugUtilsMessageSeverityFlagBitsEXT severity,
                                                     VkDebugUtilsMessageTypeFlagsEXT types,
@@ -14,10 +17,17 @@ static VKAPI_ATTR VkBool32 VKAPI_CALL count_message(VkDebugUtilsMessageSeverityF
                                                     void *user)
 {
     (void)types;
+    (void)user;
     if (severity < VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT) return VK_FALSE;
-    ((vk_instance *)user)->n_messages++;
+    atomic_fetch_add(&n_messages, 1);
     fprintf(stderr, "vulkan: %s\n", data->pMessage);
     return VK_FALSE;
+}
+
+uint32_t rq_vulkan_messages(const rq_device *device)
+{
+    (void)device;
+    return atomic_load(&n_messages);
 }
 
 vk_instance *vk_instance_open(rq_error *err)
@@ -30,7 +40,8 @@ vk_instance *vk_instance_open(rq_error *err)
         return NULL;
     }
     if (volkGetInstanceVersion() < VK_API_VERSION_1_2) {
-        rq_fail(err, RQ_ERR_DEVICE, "the Vulkan loader is older than 1.2; update the driver");
+        rq_fail(err, RQ_ERR_DEVICE,
+                "Vulkan on this machine is older than 1.2; update the driver, or use --backend cpu");
         return NULL;
     }
     vk_instance *in = rq_calloc(1, sizeof *in);
@@ -48,8 +59,7 @@ vk_instance *vk_instance_open(rq_error *err)
             VK_DEBUG_UTILS_MESSAGE_SEVERITY_WARNING_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_SEVERITY_ERROR_BIT_EXT,
         .messageType =
             VK_DEBUG_UTILS_MESSAGE_TYPE_VALIDATION_BIT_EXT | VK_DEBUG_UTILS_MESSAGE_TYPE_PERFORMANCE_BIT_EXT,
-        .pfnUserCallback = count_message,
-        .pUserData = in};
+        .pfnUserCallback = count_message};
     VkApplicationInfo app = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
                              .pApplicationName = "rqvk",
                              .apiVersion = VK_API_VERSION_1_2};
@@ -63,13 +73,20 @@ vk_instance *vk_instance_open(rq_error *err)
     VkResult r = VK_MAKE(vkCreateInstance(&info, NULL, &in->handle));
     if (r != VK_SUCCESS) {
         rq_free(in);
-        rq_fail(
-            err, RQ_ERR_DEVICE,
-            r == VK_ERROR_LAYER_NOT_PRESENT
-                ? "RQVK_VK_VALIDATE=1 asks for the Vulkan validation layers, which are not installed"
-                : "no Vulkan driver could be started (error %d); install the driver of the graphics card, or "
-                  "use --backend cpu",
-            (int)r);
+        if (r == VK_ERROR_LAYER_NOT_PRESENT)
+            rq_fail(err, RQ_ERR_DEVICE,
+                    "RQVK_VK_VALIDATE=1 asks for the Vulkan validation layers, which are not installed");
+        else if (r == VK_ERROR_INCOMPATIBLE_DRIVER)
+            rq_fail(
+                err, RQ_ERR_DEVICE,
+                "there is no Vulkan driver on this machine; install the driver of the graphics card, or use "
+                "--backend cpu");
+        else
+            rq_fail(err, RQ_ERR_DEVICE,
+                    "no Vulkan driver could be started (error %d); update the driver of the graphics card, "
+                    "or use "
+                    "--backend cpu",
+                    (int)r);
         return NULL;
     }
     volkLoadInstanceOnly(in->handle);

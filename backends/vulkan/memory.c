@@ -7,23 +7,50 @@
 #include <string.h>
 
 /* Index of a memory type with these properties, UINT32_MAX when there is none. */
-static uint32_t type_with(const vk_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted,
-                          VkMemoryPropertyFlags unwanted)
+static uint32_t type_with(const VkPhysicalDeviceMemoryProperties *p, uint32_t allowed,
+                          VkMemoryPropertyFlags wanted, VkMemoryPropertyFlags unwanted)
 {
-    for (uint32_t i = 0; i < d->memory_properties.memoryTypeCount; i++) {
-        VkMemoryPropertyFlags flags = d->memory_properties.memoryTypes[i].propertyFlags;
+    for (uint32_t i = 0; i < p->memoryTypeCount; i++) {
+        VkMemoryPropertyFlags flags = p->memoryTypes[i].propertyFlags;
         if ((allowed >> i & 1) && (flags & wanted) == wanted && !(flags & unwanted)) return i;
     }
     return UINT32_MAX;
 }
 
-/* Device memory that the processor cannot see, where there is such; on shared-memory devices any of it. */
-static uint32_t local_type(const vk_device *d, uint32_t allowed)
+uint32_t vk_memory_type(const VkPhysicalDeviceMemoryProperties *p, uint32_t allowed, bool host)
 {
-    uint32_t type =
-        type_with(d, allowed, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT);
-    if (type == UINT32_MAX) type = type_with(d, allowed, VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, 0);
+    const VkMemoryPropertyFlags local = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
+                                seen = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT,
+                                plain = seen | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    const struct {
+        VkMemoryPropertyFlags wanted, unwanted;
+    } choices[2][3] = {
+        {{local, seen}, {local, 0}, {local, 0}},
+        {{plain | VK_MEMORY_PROPERTY_HOST_CACHED_BIT, local}, {plain, local}, {plain, 0}},
+    };
+    uint32_t type = UINT32_MAX;
+    for (int i = 0; i < 3 && type == UINT32_MAX; i++)
+        type = type_with(p, allowed, choices[host][i].wanted, choices[host][i].unwanted);
     return type;
+}
+
+/* The largest heap of the device's own memory, as the driver counts it where it does. */
+void vk_memory_sizes(const vk_device *d, uint64_t *total, uint64_t *unused)
+{
+    VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
+    VkPhysicalDeviceMemoryProperties2 p = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2,
+                                           .pNext = d->has_budget ? &budget : NULL};
+    VK_DO(vkGetPhysicalDeviceMemoryProperties2(d->physical, &p));
+    *total = *unused = 0;
+    for (uint32_t i = 0; i < p.memoryProperties.memoryHeapCount; i++) {
+        const VkMemoryHeap *heap = &p.memoryProperties.memoryHeaps[i];
+        if (!(heap->flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) || heap->size <= *total) continue;
+        *total = heap->size;
+        uint64_t may = d->has_budget ? budget.heapBudget[i] : heap->size,
+                 used = d->has_budget ? budget.heapUsage[i] : d->taken_bytes;
+        *unused = may > used ? may - used : 0;
+    }
 }
 
 static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char *label, VkBuffer *buffer,
@@ -35,14 +62,15 @@ static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char
                                         (host ? 0u
                                               : (VkBufferUsageFlags)VK_BUFFER_USAGE_STORAGE_BUFFER_BIT |
                                                     VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT)};
+    if (bytes > d->max_bytes)
+        return rq_fail(err, RQ_ERR_MEMORY, "%s gives no more than %.1f MiB at once, and %s is %.1f MiB",
+                       d->properties.deviceName, (double)d->max_bytes / 1048576, label,
+                       (double)bytes / 1048576);
     VkResult r = VK_MAKE(d->vk.vkCreateBuffer(d->device, &info, NULL, buffer));
     if (r != VK_SUCCESS) return vk_fail(d, r, "making a buffer", err);
     VkMemoryRequirements need;
     VK_DO(d->vk.vkGetBufferMemoryRequirements(d->device, *buffer, &need));
-    uint32_t type =
-        host ? type_with(d, need.memoryTypeBits,
-                         VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, 0)
-             : local_type(d, need.memoryTypeBits);
+    uint32_t type = vk_memory_type(&d->memory_properties, need.memoryTypeBits, host);
     r = VK_ERROR_OUT_OF_DEVICE_MEMORY;
     if (type != UINT32_MAX) {
         VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
@@ -59,9 +87,13 @@ static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char
     }
     if (r != VK_SUCCESS) {
         VK_DROP(d->vk.vkDestroyBuffer(d->device, *buffer, NULL));
+        *buffer = VK_NULL_HANDLE;
+        *memory = VK_NULL_HANDLE;
         if (r == VK_ERROR_OUT_OF_DEVICE_MEMORY || r == VK_ERROR_OUT_OF_HOST_MEMORY)
-            return rq_fail(err, RQ_ERR_MEMORY, "%s has no %llu bytes of memory left for %s",
-                           d->properties.deviceName, (unsigned long long)bytes, label);
+            return rq_fail(err, RQ_ERR_MEMORY,
+                           "%s has no %.1f MiB of memory left for %s (%.1f MiB are taken by this program)",
+                           d->properties.deviceName, (double)bytes / 1048576, label,
+                           (double)d->taken_bytes / 1048576);
         return vk_fail(d, r, "allocating memory", err);
     }
     *taken = need.size;
@@ -73,6 +105,7 @@ static rq_status make_buffer(vk_device *d, uint64_t bytes, bool host, const char
 
 static rq_status begin_transfer(vk_device *d, rq_error *err)
 {
+    if (d->lost) return vk_is_lost(d, err);
     VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                       .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
     VkResult r = VK_TRY(d->vk.vkBeginCommandBuffer(d->transfer, &begin));

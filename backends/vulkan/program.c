@@ -295,6 +295,7 @@ static rq_status step_for(vk_device *d, const rq_step_caps *caps, vk_step **out,
 
 static rq_status wait_slot(vk_device *d, vk_slot *slot, rq_error *err)
 {
+    if (d->lost) return vk_is_lost(d, err);
     if (!slot->flying) return RQ_OK;
     VkResult r = VK_TRY(d->vk.vkWaitForFences(d->device, 1, &slot->fence, VK_TRUE, UINT64_MAX));
     if (r != VK_SUCCESS) return vk_fail(d, r, "running a step", err);
@@ -315,6 +316,7 @@ static rq_status stage_words(vk_device *d, vk_slot *slot, const vk_step *step, c
     }
     memcpy(slot->words.host, words, (size_t)bytes);
     if (slot->copied_to == step) return RQ_OK;
+    slot->copied_to = NULL;
     VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO};
     VkResult r = VK_TRY(d->vk.vkBeginCommandBuffer(slot->copy, &begin));
     if (r != VK_SUCCESS) return vk_fail(d, r, "recording a step", err);
@@ -404,21 +406,22 @@ rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err)
 {
     vk_program *p = (vk_program *)program;
     vk_device *d = (vk_device *)program->device;
-    if (d->lost) return rq_fail(err, RQ_ERR_DEVICE, "%s was lost", d->properties.deviceName);
+    if (d->lost) return vk_is_lost(d, err);
     if (p->step && (!step_words || step_words[0] != RQ_STEP_MAGIC))
         return rq_fail(err, RQ_ERR_INTERNAL, "the step buffer is not one");
     vk_slot *slot = &d->ring[d->next_slot];
     d->next_slot = (d->next_slot + 1) % VK_RING;
     rq_status status = wait_slot(d, slot, err);
-    if (status == RQ_OK && p->step) {
-        status = stage_words(d, slot, p->step, step_words, err);
-        if (status == RQ_OK) status = submit(d, &slot->copy, 1, VK_NULL_HANDLE, err);
-    }
+    if (status == RQ_OK && p->step) status = stage_words(d, slot, p->step, step_words, err);
     if (status != RQ_OK || p->n_commands == 0) return status;
     VkResult r = VK_TRY(d->vk.vkResetFences(d->device, 1, &slot->fence));
     if (r != VK_SUCCESS) return vk_fail(d, r, "running a step", err);
-    for (uint32_t i = 0; i < p->n_commands && status == RQ_OK; i++)
-        status = submit(d, &p->commands[i], 1, i + 1 == p->n_commands ? slot->fence : VK_NULL_HANDLE, err);
+    for (uint32_t i = 0; i < p->n_commands && status == RQ_OK; i++) {
+        const VkCommandBuffer both[2] = {slot->copy, p->commands[i]}; /* the words go with the first */
+        bool alone = i > 0 || !p->step;
+        status =
+            submit(d, both + alone, 2 - alone, i + 1 == p->n_commands ? slot->fence : VK_NULL_HANDLE, err);
+    }
     slot->flying = status == RQ_OK;
     return status;
 }

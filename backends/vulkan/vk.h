@@ -96,7 +96,6 @@ typedef struct vk_step {
 typedef struct vk_instance {
     VkInstance handle;
     VkDebugUtilsMessengerEXT messenger;
-    uint32_t n_messages; /* of the validation layers */
 } vk_instance;
 
 /* NULL with a sentence when there is no driver, or none that is new enough. */
@@ -128,13 +127,14 @@ typedef struct vk_device {
     vk_math matvec, matmul; /* of products in buckets up to 8, and in wider ones */
     bool math_is_forced;    /* by name */
     uint32_t queue_family;
-    bool lost;
+    bool lost, has_budget;
     VkDevice device;
     struct VolkDeviceTable vk;
     VkQueue queue;
     VkCommandPool commands;
     VkPipelineLayout layout;
     VkPipelineCache cache;
+    uint64_t cache_hash; /* of what the file had */
     VkShaderModule modules[VK_MAX_SHADERS];
     vk_pipeline *pipelines;
     uint32_t n_pipelines;
@@ -147,12 +147,22 @@ typedef struct vk_device {
     vk_slot ring[VK_RING];
     uint32_t next_slot;
     uint64_t taken_bytes; /* of device memory, by everything */
+    uint64_t max_bytes;   /* of one allocation */
 } vk_device;
 
 /* ---- device.c -------------------------------------------------------------------------------------------- */
 
 /* The sentence for a failed call; remembers that the device is lost. */
 rq_status vk_fail(vk_device *d, VkResult result, const char *what, rq_error *err);
+/* The sentence for whatever is asked of a device that is lost. */
+rq_status vk_is_lost(const vk_device *d, rq_error *err);
+
+/* ---- cache.c --------------------------------------------------------------------------------------------- */
+
+/* Makes d->cache, from the file where there is one of this device, driver and set of shaders. */
+VkResult vk_cache_load(vk_device *d);
+/* Writes the file when pipelines were made that it does not have; failure is of no consequence. */
+void vk_cache_save(vk_device *d);
 
 /* ---- memory.c -------------------------------------------------------------------------------------------- */
 
@@ -164,6 +174,12 @@ rq_status vk_upload(rq_memory *dst, uint64_t offset, const void *src, uint64_t b
 rq_status vk_download(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes, rq_error *err);
 rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_error *err);
 void vk_staging_free(vk_device *d, vk_staging *s);
+
+/* The type to allocate from, of those allowed, or UINT32_MAX. What kernels use is the device's own and not visible to
+ * the processor where there is such memory; staging is the processor's, cached, and not the device's. */
+uint32_t vk_memory_type(const VkPhysicalDeviceMemoryProperties *p, uint32_t allowed, bool host);
+/* Bytes of the device's largest heap, and how many of them nobody has taken. */
+void vk_memory_sizes(const vk_device *d, uint64_t *total, uint64_t *unused);
 
 static inline uint64_t vk_address(const rq_memory *m)
 {

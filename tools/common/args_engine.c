@@ -52,7 +52,23 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                         .kind = RQ_OPT_STRING,
                                         .target = &p->backend,
                                         .value = "NAME",
-                                        .help = "what computes: auto or cpu"});
+                                        .help = "what computes: auto, cpu, or vulkan where it was built in"});
+    rq_options_add(
+        options, (rq_option){.names = "--device",
+                             .kind = RQ_OPT_STRING,
+                             .target = &p->device,
+                             .value = "DEVICE",
+                             .shown = "the first, cards before processors",
+                             .help = "which device of the backend: its number in --list-devices, or part of "
+                                     "its name"});
+    rq_options_add(options, (rq_option){.names = "--vk-disable",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &p->vk_disable,
+                                        .value = "FEATURES",
+                                        .shown = "",
+                                        .help = "Vulkan: abilities of the device not to use, separated by "
+                                                "commas: float16, int8, integer-dot, subgroup, "
+                                                "full-subgroups, coopmat"});
     rq_options_add(options,
                    (rq_option){.names = "-ctk,--cache-type-k",
                                .kind = RQ_OPT_STRING,
