@@ -87,8 +87,9 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
 /* ---- engine --------------------------------------------------------------------------------------------- */
 
 typedef struct rq_engine_params {
-    const char *backend;    /* "auto" (NULL), "cpu" or "vulkan" */
-    const char *device;     /* number of a device of the backend, or part of its name; NULL: the best */
+    const char *backend; /* "auto" (NULL), "cpu" or "vulkan" */
+    const char *device;  /* number of a device of the backend, or part of its name; NULL: the best. Several,
+                             * separated by commas, share the layers: "vulkan0,vulkan1" */
     const char *vk_disable; /* abilities of a Vulkan device not to use: "float16,coopmat"; NULL: none */
     uint32_t n_ctx;         /* most tokens a session may hold; 0 = min(trained context, what fits) */
     uint32_t n_sessions;    /* most sessions alive at once; 0 = 1 */
@@ -96,6 +97,15 @@ typedef struct rq_engine_params {
     uint32_t n_threads;     /* 0 = processors this process may run on */
     uint32_t n_queue;       /* most requests waiting for a session to run; 0 = 4 * n_sessions */
     uint64_t cache_tokens;  /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
+    /* Placement. Zero everywhere: everything on the cards, as far as it fits (plan.h). Numbers that are given are kept
+     * to or refused. */
+    const char *gpu_layers;     /* so many last layers on the cards: a number, "all", or "auto" (NULL) */
+    const char *tensor_split;   /* shares of the layers for several cards: "3,1"; NULL: by free memory */
+    bool cpu_experts;           /* mixtures: the experts stay on the processor */
+    uint32_t cpu_expert_layers; /* those of the first so many layers; 0: of all, if cpu_experts */
+    bool no_fit;                /* everything on the cards, whether it fits or not */
+    uint64_t device_memory;     /* bytes of each card to plan with, 0: what is free */
+    uint64_t host_memory;       /* the same of the processor */
     /* Cache formats: f16 (NULL), f32, bf16, q8_0, q4_0, a rotation and bits (wht3, planar4), or auto; see kv.h.
      * Of coded formats the last kv_recent tokens (0 = 128) and the first kv_sinks, both in whole 64s, are read as
      * they were written. kv_profile: a file; NULL: the model's path and ".kvprofile" if it is there; "none". */

@@ -223,6 +223,10 @@ int main(int argc, char **argv)
         rq_complain(text.program, &err);
         return 2;
     }
+    if (rq_engine_args_plan(&server.config.engine, text.program, &code)) {
+        rq_server_free_keys(&server);
+        return code;
+    }
     int fd = -1;
     uint32_t port = 0;
     if (rq_engine_args_check(&server.config.engine, &err) != RQ_OK ||

@@ -309,6 +309,7 @@ int main(int argc, char **argv)
     int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);
     if (code >= 0) return code;
     if (engine_args.list_devices) return rq_print_devices();
+    if (rq_engine_args_plan(&engine_args, text.program, &code)) return code;
     static const char *const formats[] = {"md", "csv", "json", "jsonl"};
     for (int i = 0; i < 4; i++)
         if (!strcmp(b.format_name, formats[i])) b.format = (bench_format)i;

@@ -182,6 +182,7 @@ int main(int argc, char **argv)
     if (code >= 0) return code;
     if (config.engine.list_devices) return rq_print_devices();
     config.engine.params.n_sessions = 1;
+    if (rq_engine_args_plan(&config.engine, text.program, &code)) return code;
     if (config.verbose) config.engine.params.log = log_line;
 
     rq_error err = {0};

@@ -7,7 +7,7 @@
  *   @submit=1  rq_submit fails
  * The environment variable FAKE_LOAD_MS makes loading slow; a model path holding "missing" fails, one holding
  * "plain" has no chat format. */
-#include "engine/rqvk.h"
+#include "engine/plan.h"
 
 #include "backends/base/mem.h"
 
@@ -258,6 +258,13 @@ void rq_engine_get_stats(const rq_engine *engine, rq_engine_stats *out)
 void rq_list_devices(void (*line)(void *user, const char *text), void *user)
 {
     line(user, "fake: no device at all");
+}
+
+rq_status rq_plan_text(const rq_model *model, const rq_engine_params *params, bool json, char **text,
+                       rq_error *err)
+{
+    *text = rq_strdup(json ? "{}\n" : "nothing is planned\n");
+    return *text != NULL ? RQ_OK : rq_fail(err, RQ_ERR_MEMORY, "out of memory");
 }
 
 rq_sampling rq_sampling_default(void)

@@ -94,9 +94,11 @@ typedef struct rq_engine_args {
     const char *builtin;     /* which built-in one; NULL: not said */
     rq_engine_params params; /* n_sessions and log are left to the program */
     bool list_devices;
+    bool plan, plan_json;
+    const char *fit; /* "on" or "off" */
 } rq_engine_args;
 rq_engine_args rq_engine_args_default(void);
-/* -m --builtin -c -t -b --backend -ctk -ctv --kv-recent --kv-sinks --kv-profile --cache-tokens
+/* -m --builtin -c -t -b --backend --device -ngl --cpu-experts --fit --plan and their like, -ctk -ctv --kv-recent --kv-sinks --kv-profile --cache-tokens
  * --list-devices */
 void rq_options_engine(rq_options *options, rq_engine_args *args);
 
@@ -119,6 +121,9 @@ uint64_t rq_random_seed(void);
 
 /* Prints "PROGRAM: SENTENCE" on standard error and returns 1, the exit code of a failure. */
 int rq_complain(const char *program, const rq_error *err);
+
+/* Was a plan asked for? Then prints it instead of running, and *code is the exit code. */
+bool rq_engine_args_plan(const rq_engine_args *args, const char *program, int *code);
 
 /* Prints the devices, one per line: what --list-devices does. Returns 0, the exit code. */
 int rq_print_devices(void);

@@ -1,7 +1,10 @@
 /* args_engine.c - the options that every program with a model shares. */
+#include "engine/plan.h"
 #include "tools/common/args.h"
 #include "tools/common/builtin.h"
 
+#include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -10,7 +13,81 @@
 rq_engine_args rq_engine_args_default(void)
 {
     return (rq_engine_args){
-        .params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .kv_recent = 128, .n_batch = 512}};
+        .params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .kv_recent = 128, .n_batch = 512},
+        .fit = "on"};
+}
+
+/* "16G", "512M", "1000000": binary multiples, with or without "iB" or "B" behind. */
+static rq_status parse_bytes(void *target, const char *value, rq_error *err)
+{
+    char *end;
+    double n = strtod(value, &end);
+    static const char units[] = "KMGT";
+    const char *unit = *end != 0 ? strchr(units, toupper((unsigned char)*end)) : NULL;
+    if (unit != NULL) {
+        for (const char *u = units; u <= unit; u++) n *= 1024;
+        end++;
+    }
+    bool ends = *end == 0 || strcmp(end, "B") == 0 || (unit != NULL && strcmp(end, "iB") == 0);
+    if (end == value || !ends || !(n >= 1 && n < 1e18))
+        return rq_fail(err, RQ_ERR_ARGUMENT, "\"%.40s\" is no amount of memory; 16G or 512M would be", value);
+    *(uint64_t *)target = (uint64_t)n;
+    return RQ_OK;
+}
+
+static void options_placement(rq_options *options, rq_engine_args *args)
+{
+    rq_engine_params *p = &args->params;
+    const rq_option list[] = {
+        {.names = "-ngl,--gpu-layers,--n-gpu-layers",
+         .kind = RQ_OPT_STRING,
+         .target = &p->gpu_layers,
+         .value = "N",
+         .shown = "as many as fit",
+         .help = "so many of the last layers run on the cards; all, or auto"},
+        {.names = "-cmoe,--cpu-experts,--cpu-moe",
+         .kind = RQ_OPT_FLAG,
+         .target = &p->cpu_experts,
+         .help = "mixtures: the experts stay on the processor"},
+        {.names = "-ncmoe,--cpu-expert-layers,--n-cpu-moe",
+         .kind = RQ_OPT_U32,
+         .target = &p->cpu_expert_layers,
+         .max = 1 << 20,
+         .shown = "as many as needed",
+         .help = "mixtures: the experts of the first N layers stay on the processor"},
+        {.names = "-ts,--tensor-split",
+         .kind = RQ_OPT_STRING,
+         .target = &p->tensor_split,
+         .value = "SHARES",
+         .shown = "by free memory",
+         .help = "how several devices share the layers: 3,1"},
+        {.names = "--fit",
+         .kind = RQ_OPT_STRING,
+         .target = &args->fit,
+         .choices = "on,off",
+         .help = "find a placement and a context that fit before anything is loaded; off: everything on the "
+                 "cards and the trained context, whatever happens"},
+        {.names = "--plan",
+         .kind = RQ_OPT_FLAG,
+         .target = &args->plan,
+         .help = "print where everything would go and how much memory it would take, and leave"},
+        {.names = "--plan-json", .kind = RQ_OPT_FLAG, .target = &args->plan_json, .help = "the same as JSON"},
+        {.names = "--device-memory",
+         .kind = RQ_OPT_CALL,
+         .target = &p->device_memory,
+         .call = parse_bytes,
+         .value = "SIZE",
+         .shown = "what is free",
+         .help = "plan as if each card had this much memory: 16G"},
+        {.names = "--host-memory",
+         .kind = RQ_OPT_CALL,
+         .target = &p->host_memory,
+         .call = parse_bytes,
+         .value = "SIZE",
+         .shown = "what is free",
+         .help = "the same for the processor"},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) rq_options_add(options, list[i]);
 }
 
 void rq_options_engine(rq_options *options, rq_engine_args *args)
@@ -60,7 +137,8 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                              .value = "DEVICE",
                              .shown = "the first, cards before processors",
                              .help = "which device of the backend: its number in --list-devices, or part of "
-                                     "its name"});
+                                     "its name; several, separated by commas, share the layers"});
+    options_placement(options, args);
     rq_options_add(options, (rq_option){.names = "--vk-disable",
                                         .kind = RQ_OPT_STRING,
                                         .target = &p->vk_disable,
@@ -222,6 +300,28 @@ int rq_print_devices(void)
     return 0;
 }
 
+static rq_status print_plan(const rq_engine_args *args, rq_error *err)
+{
+    rq_model *model = NULL;
+    char *text = NULL;
+    rq_engine_params params = args->params;
+    params.no_fit = strcmp(args->fit, "off") == 0;
+    rq_status status = rq_engine_args_open(args, &model, NULL, err);
+    if (status == RQ_OK) status = rq_plan_text(model, &params, args->plan_json, &text, err);
+    if (status == RQ_OK) fputs(text, stdout);
+    rq_string_free(text);
+    rq_model_free(model);
+    return status;
+}
+
+bool rq_engine_args_plan(const rq_engine_args *args, const char *program, int *code)
+{
+    if (!args->plan && !args->plan_json) return false;
+    rq_error err = {0};
+    *code = print_plan(args, &err) == RQ_OK ? 0 : rq_complain(program, &err);
+    return true;
+}
+
 /* The file to load: that of -m, or the built-in one's, whose path goes into `path`. */
 static rq_status find_model(const rq_engine_args *args, char path[RQ_BUILTIN_PATH_BYTES], const char **file,
                             rq_error *err)
@@ -251,7 +351,9 @@ rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_e
     if (status == RQ_OK) status = rq_model_load(file, &m, err);
     if (status != RQ_OK) return status;
     if (engine) {
-        status = rq_engine_create(m, &args->params, engine, err);
+        rq_engine_params params = args->params;
+        params.no_fit = strcmp(args->fit, "off") == 0;
+        status = rq_engine_create(m, &params, engine, err);
         if (status != RQ_OK) {
             rq_model_free(m);
             return status;
