@@ -1,4 +1,4 @@
-/* math_impl.h - exp and what is made of it, over the registers of simd.h. */
+/* math_impl.h - exp and what is made of it, and the length of a row, over the registers of simd.h. */
 #ifndef RQ_CPU_MATH_IMPL_H
 #define RQ_CPU_MATH_IMPL_H
 
@@ -51,6 +51,27 @@ RQ_INLINE vf vf_tanh(vf x)
 {
     vf one = vf_set(1.0f);
     return vf_sub(one, vf_div(vf_set(2.0f), vf_add(vf_exp(vf_add(x, x)), one)));
+}
+
+/* Four independent sums hide the latency of the additions; their order is fixed. */
+RQ_INLINE float sum_of_squares(const float *x, size_t n)
+{
+    vf sum[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
+    size_t i = 0;
+    for (; i + 4 * VL <= n; i += 4 * VL)
+        for (int j = 0; j < 4; j++) {
+            vf v = vf_load(x + i + (size_t)j * VL);
+            sum[j] = vf_fma(v, v, sum[j]);
+        }
+    for (; i + VL <= n; i += VL) {
+        vf v = vf_load(x + i);
+        sum[0] = vf_fma(v, v, sum[0]);
+    }
+    if (i < n) {
+        vf v = vf_load_part(x + i, n - i);
+        sum[1] = vf_fma(v, v, sum[1]);
+    }
+    return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
 }
 
 #endif

@@ -1,26 +1,5 @@
 /* neon.c - the row functions and attention for aarch64 NEON. */
 #define RQ_SIMD_NEON
-#include "backends/cpu/vec/attend_impl.h"
-#include "backends/cpu/vec/pointwise_impl.h"
-#include "backends/cpu/vec/recurrent_impl.h"
+#include "backends/cpu/vec/table_impl.h"
 
-const rq_vec rq_vec_neon = {
-    .name = "neon",
-    .rms_norm = rms_norm,
-    .add = add,
-    .mul = mul,
-    .scale = scale,
-    .glu = glu,
-    .weigh_add = weigh_add,
-    .exp = exp_row,
-    .argmax = argmax,
-    .rope = rope,
-    .to_f16 = to_f16,
-    .l2_norm = l2_norm,
-    .conv_silu = conv_silu,
-    .delta_token = delta_token,
-    .attend_reduce = attend_reduce,
-    .attend_page = attend_page,
-    .attend_merge = attend_merge,
-    .attend_finish = attend_finish,
-};
+const rq_vec rq_vec_neon = RQ_VEC_TABLE("neon");

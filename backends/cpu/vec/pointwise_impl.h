@@ -4,28 +4,11 @@
 
 #include <math.h>
 
-/* Four independent sums hide the latency of the additions; their order is fixed. */
 static void rms_norm(const float *x, const float *weight, float *y, size_t n, float eps)
 {
-    vf sum[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
-    size_t i = 0;
-    for (; i + 4 * VL <= n; i += 4 * VL)
-        for (int j = 0; j < 4; j++) {
-            vf v = vf_load(x + i + (size_t)j * VL);
-            sum[j] = vf_fma(v, v, sum[j]);
-        }
-    for (; i + VL <= n; i += VL) {
-        vf v = vf_load(x + i);
-        sum[0] = vf_fma(v, v, sum[0]);
-    }
-    if (i < n) {
-        vf v = vf_load_part(x + i, n - i);
-        sum[1] = vf_fma(v, v, sum[1]);
-    }
-    float total = vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
-    float factor = 1.0f / sqrtf(total / (float)n + eps);
+    float factor = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
     vf f = vf_set(factor);
-    i = 0;
+    size_t i = 0;
     if (weight) {
         for (; i + VL <= n; i += VL) vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), f), vf_load(weight + i)));
         for (; i < n; i++) y[i] = x[i] * factor * weight[i];

@@ -6,24 +6,9 @@
 
 static void l2_norm(const float *x, float *y, size_t n, float eps)
 {
-    vf sum[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)};
-    size_t i = 0;
-    for (; i + 4 * VL <= n; i += 4 * VL)
-        for (int j = 0; j < 4; j++) {
-            vf v = vf_load(x + i + (size_t)j * VL);
-            sum[j] = vf_fma(v, v, sum[j]);
-        }
-    for (; i + VL <= n; i += VL) {
-        vf v = vf_load(x + i);
-        sum[0] = vf_fma(v, v, sum[0]);
-    }
-    if (i < n) {
-        vf v = vf_load_part(x + i, n - i);
-        sum[1] = vf_fma(v, v, sum[1]);
-    }
-    float length = sqrtf(vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3]))));
+    float length = sqrtf(sum_of_squares(x, n));
     vf f = vf_set(1.0f / (length > eps ? length : eps));
-    i = 0;
+    size_t i = 0;
     for (; i + VL <= n; i += VL) vf_store(y + i, vf_mul(vf_load(x + i), f));
     if (i < n) vf_store_part(y + i, vf_mul(vf_load_part(x + i, n - i), f), n - i);
 }
