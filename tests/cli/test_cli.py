@@ -63,7 +63,7 @@ def test_builtin_errors(tmp_path):
     shutil.copy(CLI, moved)
     for program, args, code, words in [
             (moved, [], 1, [b"-m", b"share/rqvk/builtin-qwen3.gguf"]),
-            (CLI, ["--builtin", "hybrid"], 1, [b"hybrid", b"qwen35"]),
+            (moved, ["--builtin", "hybrid"], 1, [b"-m", b"share/rqvk/builtin-qwen35.gguf"]),
             (CLI, ["--builtin", "large"], 1, [b"large", b"qwen3"]),
             (CLI, ["--builtin", "qwen3", "-m", MODEL], 1, [b"-m", b"--builtin"])]:
         r = subprocess.run([program, "-p", "x", *args], capture_output=True, timeout=20, env=ENV)

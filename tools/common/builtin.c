@@ -18,12 +18,9 @@ static bool cut_last(char *path)
 rq_status rq_builtin_path(const char *name, char path[RQ_BUILTIN_PATH_BYTES], rq_error *err)
 {
     if (!name || !*name) name = "qwen3";
-    if (strcmp(name, "hybrid") == 0) {
-        return rq_fail(
-            err, RQ_ERR_UNSUPPORTED,
-            "--builtin hybrid: this build cannot run the qwen35 family yet; --builtin qwen3 works");
-    }
-    if (strcmp(name, "qwen3") != 0)
+    if (strcmp(name, "hybrid") == 0)
+        name = "qwen35";
+    else if (strcmp(name, "qwen3") != 0)
         return rq_fail(err, RQ_ERR_ARGUMENT, "--builtin %s: there are qwen3 and hybrid", name);
     char folder[RQ_BUILTIN_PATH_BYTES / 2];
     ssize_t n = readlink("/proc/self/exe", folder, sizeof folder);
