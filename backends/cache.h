@@ -32,6 +32,7 @@ typedef enum rq_kv_form {
     RQ_KV_C2,   /* codec rows of 2, 3 and 4 bits and a one-byte scale for each group */
     RQ_KV_C3,
     RQ_KV_C4,
+    RQ_KV_C42, /* the first half of a row as C4, the rest as C2: for rows whose first elements matter more */
     RQ_KV_TRIP /* as SAME, after a round trip through group->trip: codecs under measurement */
 } rq_kv_form;
 
@@ -125,30 +126,72 @@ static inline rq_page_layout rq_page_layout_of(const rq_cache_group *g)
  * Per layer and KV head: [K words][V words][K scales][V scales], each a multiple of 16 bytes.
  *   K words   [group][physical word][64 tokens]      V words   [physical word][dim_v]
  *   scales    [group][64 tokens], a byte (codec rows) or an f16
- * With RQ_KV_SAME or RQ_KV_TRIP "words" are the block of the exact page and there are no scales. */
+ * With RQ_KV_SAME or RQ_KV_TRIP "words" are the block of the exact page and there are no scales.
+ *
+ * A row is cut into spans, each coded in a form of its own: one span, and two of RQ_KV_C42. Everything above holds
+ * for a span as if it were a row; K words, V words and scales of the second follow those of the first. */
 
 static inline bool rq_kv_form_is_code(rq_kv_form form)
 {
-    return form >= RQ_KV_C2 && form <= RQ_KV_C4;
+    return form >= RQ_KV_C2 && form <= RQ_KV_C42;
 }
 
-/* Bits of a code; 0 for SAME and TRIP. */
+/* Bits of a code, of RQ_KV_C42 in the mean; 0 for SAME and TRIP. */
 static inline uint32_t rq_kv_bits(rq_kv_form form)
 {
-    static const uint8_t bits[] = {0, 8, 4, 2, 3, 4, 0};
+    static const uint8_t bits[] = {0, 8, 4, 2, 3, 4, 3, 0};
     return bits[form];
 }
 
-/* Groups of a row, and the size of one: as equal as multiples of 8 allow, the larger ones first. */
+/* What cards keep; the rest lives on the processor alone. */
+static inline bool rq_kv_form_on_cards(rq_kv_form form)
+{
+    return form != RQ_KV_Q4_0 && form != RQ_KV_C42 && form != RQ_KV_TRIP;
+}
+
+enum { RQ_KV_MAX_SPANS = 2 };
+
+typedef struct rq_kv_span {
+    rq_kv_form form;
+    uint32_t first, size; /* elements of the row */
+} rq_kv_span;
+
+static inline uint32_t rq_kv_spans(rq_kv_form form)
+{
+    return form == RQ_KV_C42 ? 2 : 1;
+}
+
+/* Span i of a row of d elements. */
+static inline rq_kv_span rq_kv_span_of(rq_kv_form form, uint32_t d, uint32_t i)
+{
+    uint32_t half = (d / 8 + 1) / 2 * 8;
+    if (form != RQ_KV_C42) return (rq_kv_span){form, 0, d};
+    return i == 0 ? (rq_kv_span){RQ_KV_C4, 0, half} : (rq_kv_span){RQ_KV_C2, half, d - half};
+}
+
+/* Groups of a row, and the size of one: as equal as multiples of 8 allow, the larger ones of a span first. */
 static inline uint32_t rq_kv_groups(rq_kv_form form, uint32_t d)
 {
-    return !rq_kv_form_is_code(form) ? (d + 31) / 32 : d < 64 ? 1 : d / 64;
+    if (!rq_kv_form_is_code(form)) return (d + 31) / 32;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
+        uint32_t size = rq_kv_span_of(form, d, i).size;
+        n += size < 64 ? 1 : size / 64;
+    }
+    return n;
 }
 
 static inline uint32_t rq_kv_group_size(rq_kv_form form, uint32_t d, uint32_t i)
 {
     if (!rq_kv_form_is_code(form)) return d - 32 * i < 32 ? d - 32 * i : 32;
-    uint32_t n = rq_kv_groups(form, d), units = d / 8;
+    rq_kv_span span = rq_kv_span_of(form, d, 0);
+    uint32_t n = rq_kv_groups(span.form, span.size);
+    if (i >= n) {
+        i -= n;
+        span = rq_kv_span_of(form, d, 1);
+        n = rq_kv_groups(span.form, span.size);
+    }
+    uint32_t units = span.size / 8;
     return 8 * (units / n + (i < units % n));
 }
 
@@ -159,7 +202,7 @@ static inline uint32_t rq_kv_words(rq_kv_form form, uint32_t n)
     return bits == 3 ? n / 4 * 3 + n % 4 : bits == 2 ? (n + 1) / 2 : n;
 }
 
-/* Physical words of K of one token. */
+/* Physical words of K of one token, in a form of one span. */
 static inline uint32_t rq_kv_k_words(rq_kv_form form, uint32_t dim_k)
 {
     if (form == RQ_KV_Q8_0) return dim_k / 4;
@@ -169,10 +212,37 @@ static inline uint32_t rq_kv_k_words(rq_kv_form form, uint32_t dim_k)
     return words;
 }
 
-/* Physical words of V of one element, for the 64 tokens of a page. */
+/* Physical words of V of one element, for the 64 tokens of a page, in a form of one span. */
 static inline uint32_t rq_kv_v_words(rq_kv_form form)
 {
     return form == RQ_KV_Q8_0 ? RQ_PAGE_TOKENS / 4 : rq_kv_words(form, RQ_PAGE_TOKENS / 8);
+}
+
+/* Words and groups of the spans before span i; with i = rq_kv_spans(form), of the whole block and row. */
+static inline uint32_t rq_kv_span_words(rq_kv_form form, bool is_v, uint32_t d, uint32_t i)
+{
+    uint32_t words = 0;
+    for (uint32_t s = 0; s < i; s++) {
+        rq_kv_span span = rq_kv_span_of(form, d, s);
+        words += is_v ? span.size * rq_kv_v_words(span.form)
+                      : RQ_PAGE_TOKENS * rq_kv_k_words(span.form, span.size);
+    }
+    return words;
+}
+
+static inline uint32_t rq_kv_span_groups(rq_kv_form form, uint32_t d, uint32_t i)
+{
+    uint32_t groups = 0;
+    for (uint32_t s = 0; s < i; s++) {
+        rq_kv_span span = rq_kv_span_of(form, d, s);
+        groups += rq_kv_groups(span.form, span.size);
+    }
+    return groups;
+}
+
+static inline uint32_t rq_kv_block_words(rq_kv_form form, bool is_v, uint32_t d)
+{
+    return rq_kv_span_words(form, is_v, d, rq_kv_spans(form));
 }
 
 typedef struct rq_coded_layout {
@@ -187,12 +257,12 @@ static inline rq_coded_layout rq_coded_layout_of(const rq_cache_group *g)
     rq_page_layout exact = rq_page_layout_of(g);
     rq_coded_layout l = {.k_bytes = exact.k_bytes, .v_bytes = exact.v_bytes};
     if (rq_kv_bits(g->form_k)) {
-        l.k_bytes = 4ull * RQ_PAGE_TOKENS * rq_kv_k_words(g->form_k, g->dim_k);
+        l.k_bytes = 4ull * rq_kv_block_words(g->form_k, false, g->dim_k);
         l.k_scale_bytes = (uint64_t)RQ_PAGE_TOKENS * rq_kv_groups(g->form_k, g->dim_k) *
                           (rq_kv_form_is_code(g->form_k) ? 1 : 2);
     }
     if (rq_kv_bits(g->form_v)) {
-        l.v_bytes = 4ull * g->dim_v * rq_kv_v_words(g->form_v);
+        l.v_bytes = 4ull * rq_kv_block_words(g->form_v, true, g->dim_v);
         l.v_scale_bytes = (uint64_t)RQ_PAGE_TOKENS * rq_kv_groups(g->form_v, g->dim_v) *
                           (rq_kv_form_is_code(g->form_v) ? 1 : 2);
     }

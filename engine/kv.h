@@ -2,13 +2,18 @@
  * engine, profile files and tables of measured formats. Programs that only run models need rqvk.h alone.
  *
  * Formats. Keys and values each have one, as a string: f32, f16 and bf16 are kept as they are; q8_0 and q4_0 are
- * coded without rotation; a rotation and a number of bits (wht3, planar4, none2) is rotated and coded; trip is
+ * coded without rotation; a rotation and a number of bits (wht3, planar4, none2) is rotated and coded; klt and a
+ * number of bits needs a profile with a basis and is coded in its directions; trip is
  * for codecs under measurement (below); auto takes what a table of measurements recommends.
  *
  * Coded keys are kept as R(lambda * (k - mean_k)), values as R(v - mean_v), queries become R(q / lambda) and the
  * result o of attention R^T o + mean_v: softmax does not see mean_k, so what attention computes is the same and
  * only what a codec has to carry changes. R belongs to the format, the vectors to a profile. A side that is not
- * coded (f32, f16, bf16) or has the format trip has neither. */
+ * coded (f32, f16, bf16) or has the format trip has neither.
+ *
+ * klt: keys are kept as W B_k (k - mean_k) and queries become W B_k^-T q; values as W B_v (v - mean_v), and the
+ * result is B_v^-1 W^T o + mean_v. B belongs to the profile and need not be orthogonal, W (a Hadamard rotation) to
+ * the format; lambda is not used. */
 #ifndef RQ_KV_H
 #define RQ_KV_H
 
@@ -64,6 +69,7 @@ typedef struct rq_kv_layer_profile {
     uint32_t n_heads, dim_k, dim_v;    /* KV heads */
     float *mean_k, *lambda_k, *mean_v; /* [n_heads][dim] */
     float *so8_k, *so8_v; /* [n_heads][dim / 8][8][8], row = output element: rotations of "so8" formats */
+    float *klt_k, *klt_v; /* [n_heads][dim][dim], row = direction, the most important first: bases of "klt" */
 } rq_kv_layer_profile;
 
 /* Everything a profile is bound to. Two models with equal identities give the same keys and values. */
@@ -84,7 +90,15 @@ typedef struct rq_kv_profile {
 } rq_kv_profile;
 
 /* Parts of a layer's profile, for rq_kv_profile_add. */
-typedef enum rq_kv_part { RQ_KV_MEAN_K, RQ_KV_LAMBDA_K, RQ_KV_MEAN_V, RQ_KV_SO8_K, RQ_KV_SO8_V } rq_kv_part;
+typedef enum rq_kv_part {
+    RQ_KV_MEAN_K,
+    RQ_KV_LAMBDA_K,
+    RQ_KV_MEAN_V,
+    RQ_KV_SO8_K,
+    RQ_KV_SO8_V,
+    RQ_KV_KLT_K,
+    RQ_KV_KLT_V
+} rq_kv_part;
 
 /* A profile of this model without any vectors. Free with rq_kv_profile_free. */
 rq_status rq_kv_profile_new(const rq_model *model, uint32_t n_positions, rq_kv_profile **out, rq_error *err);
@@ -94,7 +108,8 @@ float *rq_kv_profile_add(rq_kv_profile *profile, uint32_t layer, rq_kv_part part
 void rq_kv_profile_free(rq_kv_profile *profile);
 
 /* Does every value make sense: finite means, lambda in [1/16, 16] and equal within the pairs that the rotary
- * embedding turns together, orthogonal matrices? Both functions below check this too. */
+ * embedding turns together, orthogonal matrices, finite bases? Both functions below check this too (whether a basis
+ * has an inverse shows when an engine uses it). */
 rq_status rq_kv_profile_check(const rq_kv_profile *profile, rq_error *err);
 rq_status rq_kv_profile_write(const rq_kv_profile *profile, const char *path, rq_error *err);
 rq_status rq_kv_profile_read(const char *path, rq_kv_profile **out, rq_error *err);

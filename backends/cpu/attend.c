@@ -174,7 +174,7 @@ static void load_queries(const rq_cpu_worker *w, const attend_args *a, uint32_t 
             w->vec->scale((const float *)(a->q.p + (head * a->group + g) * a->q.nb[1] + t * a->q.nb[2]),
                           a->scale, to, a->dim_k);
             if (rq_kv_bits(a->code_k.form)) {
-                w->vec->attend_reduce(to, a->dim_k, a->code_k.form, a->code_k.unit, codes, scales);
+                w->vec->attend_reduce(to, a->dim_k, &a->code_k, codes, scales);
                 codes += a->dim_k;
                 scales += a->k_groups;
             }
@@ -274,17 +274,6 @@ static void run_merge(rq_cpu_worker *w, const void *args)
     }
 }
 
-static rq_attend_code code_of(rq_kv_form form, bool is_v)
-{
-    const rq_kv_codec *row = rq_kv_codec_of(form);
-    rq_attend_code c = {.form = form, .unit = 1};
-    if (row) {
-        c.level = row->level;
-        c.unit = row->unit * (is_v ? row->gain_v : row->gain_k);
-    }
-    return c;
-}
-
 static uint64_t place(uint64_t *at, uint64_t floats)
 {
     uint64_t here = *at;
@@ -310,8 +299,8 @@ void rq_cpu_attend(rq_cpu_builder *b, const rq_op *op)
     bool coded = rq_group_is_coded(g);
     if (coded) {
         a->coded_table = a->pool->coded_table->host;
-        a->code_k = code_of(g->form_k, false);
-        a->code_v = code_of(g->form_v, true);
+        a->code_k = rq_attend_code_of(g->form_k, false);
+        a->code_v = rq_attend_code_of(g->form_v, true);
         a->k_groups = rq_kv_groups(g->form_k, g->dim_k);
     }
     a->max_pages = bindings->caps->max_pages;

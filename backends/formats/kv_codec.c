@@ -42,7 +42,7 @@ static const rq_kv_codec rows[] = {
 
 const rq_kv_codec *rq_kv_codec_of(rq_kv_form form)
 {
-    return rq_kv_form_is_code(form) ? &rows[form - RQ_KV_C2] : NULL;
+    return form >= RQ_KV_C2 && form <= RQ_KV_C4 ? &rows[form - RQ_KV_C2] : NULL;
 }
 
 /* ---- the numbers of the rule

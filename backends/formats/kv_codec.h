@@ -48,7 +48,7 @@ typedef struct rq_kv_codec {
     int32_t slope, offset; /* of the search's start over `above`, in 1/32 codes */
 } rq_kv_codec;
 
-/* The row behind C2, C3 or C4; NULL for other forms. */
+/* The row behind C2, C3 or C4; NULL for other forms (C42 has one for each span). */
 const rq_kv_codec *rq_kv_codec_of(rq_kv_form form);
 
 /* ---- encoders of codec rows -----------------------------------------------------------------------------
@@ -85,7 +85,8 @@ uint64_t rq_kv_encode_block(const rq_kv_encoder *encoder, rq_kv_form form, bool 
 /* The integers of a block, [d][64]: levels of codec rows, q of Q8_0, code - 8 of Q4_0. */
 void rq_kv_unpack_levels(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, int8_t *levels);
 
-/* The float that the integers of group i of token t are multiplied with (gains not included). */
+/* The float that the integers of group i of token t are multiplied with (gains not included), in a form of one
+ * span. */
 float rq_kv_block_scale(rq_kv_form form, const void *scales, uint32_t group, uint32_t token);
 
 /* Plain decode, the reference: x [d][64]. */

@@ -134,7 +134,7 @@ static void unpack_v(rq_kv_form form, uint32_t d, const uint32_t *words, uint8_t
     }
 }
 
-void rq_kv_pack(rq_kv_form form, bool is_v, uint32_t d, const uint8_t *codes, uint32_t *words)
+static void pack_span(rq_kv_form form, bool is_v, uint32_t d, const uint8_t *codes, uint32_t *words)
 {
     if (is_v) {
         pack_v(form, d, codes, words);
@@ -151,7 +151,7 @@ void rq_kv_pack(rq_kv_form form, bool is_v, uint32_t d, const uint8_t *codes, ui
     }
 }
 
-void rq_kv_unpack(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, uint8_t *codes)
+static void unpack_span(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, uint8_t *codes)
 {
     if (is_v) {
         unpack_v(form, d, words, codes);
@@ -165,6 +165,24 @@ void rq_kv_unpack(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words,
         k_codes(logical, n, per_word, codes);
         codes += (size_t)size * TOKENS;
         words += (size_t)rq_kv_words(form, n) * TOKENS;
+    }
+}
+
+void rq_kv_pack(rq_kv_form form, bool is_v, uint32_t d, const uint8_t *codes, uint32_t *words)
+{
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
+        rq_kv_span s = rq_kv_span_of(form, d, i);
+        pack_span(s.form, is_v, s.size, codes + (size_t)s.first * TOKENS,
+                  words + rq_kv_span_words(form, is_v, d, i));
+    }
+}
+
+void rq_kv_unpack(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, uint8_t *codes)
+{
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
+        rq_kv_span s = rq_kv_span_of(form, d, i);
+        unpack_span(s.form, is_v, s.size, words + rq_kv_span_words(form, is_v, d, i),
+                    codes + (size_t)s.first * TOKENS);
     }
 }
 
@@ -226,26 +244,44 @@ uint64_t rq_kv_encode_q4_0(const float *x, uint32_t n, uint8_t *codes, uint16_t 
 /* ---- blocks
  * ---------------------------------------------------------------------------------------------- */
 
+/* x and codes of one span, scales of its groups; returns how many inputs were not finite. */
+static uint64_t encode_span(const rq_kv_encoder *encoder, rq_kv_form form, uint32_t d, const float *x,
+                            uint8_t *codes, void *scales)
+{
+    const rq_kv_codec *row = rq_kv_codec_of(form);
+    uint32_t n_groups = rq_kv_groups(form, d);
+    uint64_t n_bad = 0;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        uint32_t size = rq_kv_group_size(form, d, g);
+        if (row)
+            n_bad += encoder->encode(row, x, size, codes, (uint8_t *)scales + (size_t)g * TOKENS);
+        else if (form == RQ_KV_Q8_0)
+            n_bad += rq_kv_encode_q8_0(x, size, codes, (uint16_t *)scales + (size_t)g * TOKENS);
+        else
+            n_bad += rq_kv_encode_q4_0(x, size, codes, (uint16_t *)scales + (size_t)g * TOKENS);
+        x += (size_t)size * TOKENS;
+        codes += (size_t)size * TOKENS;
+    }
+    return n_bad;
+}
+
+/* Where span i's scales start: those of spans after the first are bytes. */
+static void *scales_of(rq_kv_form form, uint32_t d, uint32_t i, const void *scales)
+{
+    return (uint8_t *)scales + (size_t)rq_kv_span_groups(form, d, i) * TOKENS;
+}
+
 uint64_t rq_kv_encode_block(const rq_kv_encoder *encoder, rq_kv_form form, bool is_v, uint32_t d,
                             const float *x, uint32_t *words, void *scales)
 {
     uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
     memset(codes, 0, (size_t)d * TOKENS);
-    const rq_kv_codec *row = rq_kv_codec_of(form);
-    uint32_t n_groups = rq_kv_groups(form, d), element = 0;
     uint64_t n_bad = 0;
     if (!encoder) encoder = rq_kv_encoder_best();
-    for (uint32_t g = 0; g < n_groups; g++) {
-        uint32_t size = rq_kv_group_size(form, d, g);
-        const float *in = x + (size_t)element * TOKENS;
-        uint8_t *out = codes + (size_t)element * TOKENS;
-        if (row)
-            n_bad += encoder->encode(row, in, size, out, (uint8_t *)scales + (size_t)g * TOKENS);
-        else if (form == RQ_KV_Q8_0)
-            n_bad += rq_kv_encode_q8_0(in, size, out, (uint16_t *)scales + (size_t)g * TOKENS);
-        else
-            n_bad += rq_kv_encode_q4_0(in, size, out, (uint16_t *)scales + (size_t)g * TOKENS);
-        element += size;
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
+        rq_kv_span s = rq_kv_span_of(form, d, i);
+        size_t at = (size_t)s.first * TOKENS;
+        n_bad += encode_span(encoder, s.form, s.size, x + at, codes + at, scales_of(form, d, i, scales));
     }
     rq_kv_pack(form, is_v, d, codes, words);
     return n_bad;
@@ -261,12 +297,9 @@ void rq_kv_levels(const rq_kv_codec *row, uint32_t G, const uint8_t *codes, int8
         }
 }
 
-void rq_kv_unpack_levels(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, int8_t *levels)
+static void levels_of_span(rq_kv_form form, uint32_t d, const uint8_t *codes, int8_t *levels)
 {
-    uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
-    memset(codes, 0, (size_t)d * TOKENS);
     const rq_kv_codec *row = rq_kv_codec_of(form);
-    rq_kv_unpack(form, is_v, d, words, codes);
     if (!row) {
         int offset = form == RQ_KV_Q4_0 ? 8 : 0;
         for (size_t i = 0; i < (size_t)d * TOKENS; i++) levels[i] = (int8_t)((int8_t)codes[i] - offset);
@@ -280,6 +313,17 @@ void rq_kv_unpack_levels(rq_kv_form form, bool is_v, uint32_t d, const uint32_t 
     }
 }
 
+void rq_kv_unpack_levels(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, int8_t *levels)
+{
+    uint8_t codes[RQ_KV_MAX_DIM * TOKENS];
+    memset(codes, 0, (size_t)d * TOKENS);
+    rq_kv_unpack(form, is_v, d, words, codes);
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
+        rq_kv_span s = rq_kv_span_of(form, d, i);
+        levels_of_span(s.form, s.size, codes + (size_t)s.first * TOKENS, levels + (size_t)s.first * TOKENS);
+    }
+}
+
 float rq_kv_block_scale(rq_kv_form form, const void *scales, uint32_t group, uint32_t token)
 {
     size_t at = (size_t)group * TOKENS + token;
@@ -288,12 +332,8 @@ float rq_kv_block_scale(rq_kv_form form, const void *scales, uint32_t group, uin
                : rq_half_to_f32(((const uint16_t *)scales)[at]);
 }
 
-void rq_kv_decode_block(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, const void *scales,
-                        float *x)
+static void decode_span(rq_kv_form form, uint32_t d, const int8_t *levels, const void *scales, float *x)
 {
-    int8_t levels[RQ_KV_MAX_DIM * TOKENS];
-    memset(levels, 0, (size_t)d * TOKENS);
-    rq_kv_unpack_levels(form, is_v, d, words, levels);
     uint32_t n_groups = rq_kv_groups(form, d);
     for (uint32_t g = 0, element = 0; g < n_groups; g++)
         for (uint32_t end = element + rq_kv_group_size(form, d, g); element < end; element++)
@@ -301,4 +341,17 @@ void rq_kv_decode_block(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *
                 size_t at = (size_t)element * TOKENS + t;
                 x[at] = rq_kv_block_scale(form, scales, g, t) * (float)levels[at];
             }
+}
+
+void rq_kv_decode_block(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, const void *scales,
+                        float *x)
+{
+    int8_t levels[RQ_KV_MAX_DIM * TOKENS];
+    memset(levels, 0, (size_t)d * TOKENS);
+    rq_kv_unpack_levels(form, is_v, d, words, levels);
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
+        rq_kv_span s = rq_kv_span_of(form, d, i);
+        size_t at = (size_t)s.first * TOKENS;
+        decode_span(s.form, s.size, levels + at, scales_of(form, d, i, scales), x + at);
+    }
 }

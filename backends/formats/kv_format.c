@@ -8,11 +8,11 @@
 #include <strings.h>
 
 #define CODED(name, kind)                                                                                    \
-    {name "2", {kind, RQ_TYPE_F16, RQ_KV_C2}}, {name "3", {kind, RQ_TYPE_F16, RQ_KV_C3}},                    \
+    {name "2", {kind, RQ_TYPE_F16, RQ_KV_C2, false}}, {name "3", {kind, RQ_TYPE_F16, RQ_KV_C3, false}},      \
     {                                                                                                        \
         name "4",                                                                                            \
         {                                                                                                    \
-            kind, RQ_TYPE_F16, RQ_KV_C4                                                                      \
+            kind, RQ_TYPE_F16, RQ_KV_C4, false                                                               \
         }                                                                                                    \
     }
 
@@ -22,11 +22,11 @@ typedef struct named_format {
 } named_format;
 
 static const named_format formats[] = {
-    {"f32", {RQ_ROTATION_NONE, RQ_TYPE_F32, RQ_KV_SAME}},
-    {"f16", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_SAME}},
-    {"bf16", {RQ_ROTATION_NONE, RQ_TYPE_BF16, RQ_KV_SAME}},
-    {"q8_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q8_0}},
-    {"q4_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q4_0}},
+    {"f32", {RQ_ROTATION_NONE, RQ_TYPE_F32, RQ_KV_SAME, false}},
+    {"f16", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_SAME, false}},
+    {"bf16", {RQ_ROTATION_NONE, RQ_TYPE_BF16, RQ_KV_SAME, false}},
+    {"q8_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q8_0, false}},
+    {"q4_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q4_0, false}},
     CODED("planar", RQ_ROTATION_PLANAR),
     CODED("rotor", RQ_ROTATION_ROTOR),
     CODED("iso", RQ_ROTATION_ISO),
@@ -34,6 +34,9 @@ static const named_format formats[] = {
     CODED("wht", RQ_ROTATION_WHT),
     CODED("haar", RQ_ROTATION_HAAR),
     CODED("none", RQ_ROTATION_NONE),
+    {"klt2", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C2, true}},
+    {"klt3", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C42, true}},
+    {"klt4", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C4, true}},
 };
 
 /* Other names of a format above. */
@@ -52,7 +55,7 @@ rq_status rq_kv_format_parse(const char *name, rq_kv_format *out, rq_error *err)
     return rq_fail(err, RQ_ERR_ARGUMENT,
                    "there is no cache format '%.40s'; there are f32, f16, bf16, q8_0, q4_0, and planar, "
                    "rotor, iso, so8, "
-                   "wht (or turbo), haar, none followed by the bits 2, 3 or 4, such as wht3",
+                   "wht (or turbo), haar, none, klt followed by the bits 2, 3 or 4, such as wht3",
                    name);
 }
 
@@ -61,7 +64,7 @@ void rq_kv_format_name(const rq_kv_format *format, char name[RQ_KV_NAME_BYTES])
     const char *found = "?";
     for (size_t i = 0; i < N_FORMATS; i++) {
         const rq_kv_format *f = &formats[i].format;
-        bool same = f->form == format->form && f->rotation == format->rotation &&
+        bool same = f->form == format->form && f->rotation == format->rotation && f->klt == format->klt &&
                     (f->form != RQ_KV_SAME || f->exact == format->exact);
         if (same) found = formats[i].name;
     }
@@ -98,7 +101,7 @@ double rq_kv_coded_bits(const rq_kv_format *format, uint32_t d, bool is_v)
     rq_kv_form form = format->form;
     if (rq_kv_bits(form) == 0) return rq_kv_exact_bits(format->exact);
     double elements = (double)RQ_PAGE_TOKENS * d;
-    double words = is_v ? (double)d * rq_kv_v_words(form) : (double)RQ_PAGE_TOKENS * rq_kv_k_words(form, d);
+    double words = (double)rq_kv_block_words(form, is_v, d);
     double scales = (double)RQ_PAGE_TOKENS * rq_kv_groups(form, d);
     return (32.0 * words + (rq_kv_form_is_code(form) ? 8.0 : 16.0) * scales) / elements;
 }

@@ -44,6 +44,10 @@ static rq_status make_rotation(rq_kv_plan *plan, rq_kv_side *side, uint32_t dim,
                                const char *name, rq_error *err)
 {
     side->data = RQ_NO_WEIGHT;
+    if (side->format.klt) { /* each layer brings its own matrices of a whole head */
+        rq_rotation_shape(RQ_ROTATION_HAAR, dim, &side->rotation);
+        return RQ_OK;
+    }
     if (side->format.rotation == RQ_ROTATION_NONE) return RQ_OK;
     rq_status status = rq_rotation_make(side->format.rotation, dim, seed, &side->rotation, err);
     if (status != RQ_OK) return status;
@@ -52,14 +56,17 @@ static rq_status make_rotation(rq_kv_plan *plan, rq_kv_side *side, uint32_t dim,
 
 /* ---- a layer ------------------------------------------------------------------------------------------- */
 
-static const rq_pass_side NOTHING = {
-    .data = RQ_NO_WEIGHT, .mean = RQ_NO_WEIGHT, .lambda = RQ_NO_WEIGHT, .lambda_inverse = RQ_NO_WEIGHT};
+static const rq_pass_side NOTHING = {.data = RQ_NO_WEIGHT,
+                                     .dual = RQ_NO_WEIGHT,
+                                     .mean = RQ_NO_WEIGHT,
+                                     .lambda = RQ_NO_WEIGHT,
+                                     .lambda_inverse = RQ_NO_WEIGHT};
 
 static void use_rotation(rq_pass_side *out, const rq_kv_side *side)
 {
     out->blocks = side->rotation.blocks;
     out->n_blocks = side->rotation.n_blocks;
-    out->data = side->data;
+    out->data = out->dual = side->data;
 }
 
 static rq_status use_lambda(rq_kv_plan *plan, rq_pass_side *out, const rq_kv_layer_profile *l, rq_error *err)
@@ -78,7 +85,32 @@ static rq_status use_so8(rq_kv_plan *plan, rq_pass_side *out, const rq_kv_side *
                          const char *name, uint32_t dim, uint32_t n_heads, rq_error *err)
 {
     if (matrices == NULL || side->format.rotation != RQ_ROTATION_SO8) return RQ_OK;
-    return add_weight(plan, name, matrices, 8 * dim, n_heads, &out->data, err);
+    rq_status status = add_weight(plan, name, matrices, 8 * dim, n_heads, &out->data, err);
+    out->dual = out->data;
+    return status;
+}
+
+/* The layer's basis for klt formats, as matrices of a whole head. */
+static rq_status use_klt(rq_kv_plan *plan, rq_pass_side *out, const rq_kv_side *side, const float *basis,
+                         uint64_t seed, const char *name, uint32_t dim, uint32_t n_heads, rq_error *err)
+{
+    if (!side->format.klt) return RQ_OK;
+    if (basis == NULL)
+        return rq_fail(
+            err, RQ_ERR_ARGUMENT,
+            "the cache format %s needs a basis, and %.300s has none: rqvk-kv calibrate --klt makes one",
+            side->name, plan->profile_path);
+    size_t n = (size_t)dim * dim;
+    float *forward = own_floats(plan, n * n_heads), *dual = own_floats(plan, n * n_heads);
+    if (forward == NULL || dual == NULL)
+        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the tables of the cache");
+    rq_status status = RQ_OK;
+    for (uint32_t h = 0; h < n_heads && status == RQ_OK; h++)
+        status =
+            rq_kv_format_basis(&side->format, dim, seed, basis + h * n, forward + h * n, dual + h * n, err);
+    if (status == RQ_OK) status = add_weight(plan, name, forward, (uint32_t)n, n_heads, &out->data, err);
+    if (status == RQ_OK) status = add_weight(plan, name, dual, (uint32_t)n, n_heads, &out->dual, err);
+    return status;
 }
 
 static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_error *err)
@@ -97,13 +129,19 @@ static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_
     if (rq_kv_side_takes_profile(&plan->k)) {
         if (l->mean_k)
             status = add_weight(plan, "kv.mean_k", l->mean_k, l->dim_k, l->n_heads, &out->k.mean, err);
-        if (status == RQ_OK && l->lambda_k) status = use_lambda(plan, &out->k, l, err);
+        if (status == RQ_OK && l->lambda_k && !plan->k.format.klt) status = use_lambda(plan, &out->k, l, err);
+        if (status == RQ_OK)
+            status =
+                use_klt(plan, &out->k, &plan->k, l->klt_k, SEED_K, "kv.klt_k", l->dim_k, l->n_heads, err);
         if (status == RQ_OK)
             status = use_so8(plan, &out->k, &plan->k, l->so8_k, "kv.so8_k", l->dim_k, l->n_heads, err);
     }
     if (status == RQ_OK && rq_kv_side_takes_profile(&plan->v)) {
         if (l->mean_v)
             status = add_weight(plan, "kv.mean_v", l->mean_v, l->dim_v, l->n_heads, &out->v.mean, err);
+        if (status == RQ_OK)
+            status =
+                use_klt(plan, &out->v, &plan->v, l->klt_v, SEED_V, "kv.klt_v", l->dim_v, l->n_heads, err);
         if (status == RQ_OK)
             status = use_so8(plan, &out->v, &plan->v, l->so8_v, "kv.so8_v", l->dim_v, l->n_heads, err);
     }
@@ -217,6 +255,17 @@ static rq_status settle_profile(rq_kv_plan *plan, const rq_model *m, const rq_en
     return RQ_OK;
 }
 
+static rq_status check_klt(const rq_kv_plan *plan, const rq_model *m, rq_error *err)
+{
+    const rq_kv_side *side = plan->k.format.klt ? &plan->k : &plan->v;
+    if (!side->format.klt || plan->profile != NULL) return RQ_OK;
+    return rq_fail(
+        err, RQ_ERR_ARGUMENT,
+        "the cache format %s needs a profile of %.200s that reaches this context: make one with rqvk-kv "
+        "calibrate --klt, or name another format",
+        side->name, m->path);
+}
+
 static uint64_t hash_plan(const rq_kv_plan *plan)
 {
     uint64_t h = XXH3_64bits_withSeed(plan->k.name, sizeof plan->k.name, 3);
@@ -236,6 +285,7 @@ rq_status rq_kv_plan_finish(rq_kv_plan *plan, const rq_model *m, const rq_engine
                             rq_error *err)
 {
     rq_status status = settle_profile(plan, m, p, n_ctx, err);
+    if (status == RQ_OK) status = check_klt(plan, m, err);
     if (status != RQ_OK) return status;
     plan->cache_seed = hash_plan(plan);
     plan->layers = rq_calloc(m->hp.n_layers, sizeof *plan->layers);

@@ -20,6 +20,10 @@ size_t rq_kv_part_floats(const rq_kv_layer_profile *l, rq_kv_part part)
         return l->dim_k % 8 ? 0 : heads * l->dim_k * 8;
     case RQ_KV_SO8_V:
         return l->dim_v % 8 ? 0 : heads * l->dim_v * 8;
+    case RQ_KV_KLT_K:
+        return heads * l->dim_k * l->dim_k;
+    case RQ_KV_KLT_V:
+        return heads * l->dim_v * l->dim_v;
     }
     return 0;
 }
@@ -37,6 +41,10 @@ float **rq_kv_part_slot(rq_kv_layer_profile *l, rq_kv_part part)
         return &l->so8_k;
     case RQ_KV_SO8_V:
         return &l->so8_v;
+    case RQ_KV_KLT_K:
+        return &l->klt_k;
+    case RQ_KV_KLT_V:
+        return &l->klt_v;
     }
     return NULL;
 }
@@ -85,6 +93,8 @@ float *rq_kv_profile_add(rq_kv_profile *p, uint32_t layer, rq_kv_part part)
         for (size_t i = 0; i < n; i++) (*slot)[i] = 1.0f;
     if (part == RQ_KV_SO8_K || part == RQ_KV_SO8_V)
         for (size_t i = 0; i < n / 8; i++) (*slot)[8 * i + i % 8] = 1.0f;
+    uint32_t d = part == RQ_KV_KLT_K ? l->dim_k : part == RQ_KV_KLT_V ? l->dim_v : 0;
+    for (size_t i = 0; d && i < n / d; i++) (*slot)[i * d + i % d] = 1.0f;
     return *slot;
 }
 
@@ -141,6 +151,11 @@ static rq_status check_part(const rq_kv_profile *p, uint32_t layer, rq_kv_part p
                    ? RQ_OK
                    : rq_fail(err, RQ_ERR_FORMAT,
                              "cache profile, layer %u: a matrix of its rotations is not orthogonal", layer);
+    if (part == RQ_KV_KLT_K || part == RQ_KV_KLT_V)
+        return all_within(x, n, -65504.0f, 65504.0f)
+                   ? RQ_OK
+                   : rq_fail(err, RQ_ERR_FORMAT, "cache profile, layer %u: a basis holds no sensible number",
+                             layer);
     if (part != RQ_KV_LAMBDA_K)
         return all_within(x, n, -65504.0f, 65504.0f)
                    ? RQ_OK

@@ -4,7 +4,7 @@
 
 #include "engine/kv.h"
 
-enum { RQ_KV_PARTS = RQ_KV_SO8_V + 1 };
+enum { RQ_KV_PARTS = RQ_KV_KLT_V + 1 };
 
 /* Floats of a part of a layer; 0 when the heads cannot have it. */
 size_t rq_kv_part_floats(const rq_kv_layer_profile *layer, rq_kv_part part);

@@ -68,7 +68,7 @@ static bool take_line(char *line, rq_kv_table *t, size_t *cap, bool *memory)
         t->model = strtoull(hex, &end, 16);
         return strlen(hex) == 16 && *end == 0 && errno == 0;
     }
-    rq_kv_table_row row;
+    rq_kv_table_row row = {0};
     if (strcmp(what, "pair") != 0 || t->n == RQ_KV_MAX_TABLE || !format_word(word(&at), row.type_k) ||
         !format_word(word(&at), row.type_v) || !number(word(&at), &row.bits) ||
         !number(word(&at), &row.error) || *word(&at) != 0 || row.bits <= 0 || row.bits > 64 || row.error < 0)

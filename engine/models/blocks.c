@@ -46,11 +46,11 @@ static bool is_plain(const rq_pass_side *s)
     return s->n_blocks == 0 && s->mean == RQ_NO_WEIGHT && s->lambda == RQ_NO_WEIGHT;
 }
 
-/* R(lambda * (x - mean)), with the side's mean, and this table as lambda */
-static rq_ref forward(const rq_pass *p, rq_tape *t, const rq_pass_side *s, rq_ref x, uint32_t mean,
-                      uint32_t lambda)
+/* R(lambda * (x - mean)) with these tables as R, mean and lambda. */
+static rq_ref forward(const rq_pass *p, rq_tape *t, const rq_pass_side *s, uint32_t data, rq_ref x,
+                      uint32_t mean, uint32_t lambda)
 {
-    return rq_op_rotate(t, x, table(p, t, s->data), table(p, t, mean), table(p, t, lambda), s->blocks,
+    return rq_op_rotate(t, x, table(p, t, data), table(p, t, mean), table(p, t, lambda), s->blocks,
                         s->n_blocks, false);
 }
 
@@ -76,15 +76,15 @@ static rq_ref cached_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, 
         capture(p, t, v, hp->dim_v * l->n_head_kv, own->v_at);
     }
     if (own && !is_plain(&own->k)) {
-        q = forward(p, t, &own->k, q, RQ_NO_WEIGHT, own->k.lambda_inverse);
-        k = forward(p, t, &own->k, k, own->k.mean, own->k.lambda);
+        q = forward(p, t, &own->k, own->k.dual, q, RQ_NO_WEIGHT, own->k.lambda_inverse);
+        k = forward(p, t, &own->k, own->k.data, k, own->k.mean, own->k.lambda);
     }
-    if (own && !is_plain(&own->v)) v = forward(p, t, &own->v, v, own->v.mean, RQ_NO_WEIGHT);
+    if (own && !is_plain(&own->v)) v = forward(p, t, &own->v, own->v.data, v, own->v.mean, RQ_NO_WEIGHT);
     rq_op_kv_write(t, cache, k, v);
     if (own && own->encode && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
     rq_ref o = rq_op_attend(t, cache, q, hp->dim_v, scale, 0.0f);
     if (!own || is_plain(&own->v)) return o;
-    o = rq_op_rotate(t, rq_block_heads(t, o, hp->dim_v, l->n_head), table(p, t, own->v.data),
+    o = rq_op_rotate(t, rq_block_heads(t, o, hp->dim_v, l->n_head), table(p, t, own->v.dual),
                      table(p, t, own->v.mean), 0, own->v.blocks, own->v.n_blocks, true);
     uint32_t n = hp->dim_v * l->n_head;
     return rq_tape_view(t, o, 0, n, t->bucket, n, 1, 0);

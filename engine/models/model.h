@@ -140,7 +140,10 @@ struct rq_model {
 typedef struct rq_pass_side {
     const rq_rotation_block *blocks;
     uint32_t n_blocks;
-    uint32_t data;           /* of R, f32 [n_floats, 1 or KV heads] */
+    uint32_t data; /* of R, f32 [n_floats, 1 or KV heads] */
+    /* What queries go through (keys), what brings the result back (values, transposed): R too, and where R is not
+     * orthogonal its inverse transposed. */
+    uint32_t dual;
     uint32_t mean, lambda;   /* f32 [head size, KV heads] */
     uint32_t lambda_inverse; /* keys: 1 / lambda, for queries */
 } rq_pass_side;

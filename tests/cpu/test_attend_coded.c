@@ -65,7 +65,8 @@ static const shape shapes[] = {
     {RQ_KV_C2, RQ_KV_C3, 40, 136, 0},     {RQ_KV_C4, RQ_KV_C4, 8, 8, 0},
     {RQ_KV_C3, RQ_KV_C2, 24, 16, 0},      {RQ_KV_C2, RQ_KV_C3, 192, 96, 0},
     {RQ_KV_Q8_0, RQ_KV_C4, 72, 120, 0},   {RQ_KV_Q4_0, RQ_KV_Q8_0, 40, 88, 5},
-    {RQ_KV_C2, RQ_KV_C3, 120, 104, 0},
+    {RQ_KV_C2, RQ_KV_C3, 120, 104, 0},    {RQ_KV_C42, RQ_KV_C42, 128, 128, 0},
+    {RQ_KV_C42, RQ_KV_C3, 72, 64, 0},     {RQ_KV_Q8_0, RQ_KV_C42, 64, 200, 3},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -85,16 +86,6 @@ static float normal(void)
     return sum * 0.70710678f;
 }
 
-static rq_attend_code code_of(rq_kv_form form, bool is_v)
-{
-    const rq_kv_codec *row = rq_kv_codec_of(form);
-    rq_attend_code c = {.form = form, .unit = 1};
-    if (!row) return c;
-    c.level = row->level;
-    c.unit = row->unit * (is_v ? row->gain_v : row->gain_k);
-    return c;
-}
-
 static void make_side(rq_kv_form form, bool is_v, uint32_t d, uint8_t *words, uint8_t *scales, float *decoded)
 {
     float *x = rq_calloc((size_t)d * 64, sizeof *x);
@@ -110,11 +101,14 @@ static void make_side(rq_kv_form form, bool is_v, uint32_t d, uint8_t *words, ui
                 decoded[i * 64 + t] = rq_half_to_f32(h);
             }
     } else {
-        const rq_kv_codec *row = rq_kv_codec_of(form);
-        float gain = row ? is_v ? row->gain_v : row->gain_k : 1;
         rq_kv_encode_block(NULL, form, is_v, d, x, (uint32_t *)(void *)words, scales);
         rq_kv_decode_block(form, is_v, d, (const uint32_t *)(const void *)words, scales, decoded);
-        for (uint32_t i = 0; i < d * 64; i++) decoded[i] *= gain;
+        for (uint32_t n = 0; n < rq_kv_spans(form); n++) {
+            rq_kv_span span = rq_kv_span_of(form, d, n);
+            const rq_kv_codec *row = rq_kv_codec_of(span.form);
+            float gain = row ? is_v ? row->gain_v : row->gain_k : 1;
+            for (uint32_t i = span.first * 64; i < (span.first + span.size) * 64; i++) decoded[i] *= gain;
+        }
     }
     rq_free(x);
 }
@@ -133,8 +127,8 @@ static void fill(data *d, const shape *s)
                             .recent_pages = 1};
     d->layout = rq_coded_layout_of(&group);
     assert_true(d->layout.head_bytes <= sizeof d->pages[0].block);
-    d->code_k = code_of(s->form_k, false);
-    d->code_v = code_of(s->form_v, true);
+    d->code_k = rq_attend_code_of(s->form_k, false);
+    d->code_v = rq_attend_code_of(s->form_v, true);
     for (uint32_t i = 0; i < ROWS * s->dk; i++) d->q[i] = normal() * 2 / sqrtf((float)s->dk);
     for (uint32_t i = 0; i < ROWS; i++) d->bias[i] = normal();
     for (int p = 0; p < PAGES; p++) {
@@ -174,8 +168,8 @@ static void attend(const rq_vec *v, data *d, const shape *s, uint32_t r0, uint32
                          .codes = codes};
     for (uint32_t r = 0; r < rows; r++) {
         if (s->form_k != RQ_KV_SAME)
-            v->attend_reduce(b.q + (size_t)r * s->dk, s->dk, s->form_k, d->code_k.unit,
-                             d->codes + (size_t)r * s->dk, d->q_scales + (size_t)r * groups);
+            v->attend_reduce(b.q + (size_t)r * s->dk, s->dk, &d->code_k, d->codes + (size_t)r * s->dk,
+                             d->q_scales + (size_t)r * groups);
         d->max[r] = -INFINITY;
         d->sum[r] = 0;
     }
@@ -329,7 +323,7 @@ static void test_same_everywhere(void **state)
                 d->max[0] = -INFINITY;
                 d->sum[0] = 0;
                 memset(d->out, 0, sizeof d->out);
-                vec_at(a)->attend_reduce(d->q, sh->dk, sh->form_k, d->code_k.unit, d->codes, d->q_scales);
+                vec_at(a)->attend_reduce(d->q, sh->dk, &d->code_k, d->codes, d->q_scales);
                 vec_at(a)->attend_page(&b);
                 assert_true(d->sum[0] == 1);
                 if (a == 0) {
@@ -356,10 +350,12 @@ static void test_reduce(void **state)
 {
     (void)state;
     for (size_t a = 0; vec_at(a); a++) {
+        const rq_attend_code bytes = {.form = RQ_KV_Q8_0, .span[0].unit = 2};
+        const rq_attend_code threes = {.form = RQ_KV_C3, .span[0].unit = 1};
         float q[40], scales[2];
         int16_t codes[40];
         for (int i = 0; i < 40; i++) q[i] = (float)(i - 20) / 20;
-        vec_at(a)->attend_reduce(q, 40, RQ_KV_Q8_0, 2, codes, scales); /* groups of 32 and 8 */
+        vec_at(a)->attend_reduce(q, 40, &bytes, codes, scales); /* groups of 32 and 8 */
         static const int order[8] = {0, 2, 1, 3, 4, 6, 5, 7};
         assert_true(codes[0] == -32767 && fabsf(scales[0] * 32767 - 2) < 1e-6f);
         for (int i = 0; i < 40; i++) {
@@ -367,16 +363,16 @@ static void test_reduce(void **state)
             int element = i / 8 * 8 + order[i % 8];
             assert_true(codes[i] == (int16_t)lrintf(q[element] * (32767.0f / largest)));
         }
-        vec_at(a)->attend_reduce(q, 40, RQ_KV_C3, 1, codes, scales); /* one group */
+        vec_at(a)->attend_reduce(q, 40, &threes, codes, scales); /* one group */
         assert_true(codes[0] == -32767 && codes[1] == (int16_t)lrintf(q[4] * 32767.0f));
         q[3] = INFINITY;
-        vec_at(a)->attend_reduce(q, 40, RQ_KV_C3, 1, codes, scales);
+        vec_at(a)->attend_reduce(q, 40, &threes, codes, scales);
         assert_true(isnan(scales[0]) && codes[0] == 0);
         q[3] = NAN;
-        vec_at(a)->attend_reduce(q, 40, RQ_KV_C3, 1, codes, scales);
+        vec_at(a)->attend_reduce(q, 40, &threes, codes, scales);
         assert_true(isnan(scales[0]) && codes[39] == 0);
         for (int i = 0; i < 40; i++) q[i] = 1e-40f;
-        vec_at(a)->attend_reduce(q, 40, RQ_KV_C3, 1, codes, scales);
+        vec_at(a)->attend_reduce(q, 40, &threes, codes, scales);
         assert_true(scales[0] == 0 && codes[5] == 0);
     }
 }

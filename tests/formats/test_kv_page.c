@@ -11,7 +11,7 @@
 #include "backends/formats/kv_format.h"
 #include "tests/formats/kv_data.h"
 
-static const rq_kv_form coded[] = {RQ_KV_Q8_0, RQ_KV_Q4_0, RQ_KV_C2, RQ_KV_C3, RQ_KV_C4};
+static const rq_kv_form coded[] = {RQ_KV_Q8_0, RQ_KV_Q4_0, RQ_KV_C2, RQ_KV_C3, RQ_KV_C4, RQ_KV_C42};
 enum { N_CODED = sizeof coded / sizeof coded[0] };
 
 /* ---- layout, read off the words one code at a time
@@ -33,9 +33,20 @@ static uint32_t bit_of(uint32_t bits, const uint32_t *p, size_t stride, uint32_t
     return p[(i / 4 * 3 + bit) * stride] >> (4 * c + 3) & 1;
 }
 
+/* Elements that C42 codes with four bits. */
+static uint32_t first_half(uint32_t d)
+{
+    return d / 8 % 2 ? d / 2 + 4 : d / 2;
+}
+
 static uint32_t code_at(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *words, uint32_t element,
                         uint32_t token)
 {
+    if (form == RQ_KV_C42) { /* two rows one after the other; a word of four bits holds eight codes */
+        uint32_t half = first_half(d);
+        if (element < half) return code_at(RQ_KV_C4, is_v, half, words, element, token);
+        return code_at(RQ_KV_C2, is_v, d - half, words + half * 64 / 8, element - half, token);
+    }
     uint32_t bits = rq_kv_bits(form), per = bits == 8 ? 4 : 8, code = 0;
     const uint32_t *p = words;
     uint32_t n, i, c, stride;
@@ -58,6 +69,11 @@ static uint32_t code_at(rq_kv_form form, bool is_v, uint32_t d, const uint32_t *
     return code;
 }
 
+static uint32_t bits_at(rq_kv_form form, uint32_t d, size_t element)
+{
+    return form != RQ_KV_C42 ? rq_kv_bits(form) : element < first_half(d) ? 4 : 2;
+}
+
 static void test_layout(void **state)
 {
     static uint8_t codes[RQ_KV_MAX_DIM * 64], back[RQ_KV_MAX_DIM * 64];
@@ -78,7 +94,7 @@ static void test_layout(void **state)
                 size_t n = (size_t)(is_v ? layout.v_bytes : layout.k_bytes) / 4;
                 uint64_t seed = d;
                 for (size_t i = 0; i < (size_t)d * 64; i++)
-                    codes[i] = (uint8_t)(random_u32(&seed) & ((1u << rq_kv_bits(form)) - 1));
+                    codes[i] = (uint8_t)(random_u32(&seed) & ((1u << bits_at(form, d, i / 64)) - 1));
                 memset(words, 0x5a, sizeof words);
                 rq_kv_pack(form, is_v, d, codes, words);
                 for (size_t i = n; i < n + 16; i++) assert_int_equal(words[i], 0x5a5a5a5a);
@@ -108,7 +124,6 @@ static void test_blocks(void **state)
         for (size_t k = 0; k < sizeof dims / sizeof dims[0]; k++)
             for (int is_v = 0; is_v < 2; is_v++) {
                 rq_kv_form form = coded[f];
-                const rq_kv_codec *row = rq_kv_codec_of(form);
                 uint32_t d = dims[k];
                 kv_fill(KV_GAUSS, k, d, x);
                 x[5] = NAN;
@@ -118,6 +133,8 @@ static void test_blocks(void **state)
                 double error = 0, power = 0;
                 for (uint32_t g = 0, first = 0; g < rq_kv_groups(form, d); g++) {
                     uint32_t size = rq_kv_group_size(form, d, g), w = size / 8;
+                    rq_kv_form own = form != RQ_KV_C42 ? form : first < first_half(d) ? RQ_KV_C4 : RQ_KV_C2;
+                    const rq_kv_codec *row = rq_kv_codec_of(own);
                     for (uint32_t i = 0; i < size * 64; i++) {
                         uint32_t e = i / 64, t = i % 64, code = code_at(form, is_v, d, words, first + e, t);
                         int level = form == RQ_KV_Q8_0 ? (int8_t)code : (int)code - 8;
@@ -129,7 +146,7 @@ static void test_blocks(void **state)
                                 before = code_at(form, is_v, d, words, first + 8 * (w - 1) + c - 1, t);
                             level = (int)row->level[before & 1][code & 15];
                         }
-                        float want = rq_kv_block_scale(form, scales, g, t) * (float)level;
+                        float want = rq_kv_block_scale(own, scales, g, t) * (float)level;
                         float got = y[(first + e) * 64 + t], in = x[(first + e) * 64 + t];
                         assert_true(want == got);
                         if (!isfinite(in)) in = 0.0f;
@@ -138,7 +155,7 @@ static void test_blocks(void **state)
                     }
                     first += size;
                 }
-                static const double most[] = {0, 0.00004, 0.009, 0.11, 0.03, 0.008};
+                static const double most[] = {0, 0.00004, 0.009, 0.11, 0.03, 0.008, 0.059};
                 assert_true(error / power < most[form]);
             }
 }
@@ -193,24 +210,25 @@ static void test_names(void **state)
         assert_int_equal(f.form == RQ_KV_SAME,
                          strcmp(name, "f32") == 0 || strcmp(name, "f16") == 0 || strcmp(name, "bf16") == 0);
     }
-    assert_int_equal(n, 5 + 7 * 3);
+    assert_int_equal(n, 5 + 8 * 3);
 
     static const struct {
         const char *name;
         rq_kv_format format;
     } cases[] = {
-        {"planar3", {RQ_ROTATION_PLANAR, RQ_TYPE_F16, RQ_KV_C3}},
-        {"iso4", {RQ_ROTATION_ISO, RQ_TYPE_F16, RQ_KV_C4}},
-        {"rotor2", {RQ_ROTATION_ROTOR, RQ_TYPE_F16, RQ_KV_C2}},
-        {"turbo3", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C3}},
-        {"WHT3", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C3}},
-        {"so83", {RQ_ROTATION_SO8, RQ_TYPE_F16, RQ_KV_C3}},
-        {"haar4", {RQ_ROTATION_HAAR, RQ_TYPE_F16, RQ_KV_C4}},
-        {"none3", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_C3}},
-        {"q8_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q8_0}},
-        {"q4_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q4_0}},
-        {"bf16", {RQ_ROTATION_NONE, RQ_TYPE_BF16, RQ_KV_SAME}},
-        {"f32", {RQ_ROTATION_NONE, RQ_TYPE_F32, RQ_KV_SAME}},
+        {"planar3", {RQ_ROTATION_PLANAR, RQ_TYPE_F16, RQ_KV_C3, false}},
+        {"iso4", {RQ_ROTATION_ISO, RQ_TYPE_F16, RQ_KV_C4, false}},
+        {"rotor2", {RQ_ROTATION_ROTOR, RQ_TYPE_F16, RQ_KV_C2, false}},
+        {"turbo3", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C3, false}},
+        {"WHT3", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C3, false}},
+        {"klt3", {RQ_ROTATION_WHT, RQ_TYPE_F16, RQ_KV_C42, true}},
+        {"so83", {RQ_ROTATION_SO8, RQ_TYPE_F16, RQ_KV_C3, false}},
+        {"haar4", {RQ_ROTATION_HAAR, RQ_TYPE_F16, RQ_KV_C4, false}},
+        {"none3", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_C3, false}},
+        {"q8_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q8_0, false}},
+        {"q4_0", {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q4_0, false}},
+        {"bf16", {RQ_ROTATION_NONE, RQ_TYPE_BF16, RQ_KV_SAME, false}},
+        {"f32", {RQ_ROTATION_NONE, RQ_TYPE_F32, RQ_KV_SAME, false}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         rq_kv_format f;
@@ -218,11 +236,12 @@ static void test_names(void **state)
         assert_int_equal(f.rotation, cases[i].format.rotation);
         assert_int_equal(f.exact, cases[i].format.exact);
         assert_int_equal(f.form, cases[i].format.form);
+        assert_int_equal(f.klt, cases[i].format.klt);
     }
     static const char *const wrong[] = {"",     "planar", "planar5", "planar33", "wht 3",
                                         "q5_0", "3",      "none",    "so8",      "f16 "};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        rq_kv_format f = {RQ_ROTATION_HAAR, RQ_TYPE_BF16, RQ_KV_TRIP};
+        rq_kv_format f = {RQ_ROTATION_HAAR, RQ_TYPE_BF16, RQ_KV_TRIP, false};
         rq_error err = {0};
         assert_int_equal(rq_kv_format_parse(wrong[i], &f, &err), RQ_ERR_ARGUMENT);
         assert_int_equal(f.form, RQ_KV_TRIP);
@@ -236,15 +255,20 @@ static void test_bits(void **state)
 {
     static const uint32_t good[] = {64, 128, 256, 512};
     for (uint32_t k = 2; k <= 4; k++) {
-        rq_kv_format f = {RQ_ROTATION_WHT, RQ_TYPE_F16, (rq_kv_form)(RQ_KV_C2 + k - 2)};
+        rq_kv_format f = {RQ_ROTATION_WHT, RQ_TYPE_F16, (rq_kv_form)(RQ_KV_C2 + k - 2), false};
         for (int is_v = 0; is_v < 2; is_v++) {
             for (size_t i = 0; i < 4; i++) assert_true(rq_kv_coded_bits(&f, good[i], is_v) == k + 0.125);
             assert_true(rq_kv_coded_bits(&f, 32, is_v) == k + 0.25);
         }
+        f.form = k == 3 ? RQ_KV_C42 : f.form; /* klt3: four bits and two in the mean, two groups at least */
+        assert_true(rq_kv_coded_bits(&f, 128, true) == k + 0.125 &&
+                    rq_kv_coded_bits(&f, 256, false) == k + 0.125);
+        assert_true(k != 3 || rq_kv_coded_bits(&f, 64, true) == 3.25);
+        f.form = (rq_kv_form)(RQ_KV_C2 + k - 2);
         assert_true(rq_kv_coded_bits(&f, 80, true) == k + 0.1);
         assert_true(rq_kv_coded_bits(&f, 80, false) >= k + 0.1); /* ten words of K do not all merge */
     }
-    rq_kv_format q8 = {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q8_0}, q4 = q8, exact = q8;
+    rq_kv_format q8 = {RQ_ROTATION_NONE, RQ_TYPE_F16, RQ_KV_Q8_0, false}, q4 = q8, exact = q8;
     q4.form = RQ_KV_Q4_0;
     exact.form = RQ_KV_SAME;
     assert_true(rq_kv_coded_bits(&q8, 128, false) == 8.5);
@@ -254,7 +278,7 @@ static void test_bits(void **state)
     assert_true(rq_kv_exact_bits(RQ_TYPE_F32) == 32 && rq_kv_exact_bits(RQ_TYPE_BF16) == 16);
     for (size_t i = 0; i < N_CODED; i++)
         for (uint32_t d = 32; d <= 512; d += 8) {
-            rq_kv_format f = {RQ_ROTATION_NONE, RQ_TYPE_F16, coded[i]};
+            rq_kv_format f = {RQ_ROTATION_NONE, RQ_TYPE_F16, coded[i], false};
             rq_cache_group g = {.n_layers = 3,
                                 .n_heads = 2,
                                 .dim_k = d,

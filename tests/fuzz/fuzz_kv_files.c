@@ -40,6 +40,8 @@ static void read_profile(const uint8_t *data, size_t size)
         use_floats(l->mean_v, (size_t)l->n_heads * l->dim_v);
         use_floats(l->so8_k, (size_t)l->n_heads * l->dim_k * 8);
         use_floats(l->so8_v, (size_t)l->n_heads * l->dim_v * 8);
+        use_floats(l->klt_k, (size_t)l->n_heads * l->dim_k * l->dim_k);
+        use_floats(l->klt_v, (size_t)l->n_heads * l->dim_v * l->dim_v);
     }
     promise(rq_kv_profile_check(p, NULL) == RQ_OK);
     rq_kv_profile_free(p);

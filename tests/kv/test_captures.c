@@ -1,8 +1,10 @@
 /* Captures on disk, replay and calibration: what is written comes back, hostile files are refused with a sentence,
  * and what is learned is what the formulas say. */
 #include "backends/base/mem.h"
+#include "backends/formats/kv_format.h"
 #include "tools/kv/calibration.h"
 #include "tools/kv/flatten.h"
+#include "tools/kv/klt.h"
 #include "tools/kv/random.h"
 #include "tools/kv/replay_run.h"
 
@@ -410,7 +412,7 @@ static void test_calibration(void **state)
     for (int i = 0; i < 2 * D; i++) spread[i] = exp(kv_random_normal(&r));
     for (int i = 0; i < 2 * D; i++) mean[i] = 3 * kv_random_normal(&r);
     for (int i = 0; i < 4 * D; i++) look[i] = exp(kv_random_normal(&r));
-    assert_int_equal(kv_calibration_make(&shape, 1, TOKENS, TOKENS, true, &c, &err), RQ_OK);
+    assert_int_equal(kv_calibration_make(&shape, 1, TOKENS, TOKENS, true, true, &c, &err), RQ_OK);
     for (uint32_t at = 0; at < TOKENS; at += PIECE) {
         for (int i = 0; i < PIECE * 2 * D; i++)
             k[i] = (float)(mean[i % (2 * D)] + spread[i % (2 * D)] * kv_random_normal(&r));
@@ -463,8 +465,92 @@ static void test_calibration(void **state)
     rq_free(layer.mean_k);
     rq_free(layer.lambda_k);
     rq_free(layer.mean_v);
+    for (int h = 0; h < 2; h++) /* a key and a query meet as before: dual^T forward = 1 */
+        for (int i = 0; i < D; i++)
+            for (int j = 0; j < D; j++) {
+                float forward[D * D], dual[D * D];
+                rq_kv_format klt;
+                double dot = 0;
+                assert_int_equal(rq_kv_format_parse("klt3", &klt, &err), RQ_OK);
+                assert_int_equal(
+                    rq_kv_format_basis(&klt, D, 1, layer.klt_k + (size_t)h * D * D, forward, dual, &err),
+                    RQ_OK);
+                for (int r2 = 0; r2 < D; r2++) dot += (double)forward[r2 * D + i] * (double)dual[r2 * D + j];
+                assert_true(fabs(dot - (i == j)) < 1e-5);
+            }
     rq_free(layer.so8_k);
     rq_free(layer.so8_v);
+    rq_free(layer.klt_k);
+    rq_free(layer.klt_v);
+}
+
+/* y = a x b^T of d x d matrices. */
+static void around(const double *a, const double *x, const double *b, double *y, int d)
+{
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++) {
+            y[i * d + j] = 0;
+            for (int k = 0; k < d; k++)
+                for (int l = 0; l < d; l++) y[i * d + j] += a[i * d + k] * x[k * d + l] * b[j * d + l];
+        }
+}
+
+/* In the basis B of keys A and queries C both become the same diagonal S: B A B^T = S and B A C A^T B^T = S^3, S
+ * descending. Values: B orthogonal. A and C are given as the rule fills them up: less 2 % of the mean energy 1. */
+static void test_klt(void **state)
+{
+    (void)state;
+    enum { D = 24 };
+    static double factor[2][D * D], moment[2][D * D], given[2][D * D], b[D * D], y[D * D], z[D * D];
+    static float basis[D * D];
+    kv_random r = kv_random_start(8);
+    rq_error err = {0};
+    for (int m = 0; m < 2; m++) {
+        double mean = 0;
+        for (int i = 0; i < D * D; i++) {
+            factor[m][i] = kv_random_normal(&r) * exp(-0.2 * (i % D));
+            y[i] = i % (D + 1) == 0;
+        }
+        around(factor[m], y, factor[m], moment[m], D);
+        for (int i = 0; i < D; i++) mean += moment[m][i * (D + 1)] / D;
+        for (int i = 0; i < D * D; i++) {
+            given[m][i] = 7 * moment[m][i] / mean;
+            moment[m][i] = moment[m][i] / mean + (i % (D + 1) == 0 ? 0.02 : 0);
+        }
+    }
+    double half = 0, sum = 0, first = 0;
+    assert_int_equal(kv_klt_keys(D, given[0], given[1], basis, &half, &err), RQ_OK);
+    for (int i = 0; i < D * D; i++) b[i] = (double)basis[i];
+    around(b, moment[0], b, y, D);
+    around(moment[0], moment[1], moment[0], given[0], D);
+    around(b, given[0], b, z, D);
+    for (int i = 0; i < D; i++) {
+        sum += y[i * (D + 1)];
+        if (i < D / 2) first += y[i * (D + 1)];
+        assert_true(i == 0 || y[i * (D + 1)] <= y[(i - 1) * (D + 1)] * (1 + 1e-5));
+        for (int j = 0; j < D; j++) {
+            double s = sqrt(y[i * (D + 1)] * y[j * (D + 1)]);
+            assert_true(i == j || fabs(y[i * D + j]) < 1e-5 * s);
+            assert_true(fabs(z[i * D + j] - (i == j ? s * s * s : 0)) < 1e-4 * s * s * s);
+        }
+    }
+    assert_true(fabs(first / sum - half) < 1e-5 && half > 0.6);
+
+    assert_int_equal(kv_klt_values(D, given[1], basis, &half, &err), RQ_OK);
+    for (int i = 0; i < D * D; i++) b[i] = (double)basis[i], y[i] = i % (D + 1) == 0;
+    around(b, y, b, z, D);
+    for (int i = 0; i < D * D; i++) assert_true(fabs(z[i] - (i % (D + 1) == 0)) < 1e-5);
+    around(b, given[1], b, z, D);
+    for (int i = 0; i < D * D; i++) assert_true(i % (D + 1) == 0 || fabs(z[i]) < 1e-4);
+
+    memset(given, 0, sizeof given); /* nothing at all was seen: any basis, but one with an inverse */
+    float forward[D * D], dual[D * D];
+    rq_kv_format klt;
+    assert_int_equal(rq_kv_format_parse("klt3", &klt, &err), RQ_OK);
+    assert_int_equal(kv_klt_keys(D, given[0], given[1], basis, &half, &err), RQ_OK);
+    assert_int_equal(rq_kv_format_basis(&klt, D, 1, basis, forward, dual, &err), RQ_OK);
+    for (int i = 0; i < D; i++) basis[D + i] = basis[i]; /* two equal directions have none */
+    assert_int_equal(rq_kv_format_basis(&klt, D, 1, basis, forward, dual, &err), RQ_ERR_FORMAT);
 }
 
 static void test_calibration_of_nothing(void **state)
@@ -477,7 +563,7 @@ static void test_calibration_of_nothing(void **state)
     for (uint64_t at = 1; at < 20; at++) {
         int64_t alive = rq_mem_alive();
         rq_mem_fail_at(at);
-        rq_status s = kv_calibration_make(&shape, 1, 8, 8, true, &c, &err);
+        rq_status s = kv_calibration_make(&shape, 1, 8, 8, true, true, &c, &err);
         rq_mem_fail_at(0);
         if (!s) {
             assert_int_equal(kv_calibration_finish(c, &profile, &err), RQ_ERR_ARGUMENT);
@@ -526,6 +612,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_replay_profile, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_replay_memory, make_folder, remove_folder),
         cmocka_unit_test(test_calibration),
+        cmocka_unit_test(test_klt),
         cmocka_unit_test(test_calibration_of_nothing),
         cmocka_unit_test(test_flatten)};
     return cmocka_run_group_tests(tests, NULL, NULL);

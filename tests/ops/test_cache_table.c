@@ -7,8 +7,8 @@
 #include <math.h>
 
 static const uint32_t dims[] = {32, 40, 64, 72, 80, 96, 112, 128, 136, 192, 256};
-enum { N_DIMS = 11, N_FORMS = 5 };
-static const rq_kv_form forms[] = {RQ_KV_C3, RQ_KV_C2, RQ_KV_C4, RQ_KV_Q8_0, RQ_KV_Q4_0};
+enum { N_DIMS = 11, N_FORMS = 6 };
+static const rq_kv_form forms[] = {RQ_KV_C3, RQ_KV_C2, RQ_KV_C4, RQ_KV_Q8_0, RQ_KV_Q4_0, RQ_KV_C42};
 
 /* ---- rotations ----------------------------------------------------------------------------------------- */
 

@@ -11,7 +11,7 @@
 typedef struct calibrate {
     const char *text, *output;
     uint32_t window, n_tokens;
-    bool so8, json, csv;
+    bool so8, klt, json, csv;
     kv_calibration *calibration;
     rq_kv_profile *profile;
     char *default_output;
@@ -31,8 +31,8 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
         if (!s) layers[i] = (kv_calibration_layer){l.n_heads, l.n_heads_kv, l.dim_k, l.dim_v};
     }
     if (!s)
-        s = kv_calibration_make(layers, info.n_layers, plan->window, plan->n_tokens, c->so8, &c->calibration,
-                                err);
+        s = kv_calibration_make(layers, info.n_layers, plan->window, plan->n_tokens, c->so8, c->klt,
+                                &c->calibration, err);
     rq_free(layers);
     if (!s && !c->output) {
         c->output = c->default_output = rq_kv_profile_path(plan->model);
@@ -40,9 +40,9 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     }
     if (!s) {
         const char *slash = strrchr(c->text, '/');
-        (void)snprintf(c->profile->note, sizeof c->profile->note, "%u tokens of %.120s in windows of %u%s",
+        (void)snprintf(c->profile->note, sizeof c->profile->note, "%u tokens of %.120s in windows of %u%s%s",
                        plan->n_tokens, slash ? slash + 1 : c->text, plan->window,
-                       c->so8 ? ", with rotations" : "");
+                       c->so8 ? ", with rotations" : "", c->klt ? ", with bases" : "");
         fprintf(stderr, "calibrating with %s\n", c->profile->note);
     }
     return s;
@@ -113,6 +113,12 @@ static void add_options(rq_options *options, calibrate *c)
                                         .kind = RQ_OPT_FLAG,
                                         .target = &c->so8,
                                         .help = "also learn the rotations of so8 formats"});
+    rq_options_add(options,
+                   (rq_option){.names = "--klt",
+                               .kind = RQ_OPT_FLAG,
+                               .target = &c->klt,
+                               .help = "also learn the bases of klt formats (4 bytes for each pair of\n"
+                                       "elements of a head, in the profile)"});
     rq_options_add(options, (rq_option){.names = "--json",
                                         .kind = RQ_OPT_FLAG,
                                         .target = &c->json,
@@ -132,7 +138,7 @@ int kv_calibrate_main(int argc, char **argv)
     add_options(&options, &c);
     const rq_program_text text = {
         .program = "rqvk-kv calibrate",
-        .usage = "-m MODEL -f TEXT [-o PROFILE] [--so8] [options]",
+        .usage = "-m MODEL -f TEXT [-o PROFILE] [--so8] [--klt] [options]",
         .about = "Learns what keys and values of a model have in common, for better compression.",
         .footer = "\nThe report shows, by position, the energy of keys around their mean and its share of "
                   "all their\n"

@@ -2,6 +2,7 @@
 
 #include "backends/base/mem.h"
 #include "tools/kv/flatten.h"
+#include "tools/kv/klt.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -18,6 +19,9 @@ typedef struct sums {
     uint64_t n_k, n_q, n_v;       /* tokens */
     float *samples_k, *samples_v; /* [n_samples][n_heads_kv][dim]; NULL: none are kept */
     uint32_t n_samples_k, n_samples_v;
+    double *moment_k, *moment_q,
+        *moment_v;           /* [n_heads_kv][dim][dim], below the diagonal; NULL: none are kept */
+    double *half_k, *half_v; /* [n_heads_kv]: the share of a basis's first half */
 } sums;
 
 struct kv_calibration {
@@ -38,12 +42,17 @@ void kv_calibration_free(kv_calibration *c)
         rq_free(s->bucket_energy);
         rq_free(s->samples_k);
         rq_free(s->samples_v);
+        rq_free(s->moment_k);
+        rq_free(s->moment_q);
+        rq_free(s->moment_v);
+        rq_free(s->half_k);
+        rq_free(s->half_v);
     }
     rq_free(c->layers);
     rq_free(c);
 }
 
-static bool make_sums(sums *s, const kv_calibration_layer *shape, bool so8)
+static bool make_sums(sums *s, const kv_calibration_layer *shape, bool so8, bool klt)
 {
     size_t k = (size_t)shape->n_heads_kv * shape->dim_k, v = (size_t)shape->n_heads_kv * shape->dim_v;
     s->shape = *shape;
@@ -57,12 +66,20 @@ static bool make_sums(sums *s, const kv_calibration_layer *shape, bool so8)
         s->samples_k = rq_malloc(MAX_SAMPLES * k * sizeof(float));
         s->samples_v = rq_malloc(MAX_SAMPLES * v * sizeof(float));
     }
+    if (klt) {
+        s->moment_k = rq_calloc(k * shape->dim_k, sizeof(double));
+        s->moment_q = rq_calloc(k * shape->dim_k, sizeof(double));
+        s->moment_v = rq_calloc(v * shape->dim_v, sizeof(double));
+        s->half_k = rq_calloc(shape->n_heads_kv, sizeof(double));
+        s->half_v = rq_calloc(shape->n_heads_kv, sizeof(double));
+    }
     return s->k && s->k_square && s->q_square && s->v && s->bucket_k && s->bucket_energy &&
-           (!so8 || (s->samples_k && s->samples_v));
+           (!so8 || (s->samples_k && s->samples_v)) &&
+           (!klt || (s->moment_k && s->moment_q && s->moment_v && s->half_k && s->half_v));
 }
 
 rq_status kv_calibration_make(const kv_calibration_layer *layers, uint32_t n_layers, uint32_t window,
-                              uint32_t n_tokens, bool so8, kv_calibration **out, rq_error *err)
+                              uint32_t n_tokens, bool so8, bool klt, kv_calibration **out, rq_error *err)
 {
     if (n_layers < 1 || n_layers > MAX_LAYERS || window < 1)
         return rq_fail(err, RQ_ERR_ARGUMENT, "a calibration needs 1 to %d layers and positions", MAX_LAYERS);
@@ -74,7 +91,7 @@ rq_status kv_calibration_make(const kv_calibration_layer *layers, uint32_t n_lay
         c->window = window;
         c->stride = n_tokens / MAX_SAMPLES + 1;
     }
-    for (uint32_t i = 0; good && i < n_layers; i++) good = make_sums(&c->layers[i], &layers[i], so8);
+    for (uint32_t i = 0; good && i < n_layers; i++) good = make_sums(&c->layers[i], &layers[i], so8, klt);
     if (!good) {
         kv_calibration_free(c);
         return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a calibration of %u layers", n_layers);
@@ -92,10 +109,24 @@ static bool all_finite(const float *x, size_t n)
     return true;
 }
 
+/* Adds x x^T below the diagonal. */
+static void add_moment(double *moment, const float *x, uint32_t d)
+{
+    if (!moment) return;
+    for (uint32_t i = 0; i < d; i++)
+        for (uint32_t j = 0; j <= i; j++) moment[(size_t)i * d + j] += (double)x[i] * (double)x[j];
+}
+
+static double *moment_of(double *moments, uint32_t head, uint32_t d)
+{
+    return moments ? moments + (size_t)head * d * d : NULL;
+}
+
 static void add_key(sums *s, const float *k, uint32_t bucket)
 {
     uint32_t d = s->shape.dim_k, heads = s->shape.n_heads_kv;
-    for (uint32_t h = 0; h < heads; h++)
+    for (uint32_t h = 0; h < heads; h++) {
+        add_moment(moment_of(s->moment_k, h, d), k + (size_t)h * d, d);
         for (uint32_t i = 0; i < d; i++) {
             size_t at = (size_t)h * d + i;
             double x = k[at];
@@ -104,6 +135,7 @@ static void add_key(sums *s, const float *k, uint32_t bucket)
             s->bucket_k[(size_t)bucket * heads * d + at] += x;
             s->bucket_energy[bucket * heads + h] += x * x;
         }
+    }
     s->bucket_n[bucket]++;
     s->n_k++;
 }
@@ -112,11 +144,13 @@ static void add_key(sums *s, const float *k, uint32_t bucket)
 static void add_query(sums *s, const float *q)
 {
     uint32_t d = s->shape.dim_k, group = s->shape.n_heads / s->shape.n_heads_kv;
-    for (uint32_t h = 0; h < s->shape.n_heads; h++)
+    for (uint32_t h = 0; h < s->shape.n_heads; h++) {
+        add_moment(moment_of(s->moment_q, h / group, d), q + (size_t)h * d, d);
         for (uint32_t i = 0; i < d; i++) {
             double x = q[(size_t)h * d + i];
             s->q_square[(size_t)(h / group) * d + i] += x * x;
         }
+    }
     s->n_q++;
 }
 
@@ -144,6 +178,8 @@ rq_status kv_calibration_add(kv_calibration *c, const rq_kv_captured *rows, rq_e
         } else if (rows->which == RQ_KV_V) {
             if (s->n_v % c->stride == 0) keep(s->samples_v, &s->n_samples_v, row, width);
             for (size_t i = 0; i < width; i++) s->v[i] += row[i];
+            for (uint32_t h = 0; h < rows->n_heads; h++)
+                add_moment(moment_of(s->moment_v, h, rows->dim), row + (size_t)h * rows->dim, rows->dim);
             s->n_v++;
         } else {
             add_query(s, row);
@@ -234,6 +270,36 @@ static rq_status learn_layer(const sums *s, rq_kv_profile *p, uint32_t layer, fl
     return RQ_OK;
 }
 
+/* The whole of a sum's mean, less the product of the means of its factors (NULL: of nothing). */
+static void settle_moment(double *moment, uint32_t d, double n, const float *mean)
+{
+    for (uint32_t i = 0; i < d; i++)
+        for (uint32_t j = 0; j <= i; j++) {
+            double x = moment[(size_t)i * d + j] / n - (mean ? (double)mean[i] * (double)mean[j] : 0);
+            moment[(size_t)i * d + j] = moment[(size_t)j * d + i] = x;
+        }
+}
+
+static rq_status learn_bases(sums *s, rq_kv_profile *p, uint32_t layer, rq_error *err)
+{
+    if (!s->moment_k) return RQ_OK;
+    uint32_t heads = s->shape.n_heads_kv, dk = s->shape.dim_k, dv = s->shape.dim_v;
+    float *klt_k = rq_kv_profile_add(p, layer, RQ_KV_KLT_K),
+          *klt_v = rq_kv_profile_add(p, layer, RQ_KV_KLT_V);
+    if (!klt_k || !klt_v) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a cache profile");
+    rq_status status = RQ_OK;
+    for (uint32_t h = 0; !status && h < heads; h++) {
+        double *k = moment_of(s->moment_k, h, dk), *q = moment_of(s->moment_q, h, dk),
+               *v = moment_of(s->moment_v, h, dv);
+        settle_moment(k, dk, (double)s->n_k, p->layers[layer].mean_k + (size_t)h * dk);
+        settle_moment(q, dk, (double)s->n_q * (s->shape.n_heads / heads), NULL);
+        settle_moment(v, dv, (double)s->n_v, p->layers[layer].mean_v + (size_t)h * dv);
+        status = kv_klt_keys(dk, k, q, klt_k + (size_t)h * dk * dk, &s->half_k[h], err);
+        if (!status) status = kv_klt_values(dv, v, klt_v + (size_t)h * dv * dv, &s->half_v[h], err);
+    }
+    return status;
+}
+
 rq_status kv_calibration_finish(kv_calibration *c, rq_kv_profile *profile, rq_error *err)
 {
     float *room = NULL;
@@ -243,11 +309,12 @@ rq_status kv_calibration_finish(kv_calibration *c, rq_kv_profile *profile, rq_er
     }
     rq_status s = RQ_OK;
     for (uint32_t i = 0; !s && i < c->n_layers; i++) {
-        const sums *l = &c->layers[i];
+        sums *l = &c->layers[i];
         if (i >= profile->n_layers || !l->n_k || !l->n_q || !l->n_v)
             s = rq_fail(err, RQ_ERR_ARGUMENT, "nothing was seen of layer %u", i);
         else
             s = learn_layer(l, profile, i, room, err);
+        if (!s) s = learn_bases(l, profile, i, err);
     }
     rq_free(room);
     return s;
@@ -257,9 +324,10 @@ rq_status kv_calibration_finish(kv_calibration *c, rq_kv_profile *profile, rq_er
 
 void kv_calibration_report(const kv_calibration *c, const rq_kv_profile *profile, kv_table *t)
 {
-    static const kv_column columns[] = {{"layer", 0}, {"head", 0},       {"from", 0},
-                                        {"to", 0},    {"tokens", 0},     {"energy_around_mean", 4},
-                                        {"share", 4}, {"lambda_min", 3}, {"lambda_max", 3}};
+    static const kv_column columns[] = {{"layer", 0},        {"head", 0},        {"from", 0},
+                                        {"to", 0},           {"tokens", 0},      {"energy_around_mean", 4},
+                                        {"share", 4},        {"lambda_min", 3},  {"lambda_max", 3},
+                                        {"first_half_k", 4}, {"first_half_v", 4}};
     kv_table_start(t, columns, sizeof columns / sizeof *columns);
     for (uint32_t l = 0; l < c->n_layers; l++) {
         const sums *s = &c->layers[l];
@@ -285,7 +353,9 @@ void kv_calibration_report(const kv_calibration *c, const rq_kv_profile *profile
                                           around / n,
                                           energy > 0 ? around / energy : 0,
                                           low,
-                                          high};
+                                          high,
+                                          s->half_k ? s->half_k[h] : NAN,
+                                          s->half_v ? s->half_v[h] : NAN};
                 for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) kv_table_number(t, numbers[i]);
             }
         }

@@ -3,7 +3,8 @@
  * For each layer and KV head: mean_k and mean_v, and for each rotary pair (elements that are not turned stand alone)
  *     lambda = (E q^2 / E (k - mean_k)^2)^(1/4),
  * q over the query heads of the KV head: the scales that minimise the noise of scores after a rotation that spreads
- * it evenly. Only their ratios matter, so they are scaled to a geometric mean of 1 and kept within [1/16, 16]. */
+ * it evenly. Only their ratios matter, so they are scaled to a geometric mean of 1 and kept within [1/16, 16].
+ * On request, rotations of eights (flatten.h) and bases (klt.h). */
 #ifndef RQ_KV_CALIBRATION_H
 #define RQ_KV_CALIBRATION_H
 
@@ -18,10 +19,10 @@ typedef struct kv_calibration_layer {
     uint32_t n_heads, n_heads_kv, dim_k, dim_v;
 } kv_calibration_layer;
 
-/* n_layers 1 .. 512; `window`: positions are below it; `n_tokens`: how many will come; `so8`: keep samples for
- * learned rotations. */
+/* n_layers 1 .. 512; `window`: positions are below it; `n_tokens`: how many will come; `so8`: learn rotations too
+ * (keeps samples); `klt`: learn bases too (a product of d x d for each head of a token). */
 rq_status kv_calibration_make(const kv_calibration_layer *layers, uint32_t n_layers, uint32_t window,
-                              uint32_t n_tokens, bool so8, kv_calibration **out, rq_error *err);
+                              uint32_t n_tokens, bool so8, bool klt, kv_calibration **out, rq_error *err);
 void kv_calibration_free(kv_calibration *c);
 
 /* As rq_kv_hooks.capture. Rows with elements that are not finite are left out. */

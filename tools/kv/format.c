@@ -20,6 +20,7 @@ struct kv_format {
     kv_foreign *foreign; /* else the rest is in use */
     rq_kv_format format;
     rq_rotation rotation;
+    float *klt, *klt_dual; /* [dim][dim]: what rows go through, and transposed what brings them back */
 };
 
 void kv_format_free(kv_format *f)
@@ -27,6 +28,8 @@ void kv_format_free(kv_format *f)
     if (!f) return;
     kv_foreign_free(f->foreign);
     rq_rotation_free(&f->rotation);
+    rq_free(f->klt);
+    rq_free(f->klt_dual);
     rq_free(f);
 }
 
@@ -63,6 +66,21 @@ rq_status kv_format_use_so8(kv_format *f, const float *matrices, rq_error *err)
     rq_rotation_free(&f->rotation);
     f->rotation = learned;
     return RQ_OK;
+}
+
+bool kv_format_is_klt(const kv_format *f)
+{
+    return !f->foreign && f->format.klt;
+}
+
+rq_status kv_format_use_klt(kv_format *f, uint64_t seed, const float *basis, rq_error *err)
+{
+    size_t n = (size_t)f->dim * f->dim;
+    if (!f->klt) f->klt = rq_calloc(n, sizeof *f->klt);
+    if (!f->klt_dual) f->klt_dual = rq_calloc(n, sizeof *f->klt_dual);
+    if (!f->klt || !f->klt_dual)
+        return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a basis of %u directions", f->dim);
+    return rq_kv_format_basis(&f->format, f->dim, seed, basis, f->klt, f->klt_dual, err);
 }
 
 const char *kv_format_name(const kv_format *f)
@@ -133,6 +151,22 @@ static void page_free(page *p)
     rq_free(p->turned);
 }
 
+static void turn(const kv_format *f, bool inverse, const float *x, float *y)
+{
+    uint32_t d = f->dim;
+    if (!f->format.klt) {
+        rq_rotate_f32(&f->rotation, inverse, x, y);
+        return;
+    }
+    for (uint32_t i = 0; i < d; i++) {
+        double sum = 0;
+        for (uint32_t j = 0; j < d; j++)
+            sum +=
+                (double)x[j] * (double)(inverse ? f->klt_dual[(size_t)j * d + i] : f->klt[(size_t)i * d + j]);
+        y[i] = (float)sum;
+    }
+}
+
 /* One page of up to 64 rows through the engine's own encoder and plain decoder. */
 static void trip_page(const kv_format *f, bool is_v, page *p, float *rows, uint32_t n)
 {
@@ -141,7 +175,7 @@ static void trip_page(const kv_format *f, bool is_v, page *p, float *rows, uint3
     for (uint32_t t = 0; t < n; t++) {
         for (uint32_t i = 0; i < d; i++)
             p->row[i] = isfinite(rows[(size_t)t * d + i]) ? rows[(size_t)t * d + i] : 0;
-        rq_rotate_f32(&f->rotation, false, p->row, p->turned);
+        turn(f, false, p->row, p->turned);
         for (uint32_t i = 0; i < d; i++)
             p->x[(size_t)i * RQ_PAGE_TOKENS + t] = as_type(p->turned[i], RQ_TYPE_F16);
     }
@@ -149,7 +183,7 @@ static void trip_page(const kv_format *f, bool is_v, page *p, float *rows, uint3
     rq_kv_decode_block(f->format.form, is_v, d, p->words, p->scales, p->x);
     for (uint32_t t = 0; t < n; t++) {
         for (uint32_t i = 0; i < d; i++) p->turned[i] = p->x[(size_t)i * RQ_PAGE_TOKENS + t];
-        rq_rotate_f32(&f->rotation, true, p->turned, rows + (size_t)t * d);
+        turn(f, true, p->turned, rows + (size_t)t * d);
     }
 }
 
@@ -164,6 +198,9 @@ rq_status kv_format_trip(const kv_format *f, bool is_v, float *rows, size_t n, r
         if (f->foreign) kv_foreign_trip(f->foreign, rows, n);
         return RQ_OK;
     }
+    if (f->format.klt && !f->klt)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%s needs a profile with bases (rqvk-kv calibrate --klt)",
+                       f->name);
     page p = {0};
     rq_status s = page_make(f, is_v, &p, err);
     for (size_t at = 0; !s && at < n; at += RQ_PAGE_TOKENS)

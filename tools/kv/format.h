@@ -28,6 +28,10 @@ rq_status kv_format_trip(const kv_format *f, bool is_v, float *rows, size_t n, r
  * other formats. */
 rq_status kv_format_use_so8(kv_format *f, const float *matrices, rq_error *err);
 
+/* Gives a format "klt..." its basis, [dim][dim], copied. Until then it cannot be used: kv_format_trip fails. */
+bool kv_format_is_klt(const kv_format *f);
+rq_status kv_format_use_klt(kv_format *f, uint64_t seed, const float *basis, rq_error *err);
+
 /* ---- lists of formats ------------------------------------------------------------------------------------ */
 
 enum { KV_MAX_FORMATS = 64, KV_FORMAT_NAME = 24 };

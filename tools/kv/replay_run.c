@@ -97,15 +97,15 @@ static const float *of_head(const float *vectors, uint32_t index, uint32_t float
     return vectors ? vectors + (size_t)index * floats : NULL;
 }
 
-/* A side of a format with the learned rotation of the head, if there is one and the format takes it. */
-static rq_status make_side(const char *name, uint32_t dim, uint64_t seed, const float *so8, kv_format **out,
-                           rq_error *err)
+/* A side of a format with the learned rotation or basis of the head, if there is one and the format takes it. */
+static rq_status make_side(const char *name, uint32_t dim, uint64_t seed, const float *so8, const float *klt,
+                           kv_format **out, rq_error *err)
 {
     rq_status s = kv_format_make(name, dim, seed, out, err);
-    if (!s && so8 && strncmp(name, "so8", 3) == 0) {
-        s = kv_format_use_so8(*out, so8, err);
-        if (s) kv_format_free(*out);
-    }
+    if (s) return s;
+    if (so8 && strncmp(name, "so8", 3) == 0) s = kv_format_use_so8(*out, so8, err);
+    if (klt && kv_format_is_klt(*out)) s = kv_format_use_klt(*out, seed, klt, err);
+    if (s) kv_format_free(*out);
     return s;
 }
 
@@ -116,17 +116,20 @@ static rq_status run_format(const head *h, const kv_exact *exact, const char *na
     const rq_kv_layer_profile *p = h->profile ? h->profile : &nothing;
     kv_format *k = NULL, *v = NULL;
     uint32_t dim_k = h->c.dim_k, dim_v = h->c.dim_v, i = h->index;
-    rq_status s = make_side(name, dim_k, SEED_K, of_head(p->so8_k, i, 8 * dim_k), &k, err);
+    rq_status s = make_side(name, dim_k, SEED_K, of_head(p->so8_k, i, 8 * dim_k),
+                            of_head(p->klt_k, i, dim_k * dim_k), &k, err);
     if (s) return s;
-    s = make_side(name, dim_v, SEED_V, of_head(p->so8_v, i, 8 * dim_v), &v, err);
+    s = make_side(name, dim_v, SEED_V, of_head(p->so8_v, i, 8 * dim_v), of_head(p->klt_v, i, dim_v * dim_v),
+                  &v, err);
     if (s) {
         kv_format_free(k);
         return s;
     }
     bool coded = !kv_format_is_foreign(k) && !kv_format_is_exact(k);
     if (!coded) p = &nothing;
-    s = trip(k, false, h->k, h->c.n, dim_k, of_head(p->mean_k, i, dim_k), of_head(p->lambda_k, i, dim_k),
-             coded ? h->gain_k : 1, h->k_hat, err);
+    s = trip(k, false, h->k, h->c.n, dim_k, of_head(p->mean_k, i, dim_k),
+             kv_format_is_klt(k) ? NULL : of_head(p->lambda_k, i, dim_k), coded ? h->gain_k : 1, h->k_hat,
+             err);
     if (!s)
         s = trip(v, true, h->v, h->c.n, dim_v, of_head(p->mean_v, i, dim_v), NULL, coded ? h->gain_v : 1,
                  h->v_hat, err);

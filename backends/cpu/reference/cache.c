@@ -145,11 +145,14 @@ static double gain_of(rq_kv_form form, bool is_v)
 static void decode_side(const side *s, bool coded, double *to, float *room)
 {
     if (coded && s->form != RQ_KV_SAME && s->form != RQ_KV_TRIP) {
-        double gain = gain_of(s->form, s->is_v);
         rq_kv_decode_block(s->form, s->is_v, s->d, (const uint32_t *)(void *)s->words, s->scales, room);
-        for (uint32_t i = 0; i < s->d; i++)
-            for (uint32_t t = 0; t < RQ_PAGE_TOKENS; t++)
-                to[place(s, i, t)] = (double)room[(size_t)i * RQ_PAGE_TOKENS + t] * gain;
+        for (uint32_t n = 0; n < rq_kv_spans(s->form); n++) {
+            rq_kv_span span = rq_kv_span_of(s->form, s->d, n);
+            double gain = gain_of(span.form, s->is_v);
+            for (uint32_t i = span.first; i < span.first + span.size; i++)
+                for (uint32_t t = 0; t < RQ_PAGE_TOKENS; t++)
+                    to[place(s, i, t)] = (double)room[(size_t)i * RQ_PAGE_TOKENS + t] * gain;
+        }
         return;
     }
     for (uint64_t i = 0; i < (uint64_t)s->d * RQ_PAGE_TOKENS; i++)

@@ -160,9 +160,9 @@ RQ_INLINE void byte_levels(const uint32_t *p, size_t step, size_t rows, size_t n
         }
 }
 
-static void open_k(const rq_attend_code *c, const uint32_t *p, uint32_t size, const rq_tables *t, int32_t *to)
+static void open_k(rq_kv_form form, const uint32_t *p, uint32_t size, const rq_tables *t, int32_t *to)
 {
-    switch (c->form) {
+    switch (form) {
     case RQ_KV_C2:
         k_levels(p, size / 8, RQ_KV_C2, t, to);
         break;
@@ -180,11 +180,11 @@ static void open_k(const rq_attend_code *c, const uint32_t *p, uint32_t size, co
     }
 }
 
-static void open_v(const rq_attend_code *c, uint32_t first, uint32_t size, uint32_t dim_v, const rq_tables *t,
+/* A group of V whose physical words of one row are dim_v apart. */
+static void open_v(rq_kv_form form, const uint32_t *p, uint32_t size, uint32_t dim_v, const rq_tables *t,
                    int32_t *to, size_t stride)
 {
-    const uint32_t *p = (const uint32_t *)c->words + first;
-    switch (c->form) {
+    switch (form) {
     case RQ_KV_C2:
         v_levels(p, dim_v, size / 8, RQ_KV_C2, t, to, stride);
         break;
@@ -202,16 +202,12 @@ static void open_v(const rq_attend_code *c, uint32_t first, uint32_t size, uint3
     }
 }
 
-/* Scales of group g of the page's tokens. */
-static void open_scales(const rq_attend_code *c, uint32_t g, float *to)
+/* Scales of a group of the page's tokens. */
+static void open_scales(rq_kv_form form, const uint8_t *scales, float *to)
 {
-    if (rq_kv_form_is_code(c->form)) {
-        const uint8_t *e = (const uint8_t *)c->scales + (size_t)g * KEYS;
-        for (int t = 0; t < KEYS; t += VL) vf_store(to + t, vf_code_scales(e + t));
-    } else {
-        const uint16_t *h = (const uint16_t *)c->scales + (size_t)g * KEYS;
-        for (int t = 0; t < KEYS; t += VL) vf_store(to + t, vf_load_f16(h + t));
-    }
+    const uint16_t *h = (const uint16_t *)(const void *)scales;
+    for (int t = 0; t < KEYS; t += VL)
+        vf_store(to + t, rq_kv_form_is_code(form) ? vf_code_scales(scales + t) : vf_load_f16(h + t));
 }
 
 /* ---- floats to int16 ------------------------------------------------------------------------------------- */
@@ -244,15 +240,18 @@ RQ_INLINE float reduce(const float *x, size_t n, bool bytes, int16_t *codes)
     return largest * (1.0f / 32767.0f);
 }
 
-static void attend_reduce(const float *q, uint32_t dim_k, rq_kv_form form, float unit, int16_t *codes,
+static void attend_reduce(const float *q, uint32_t dim_k, const rq_attend_code *code, int16_t *codes,
                           float *scales)
 {
-    uint32_t groups = rq_kv_groups(form, dim_k);
-    for (uint32_t g = 0; g < groups; g++) {
-        uint32_t size = rq_kv_group_size(form, dim_k, g);
-        scales[g] = reduce(q, size, form == RQ_KV_Q8_0, codes) * unit;
-        q += size;
-        codes += size;
+    for (uint32_t i = 0; i < rq_kv_spans(code->form); i++) {
+        rq_kv_span span = rq_kv_span_of(code->form, dim_k, i);
+        uint32_t groups = rq_kv_groups(span.form, span.size);
+        for (uint32_t g = 0; g < groups; g++) {
+            uint32_t size = rq_kv_group_size(span.form, span.size, g);
+            *scales++ = reduce(q, size, span.form == RQ_KV_Q8_0, codes) * code->span[i].unit;
+            q += size;
+            codes += size;
+        }
     }
 }
 
@@ -501,56 +500,85 @@ static rq_code_scratch code_scratch(const rq_attend_block *b, size_t rows)
 
 static void fetch_ahead(const rq_attend_block *b, size_t i, size_t n);
 
+/* A span of a block's codes, in element order. */
+typedef struct rq_code_span {
+    rq_kv_form form;
+    uint32_t first, size, groups, first_group;
+    const uint32_t *words;
+    const uint8_t *scales;
+    size_t scale_step; /* bytes from one group's scales to the next's */
+    rq_tables tables;
+    float unit;
+} rq_code_span;
+
+static rq_code_span code_span(const rq_attend_code *c, bool is_v, uint32_t d, uint32_t i)
+{
+    rq_kv_span span = rq_kv_span_of(c->form, d, i);
+    rq_code_span s = {.form = span.form,
+                      .first = span.first,
+                      .size = span.size,
+                      .groups = rq_kv_groups(span.form, span.size),
+                      .first_group = rq_kv_span_groups(c->form, d, i),
+                      .words = (const uint32_t *)c->words + rq_kv_span_words(c->form, is_v, d, i),
+                      .scale_step = rq_kv_form_is_code(span.form) ? KEYS : 2 * KEYS,
+                      .tables = tables_of(span.form, c->span[i].level),
+                      .unit = c->span[i].unit};
+    s.scales = (const uint8_t *)c->scales + s.first_group * s.scale_step;
+    return s;
+}
+
 static void scores_of_codes(const rq_attend_block *b, size_t rows)
 {
-    const rq_attend_code *c = &b->code_k;
-    rq_code_scratch s = code_scratch(b, rows);
-    rq_tables tables = tables_of(c->form, c->level);
-    const uint32_t *p = c->words;
-    uint32_t groups = rq_kv_groups(c->form, b->dim_k), first = 0;
-    for (uint32_t g = 0; g < groups; g++) {
-        uint32_t size = rq_kv_group_size(c->form, b->dim_k, g);
-        const int32_t *codes = (const int32_t *)(const void *)(b->q_codes + first);
-        fetch_ahead(b, g, 2 * (size_t)groups);
-        open_scales(c, g, s.scales);
-        rq_target to = {b->scores, KEYS, b->q_scales + g, groups, s.scales, g > 0};
-        if (is_direct(c->form, size, rows)) {
-            direct_code(p, 0, size, c->form, &tables, codes, b->dim_k / 2, to, rows);
-        } else {
-            open_k(c, p, size, &tables, s.levels);
-            code_product(codes, b->dim_k / 2, s.levels, KEYS, size / 2, &to, KEYS, rows);
+    rq_code_scratch scratch = code_scratch(b, rows);
+    uint32_t all_groups = rq_kv_groups(b->code_k.form, b->dim_k);
+    for (uint32_t i = 0; i < rq_kv_spans(b->code_k.form); i++) {
+        rq_code_span s = code_span(&b->code_k, false, b->dim_k, i);
+        const uint32_t *p = s.words;
+        const int16_t *q = b->q_codes + s.first;
+        for (uint32_t g = 0; g < s.groups; g++) {
+            uint32_t size = rq_kv_group_size(s.form, s.size, g), group = s.first_group + g;
+            const int32_t *codes = (const int32_t *)(const void *)q;
+            fetch_ahead(b, group, 2 * (size_t)all_groups);
+            open_scales(s.form, s.scales + g * s.scale_step, scratch.scales);
+            rq_target to = {b->scores, KEYS, b->q_scales + group, all_groups, scratch.scales, group > 0};
+            if (is_direct(s.form, size, rows)) {
+                direct_code(p, 0, size, s.form, &s.tables, codes, b->dim_k / 2, to, rows);
+            } else {
+                open_k(s.form, p, size, &s.tables, scratch.levels);
+                code_product(codes, b->dim_k / 2, scratch.levels, KEYS, size / 2, &to, KEYS, rows);
+            }
+            p += (size_t)(s.form == RQ_KV_Q8_0 ? size / 4 : rq_kv_words(s.form, size / 8)) * KEYS;
+            q += size;
         }
-        p += (size_t)(c->form == RQ_KV_Q8_0 ? size / 4 : rq_kv_words(c->form, size / 8)) * KEYS;
-        first += size;
     }
 }
 
 static void weigh_codes(const rq_attend_block *b, size_t rows)
 {
-    const rq_attend_code *c = &b->code_v;
-    rq_code_scratch s = code_scratch(b, rows);
-    rq_tables tables = tables_of(c->form, c->level);
-    uint32_t groups = rq_kv_groups(c->form, b->dim_v), first = 0;
-    for (uint32_t g = 0; g < groups; g++) {
-        uint32_t size = rq_kv_group_size(c->form, b->dim_v, g);
-        size_t stride = (size + RQ_PANEL - 1) / RQ_PANEL * RQ_PANEL;
-        fetch_ahead(b, groups + g, 2 * (size_t)groups);
-        open_scales(c, g, s.scales);
-        for (size_t r = 0; r < rows; r++) {
-            float w[KEYS];
-            for (int t = 0; t < KEYS; t += VL)
-                vf_store(w + t, vf_mul(vf_load(b->scores + r * KEYS + t), vf_load(s.scales + t)));
-            s.by[r] = reduce(w, KEYS, c->form == RQ_KV_Q8_0, s.weights + r * KEYS) * c->unit;
+    rq_code_scratch scratch = code_scratch(b, rows);
+    const int32_t *weights = (const int32_t *)(const void *)scratch.weights;
+    uint32_t all_groups = rq_kv_groups(b->code_v.form, b->dim_v);
+    for (uint32_t i = 0; i < rq_kv_spans(b->code_v.form); i++) {
+        rq_code_span s = code_span(&b->code_v, true, b->dim_v, i);
+        for (uint32_t g = 0, first = 0; g < s.groups; g++) {
+            uint32_t size = rq_kv_group_size(s.form, s.size, g);
+            size_t stride = (size + RQ_PANEL - 1) / RQ_PANEL * RQ_PANEL;
+            fetch_ahead(b, all_groups + s.first_group + g, 2 * (size_t)all_groups);
+            open_scales(s.form, s.scales + g * s.scale_step, scratch.scales);
+            for (size_t r = 0; r < rows; r++) {
+                float w[KEYS];
+                for (int t = 0; t < KEYS; t += VL)
+                    vf_store(w + t, vf_mul(vf_load(b->scores + r * KEYS + t), vf_load(scratch.scales + t)));
+                scratch.by[r] = reduce(w, KEYS, s.form == RQ_KV_Q8_0, scratch.weights + r * KEYS) * s.unit;
+            }
+            rq_target to = {b->out + s.first + first, b->pad_v, scratch.by, 1, NULL, true};
+            if (is_direct(s.form, size, rows)) {
+                direct_code(s.words + first, s.size, size, s.form, &s.tables, weights, KEYS / 2, to, rows);
+            } else {
+                open_v(s.form, s.words + first, size, s.size, &s.tables, scratch.levels, stride);
+                code_product(weights, KEYS / 2, scratch.levels, stride, KEYS / 2, &to, size, rows);
+            }
+            first += size;
         }
-        rq_target to = {b->out + first, b->pad_v, s.by, 1, NULL, true};
-        const int32_t *weights = (const int32_t *)(const void *)s.weights;
-        if (is_direct(c->form, size, rows)) {
-            direct_code((const uint32_t *)c->words + first, b->dim_v, size, c->form, &tables, weights,
-                        KEYS / 2, to, rows);
-        } else {
-            open_v(c, first, size, b->dim_v, &tables, s.levels, stride);
-            code_product(weights, KEYS / 2, s.levels, stride, KEYS / 2, &to, size, rows);
-        }
-        first += size;
     }
 }

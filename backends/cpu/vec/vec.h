@@ -18,12 +18,17 @@ enum { RQ_PANEL = 16 };
 
 /* K or V of one head of a coded page (backends/cache.h) and how it is read. */
 typedef struct rq_attend_code {
-    rq_kv_form form;           /* SAME, TRIP: the block of the exact page, as in an exact page */
-    const void *words;         /* the other forms: */
-    const void *scales;        /* of the page */
-    const int8_t (*level)[16]; /* C2, C3, C4: level[low bit of the predecessor's code][code] */
-    float unit;                /* what a level of 1 is worth where the scale is 1 */
+    rq_kv_form form;               /* SAME, TRIP: the block of the exact page, as in an exact page */
+    const void *words;             /* the other forms: */
+    const void *scales;            /* of the page */
+    struct {                       /* for each span of the form */
+        const int8_t (*level)[16]; /* codec rows: level[low bit of the predecessor's code][code] */
+        float unit;                /* what a level of 1 is worth where the scale is 1 */
+    } span[RQ_KV_MAX_SPANS];
 } rq_attend_code;
+
+/* What does not change from page to page: form, levels and units (a codec's unit times its gain). */
+rq_attend_code rq_attend_code_of(rq_kv_form form, bool is_v);
 
 /* Bytes of rq_attend_block.codes: a group of K or V as pairs of int16, [64][144] at most (a group has fewer
  * than 128 elements), scales of the page's tokens, and a group's weights for every row. */
@@ -92,8 +97,9 @@ typedef struct rq_vec {
     void (*delta_token)(const rq_delta_token *token);
 
     /* A row of queries for keys in code: int16 codes, in the order in which the words of the form come apart,
-     * and a scale for each of the form's groups, times `unit` and the attention scale that q already has. */
-    void (*attend_reduce)(const float *q, uint32_t dim_k, rq_kv_form form, float unit, int16_t *codes,
+     * and a scale for each of the form's groups, times the unit and the attention scale that q already has. Of
+     * `code` form and units are read. */
+    void (*attend_reduce)(const float *q, uint32_t dim_k, const rq_attend_code *code, int16_t *codes,
                           float *scales);
     /* Adds a page to the state of a block of queries. */
     void (*attend_page)(const rq_attend_block *block);
