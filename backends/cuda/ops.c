@@ -546,11 +546,13 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
         if (good) return true;
         break;
     }
+    case RQ_OP_GLU:
+        if (op->p.glu.act != RQ_ACT_SIGMOID && v[op->in[0]].ne[0] == v[op->in[1]].ne[0]) return true;
+        break;
     case RQ_OP_RMS_NORM:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
-    case RQ_OP_GLU:
     case RQ_OP_ROPE:
     case RQ_OP_ROTATE:
     case RQ_OP_KV_WRITE:

@@ -447,11 +447,14 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
         if (tape->values[op->in[0]].ne[0] <= 64 * 256) return true;
         rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan routes to at most %d experts", 64 * 256);
         return false;
+    case RQ_OP_GLU:
+        if (op->p.glu.act != RQ_ACT_SIGMOID && tape->values[op->in[0]].ne[0] == tape->values[op->in[1]].ne[0])
+            return true;
+        break;
     case RQ_OP_RMS_NORM:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
-    case RQ_OP_GLU:
     case RQ_OP_ROPE:
     case RQ_OP_ROTATE:
     case RQ_OP_KV_WRITE:

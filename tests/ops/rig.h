@@ -27,6 +27,7 @@ typedef struct op_case {
     uint32_t start;            /* position of the second run, 0: near the end of its first page */
     rq_rotation_kind rotation; /* of weight 0 where the case is about one */
     bool inverse, scratch;     /* of the rotation; wide steps: pages read in both forms are scratch pages */
+    bool gate;                 /* a gated product that only recurrent models have */
     bool flag;                 /* the builder says what */
     bool rows;                 /* its extent is rows of the head, not tokens */
 } op_case;

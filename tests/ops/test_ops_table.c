@@ -393,8 +393,12 @@ static void every_recurrence(walker *w)
     static const uint32_t widths[] = {5, 64, 257, 1024}, taps[] = {4, 2, 3, RQ_MAX_CONV_TAPS};
     for (uint32_t i = 0; i < 4; i++)
         for (uint32_t flag = 0; flag < 2; flag++) {
-            op_case c = {
-                .type = RQ_TYPE_F32, .what = "", .n = widths[i], .flag = flag, .act = RQ_ACT_SIGMOID};
+            op_case c = {.type = RQ_TYPE_F32,
+                         .what = "",
+                         .n = widths[i],
+                         .flag = flag,
+                         .act = RQ_ACT_SIGMOID,
+                         .gate = true};
             c.kind = RQ_OP_GLU, c.build = build_gate, walk(w, &c, 64);
             c.act = RQ_ACT_SILU, walk(w, &c, 8);
             c.kind = RQ_OP_L2_NORM, c.build = build_l2, c.heads = flag ? 3 : 0, walk(w, &c, 64);

@@ -52,6 +52,12 @@ static bool refused(const walker *w, const op_case *c)
                                                      c->form_k == RQ_KV_TRIP || c->form_v == RQ_KV_TRIP);
 }
 
+/* What cards may do without: models with recurrent layers are refused by them when they are loaded. */
+static bool is_recurrent(rq_op_kind kind)
+{
+    return kind == RQ_OP_L2_NORM || kind == RQ_OP_SHORT_CONV || kind == RQ_OP_DELTA_RULE;
+}
+
 /* Runs the case with n tokens; false when the device refuses it. */
 static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
 {
@@ -62,6 +68,11 @@ static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
     const char *by = case_served_by(w->device, c, bucket, &why);
     if (!by && c->kind >= RQ_OP_FUSED_FIRST) { /* a backend without the kind runs its primitives */
         w->unfused[c->kind] = true;
+        return false;
+    }
+    bool card = w->device->backend != &rq_backend_cpu;
+    if (!by && card && (is_recurrent(c->kind) || (c->kind == RQ_OP_GLU && c->gate))) {
+        w->absent[c->kind] = is_recurrent(c->kind);
         return false;
     }
     if (!by) {
@@ -109,6 +120,10 @@ static void report(walker *w, bool (*mine)(rq_op_kind kind))
         double worst = w->worst[k];
         if (w->unfused[k]) {
             printf("  %-10s %-18s as its primitives\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
+            continue;
+        }
+        if (w->absent[k]) {
+            printf("  %-10s %-18s not there\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
             continue;
         }
         for (uint32_t t = 0; t < RQ_TYPE_LIMIT; t++) {
