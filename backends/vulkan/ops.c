@@ -450,7 +450,8 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
     case RQ_OP_GLU:
         if (op->p.glu.act != RQ_ACT_SIGMOID && tape->values[op->in[0]].ne[0] == tape->values[op->in[1]].ne[0])
             return true;
-        break;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has no kernel for this %s", name);
+        return false;
     case RQ_OP_RMS_NORM:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
