@@ -41,7 +41,7 @@ int main(int argc, char **argv)
     const char *preset_name = NULL, *type = "q4_k_m", *path = NULL;
     uint32_t layers = 0, vocab = 0;
     uint64_t seed = 1;
-    bool pure = false;
+    bool pure = false, sparse = false;
     size_t n_paths = 1;
     rq_buf tables = {.max = 1 << 16};
     rq_options options = {0};
@@ -76,6 +76,12 @@ int main(int argc, char **argv)
                                          .kind = RQ_OPT_U64,
                                          .target = &seed,
                                          .help = "the same seed gives the same file"});
+    rq_options_add(&options,
+                   (rq_option){.names = "--sparse",
+                               .kind = RQ_OPT_FLAG,
+                               .target = &sparse,
+                               .help = "leave holes where the matrices are: enough for --plan, and takes no "
+                                       "room on the disk"});
     describe(&tables);
     const rq_program_text text = {.program = PROGRAM,
                                   .usage = "OUT.gguf --preset NAME [options]",
@@ -108,7 +114,7 @@ int main(int argc, char **argv)
     if (vocab) preset.n_vocab = vocab;
     rq_progress progress = {0};
     uint64_t start_ns = rq_tool_now_ns();
-    status = synth_write(path, &preset, &mixture, seed, show_progress, &progress, &err);
+    status = synth_write(path, &preset, &mixture, seed, sparse, show_progress, &progress, &err);
     if (progress.total) rq_progress_end(&progress);
     if (status) return rq_complain(PROGRAM, &err);
     struct stat st;

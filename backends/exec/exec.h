@@ -96,6 +96,7 @@ typedef struct rq_executor_info {
     uint64_t state_bytes;                                   /* of all sequences */
     uint64_t coded_bytes, scratch_bytes;                    /* of cache_bytes */
     uint32_t n_segments, n_copies, n_ops_trunk, n_ops_head; /* of the bucket-1 programs, after fusion */
+    uint32_t n_round_trips;                                 /* of the same: away to another device and back */
     uint64_t copy_bytes;                                    /* between devices, of the same programs */
     uint64_t program_bytes;                                 /* scratch that backends take for programs */
 } rq_executor_info;

@@ -277,16 +277,21 @@ rq_status rq_gguf_writer_begin_data(rq_gguf_writer *w, rq_error *err)
     return status;
 }
 
-rq_status rq_gguf_writer_write(rq_gguf_writer *w, const void *bytes, size_t n, rq_error *err)
+/* A hole where `bytes` is NULL. */
+static rq_status append(rq_gguf_writer *w, const void *bytes, uint64_t n, rq_error *err)
 {
     const uint8_t *p = bytes;
     while (n) {
         if (!w->streaming || !w->current_left)
             return rq_fail(err, RQ_ERR_ARGUMENT, "%s: more tensor data than declared", w->path);
-        size_t piece = n < w->current_left ? n : (size_t)w->current_left;
-        rq_status status = put_bytes(w, p, piece, err);
+        uint64_t piece = n < w->current_left ? n : w->current_left;
+        rq_status status = RQ_OK;
+        if (p)
+            status = put_bytes(w, p, (size_t)piece, err);
+        else if (fseeko(w->file, (off_t)piece, SEEK_CUR))
+            status = write_failed(w, err);
         if (status) return status;
-        p += piece;
+        if (p) p += piece;
         n -= piece;
         w->current_left -= piece;
         if (w->current_left) continue;
@@ -297,11 +302,28 @@ rq_status rq_gguf_writer_write(rq_gguf_writer *w, const void *bytes, size_t n, r
     return RQ_OK;
 }
 
+rq_status rq_gguf_writer_write(rq_gguf_writer *w, const void *bytes, size_t n, rq_error *err)
+{
+    return append(w, bytes, n, err);
+}
+
+rq_status rq_gguf_writer_skip(rq_gguf_writer *w, uint64_t n, rq_error *err)
+{
+    return append(w, NULL, n, err);
+}
+
+/* A hole at the end of the file is part of it. */
+static bool extend(rq_gguf_writer *w)
+{
+    off_t end = ftello(w->file);
+    return end >= 0 && fflush(w->file) == 0 && ftruncate(fileno(w->file), end) == 0;
+}
+
 rq_status rq_gguf_writer_finish(rq_gguf_writer *w, rq_error *err)
 {
     if (!w->streaming || w->current_left)
         return rq_fail(err, RQ_ERR_ARGUMENT, "%s: less tensor data than declared", w->path);
-    rq_status status = publish(w) ? RQ_OK : write_failed(w, err);
+    rq_status status = extend(w) && publish(w) ? RQ_OK : write_failed(w, err);
     w->streaming = false;
     return status;
 }

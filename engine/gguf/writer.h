@@ -38,6 +38,8 @@ rq_status rq_gguf_writer_begin_data(rq_gguf_writer *w, rq_error *err);
 /* Appends tensor data, in the order of declaration; padding between tensors is inserted here. The pieces need
  * not coincide with tensors. More bytes than declared are refused. */
 rq_status rq_gguf_writer_write(rq_gguf_writer *w, const void *bytes, size_t n, rq_error *err);
+/* The same with n zero bytes that take no room on the disk where the file system can leave holes. */
+rq_status rq_gguf_writer_skip(rq_gguf_writer *w, uint64_t n, rq_error *err);
 rq_status rq_gguf_writer_finish(rq_gguf_writer *w, rq_error *err);
 
 #endif

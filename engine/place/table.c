@@ -75,8 +75,8 @@ static void put_table(rq_buf *out, const rq_decision *d)
     if (d->need.file_bytes != 0)
         rq_buf_printf(out, "\n%.1f MiB of weights are read where they are in the mapped file.\n",
                       mib(d->need.file_bytes));
-    rq_buf_printf(out, "\nfor every token: %u pieces on devices, %u copies between them, %llu bytes copied\n",
-                  d->info.n_segments, d->info.n_copies, (unsigned long long)d->info.copy_bytes);
+    rq_buf_printf(out, "\nfor every token: %u round trips between devices, %u copies, %llu bytes\n",
+                  d->info.n_round_trips, d->info.n_copies, (unsigned long long)d->info.copy_bytes);
 }
 
 /* ---- for programs ---------------------------------------------------------------------------------------- */
@@ -145,6 +145,7 @@ static void put_json(rq_buf *out, const rq_decision *d)
     put_number(out, "gpu_layers", d->place.choice.gpu_layers);
     put_number(out, "cpu_expert_layers", d->place.choice.cpu_experts);
     put_number(out, "segments_per_token", d->info.n_segments);
+    put_number(out, "round_trips_per_token", d->info.n_round_trips);
     put_number(out, "copies_per_token", d->info.n_copies);
     put_number(out, "copied_bytes_per_token", d->info.copy_bytes);
     put_number(out, "mapped_weight_bytes", d->need.file_bytes);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -214,7 +215,7 @@ static rq_status write_tiny(const char *path, const char *preset, const char *ty
 {
     synth_mixture mixture;
     assert_true(synth_mixture_find(type, false, &mixture));
-    return synth_write(path, synth_preset_find(preset), &mixture, 7, NULL, NULL, err);
+    return synth_write(path, synth_preset_find(preset), &mixture, 7, false, NULL, NULL, err);
 }
 
 static size_t slurp(const char *path, char **out)
@@ -318,12 +319,46 @@ static void special_ids_are_the_published_ones(void **state)
         preset.n_embd = 32; /* small, as only the vocabulary matters */
         preset.n_layer = 1;
         const char *path = fx_path("ids.gguf");
-        assert_int_equal(synth_write(path, &preset, &mixture, 1, NULL, NULL, &err), RQ_OK);
+        assert_int_equal(synth_write(path, &preset, &mixture, 1, false, NULL, NULL, &err), RQ_OK);
         assert_int_equal(rq_gguf_open(path, &g, &err), RQ_OK);
         assert_true(rq_gguf_str_eq(token(g, known[i].id), known[i].text));
         rq_gguf_close(g);
         unlink(path);
     }
+}
+
+/* A file with holes has the size and the tensors of the real one, and takes no room. */
+static void sparse_files(void **state)
+{
+    rq_error err;
+    rq_gguf *full = NULL, *sparse = NULL;
+    synth_mixture mixture;
+    struct stat a, b;
+    assert_true(synth_mixture_find("q4_k_m", false, &mixture));
+    synth_preset preset = *synth_preset_find("tiny-llama");
+    preset.n_layer = 40; /* 20 MB */
+    char path[300];
+    snprintf(path, sizeof path, "%s", fx_path("full.gguf"));
+    assert_int_equal(synth_write(path, &preset, &mixture, 1, false, NULL, NULL, &err), RQ_OK);
+    assert_int_equal(stat(path, &a), 0);
+    assert_int_equal(rq_gguf_open(path, &full, &err), RQ_OK);
+    unlink(path);
+    snprintf(path, sizeof path, "%s", fx_path("sparse.gguf"));
+    assert_int_equal(synth_write(path, &preset, &mixture, 1, true, NULL, NULL, &err), RQ_OK);
+    assert_int_equal(stat(path, &b), 0);
+    assert_int_equal(rq_gguf_open(path, &sparse, &err), RQ_OK);
+    unlink(path);
+    assert_int_equal(a.st_size, b.st_size);
+    assert_true(b.st_blocks < a.st_blocks / 4);
+    assert_int_equal(rq_gguf_n_tensors(full), rq_gguf_n_tensors(sparse));
+    for (uint64_t i = 0; i < rq_gguf_n_tensors(full); i++) {
+        const rq_gguf_tensor *x = rq_gguf_tensor_at(full, i), *y = rq_gguf_tensor_at(sparse, i);
+        assert_int_equal(x->nbytes, y->nbytes);
+        assert_string_equal(x->name, y->name);
+        if (x->ne[1] == 1) assert_memory_equal(x->data, y->data, x->nbytes); /* vectors are real */
+    }
+    rq_gguf_close(full);
+    rq_gguf_close(sparse);
 }
 
 static void too_small_a_vocabulary(void **state)
@@ -334,10 +369,10 @@ static void too_small_a_vocabulary(void **state)
     assert_true(synth_mixture_find("f16", false, &mixture));
     preset.n_vocab = synth_vocab_least(SYNTH_LLAMA) - 1;
     const char *path = fx_path("least.gguf");
-    assert_int_equal(synth_write(path, &preset, &mixture, 1, NULL, NULL, &err), RQ_ERR_ARGUMENT);
+    assert_int_equal(synth_write(path, &preset, &mixture, 1, false, NULL, NULL, &err), RQ_ERR_ARGUMENT);
     assert_int_equal(access(path, F_OK), -1);
     preset.n_vocab++;
-    assert_int_equal(synth_write(path, &preset, &mixture, 1, NULL, NULL, &err), RQ_OK);
+    assert_int_equal(synth_write(path, &preset, &mixture, 1, false, NULL, NULL, &err), RQ_OK);
 }
 
 static void each_allocation_fails_once(void **state)
@@ -370,6 +405,7 @@ int main(void)
         cmocka_unit_test(a_file_is_reproducible),
         cmocka_unit_test(vocabularies_are_consistent),
         cmocka_unit_test(special_ids_are_the_published_ones),
+        cmocka_unit_test(sparse_files),
         cmocka_unit_test(too_small_a_vocabulary),
         cmocka_unit_test(each_allocation_fails_once),
     };

@@ -50,8 +50,8 @@ static void put_keys(rq_gguf_writer *w, const synth_preset *p, const synth_mixtu
 }
 
 static rq_status write_tensor(rq_gguf_writer *w, const synth_preset *p, const synth_tensor *t, uint64_t seed,
-                              uint8_t *piece, synth_progress progress, void *context, uint64_t *done,
-                              rq_error *err)
+                              bool sparse, uint8_t *piece, synth_progress progress, void *context,
+                              uint64_t *done, rq_error *err)
 {
     synth_source source;
     uint64_t total = rq_gguf_writer_data_bytes(w), n_rows = t->ne[1] * t->ne[2] * t->ne[3];
@@ -62,6 +62,11 @@ static rq_status write_tensor(rq_gguf_writer *w, const synth_preset *p, const sy
             factors[i] = synth_llama3_factor(i, p->head_dim, (double)p->rope_base);
         *done += t->ne[0] * 4;
         return rq_gguf_writer_write(w, factors, t->ne[0] * 4, err);
+    }
+    if (sparse && t->n_dims > 1) {
+        uint64_t bytes = rq_row_bytes(t->type, t->ne[0]) * n_rows;
+        *done += bytes;
+        return rq_gguf_writer_skip(w, bytes, err);
     }
     if (!synth_source_init(&source, t, seed))
         return rq_fail(err, RQ_ERR_UNSUPPORTED, "weights of type %s cannot be made",
@@ -79,8 +84,8 @@ static rq_status write_tensor(rq_gguf_writer *w, const synth_preset *p, const sy
 }
 
 static rq_status write_all(rq_gguf_writer *w, const synth_preset *p, const synth_mixture *mixture,
-                           const synth_plan *plan, uint64_t seed, uint8_t *piece, synth_progress progress,
-                           void *context, rq_error *err)
+                           const synth_plan *plan, uint64_t seed, bool sparse, uint8_t *piece,
+                           synth_progress progress, void *context, rq_error *err)
 {
     put_keys(w, p, mixture);
     rq_status status = synth_vocab_put(w, p->family, p->n_vocab, err);
@@ -90,12 +95,12 @@ static rq_status write_all(rq_gguf_writer *w, const synth_preset *p, const synth
     if (!status) status = rq_gguf_writer_begin_data(w, err);
     uint64_t done = 0;
     for (size_t i = 0; !status && i < plan->n; i++)
-        status = write_tensor(w, p, &plan->tensors[i], seed, piece, progress, context, &done, err);
+        status = write_tensor(w, p, &plan->tensors[i], seed, sparse, piece, progress, context, &done, err);
     return status ? status : rq_gguf_writer_finish(w, err);
 }
 
 rq_status synth_write(const char *path, const synth_preset *preset, const synth_mixture *mixture,
-                      uint64_t seed, synth_progress progress, void *context, rq_error *err)
+                      uint64_t seed, bool sparse, synth_progress progress, void *context, rq_error *err)
 {
     synth_plan plan = {0};
     rq_gguf_writer *w = NULL;
@@ -104,7 +109,7 @@ rq_status synth_write(const char *path, const synth_preset *preset, const synth_
     uint8_t *piece = rq_malloc(PIECE_BYTES);
     if (!piece) status = rq_fail(err, RQ_ERR_MEMORY, "not enough memory to write %s", path);
     if (!status) status = rq_gguf_writer_create(path, 32, &w, err);
-    if (!status) status = write_all(w, preset, mixture, &plan, seed, piece, progress, context, err);
+    if (!status) status = write_all(w, preset, mixture, &plan, seed, sparse, piece, progress, context, err);
     rq_gguf_writer_free(w);
     rq_free(piece);
     rq_free(plan.tensors);

@@ -10,8 +10,8 @@
 typedef void (*synth_progress)(void *context, uint64_t done, uint64_t total);
 
 /* Writes the model to `path`; the same arguments give the same bytes. The file appears only when it is
- * complete. `progress` may be NULL. */
+ * complete. `sparse`: matrices are holes full of zeros, for plans that need no weights. `progress` may be NULL. */
 rq_status synth_write(const char *path, const synth_preset *preset, const synth_mixture *mixture,
-                      uint64_t seed, synth_progress progress, void *context, rq_error *err);
+                      uint64_t seed, bool sparse, synth_progress progress, void *context, rq_error *err);
 
 #endif
