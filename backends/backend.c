@@ -1,5 +1,7 @@
 #include "backends/backend.h"
 
+#include "backends/cuda/cuda.h"
+
 #ifdef RQVK_HAS_VULKAN
 #include "backends/vulkan/vulkan.h"
 #endif
@@ -11,6 +13,7 @@ static const rq_backend *const backends[] = {
 #ifdef RQVK_HAS_VULKAN
     &rq_backend_vulkan,
 #endif
+    &rq_backend_cuda,
     NULL,
 };
 

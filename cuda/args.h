@@ -32,12 +32,15 @@
     X(combine, 256)                                                                                          \
     X(select_rows, 256)                                                                                      \
     X(argmax, 256)                                                                                           \
-    X(argmax_last, 64)
+    X(argmax_last, 64)                                                                                       \
+    X(short_conv, 64)                                                                                        \
+    X(delta_rule, 64)
 
 #define CUDA_WEIGHT_TYPES(X)                                                                                 \
     X(0)                                                                                                     \
-    X(1) X(2) X(3) X(6) X(7) X(8) X(10) X(11) X(12) X(13) X(14) X(16) X(17) X(18) X(19) X(20) X(21) X(22)    \
-        X(23) X(28) X(29) X(30) X(34) X(35) X(39) X(40) X(41) X(42)
+    X(1)                                                                                                     \
+    X(2) X(3) X(6) X(7) X(8) X(10) X(11) X(12) X(13) X(14) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)   \
+        X(28) X(29) X(30) X(34) X(35) X(39) X(40) X(41) X(42)
 
 enum {
     CUDA_SLABS = 256,       /* as RQ_MAX_SLABS */
@@ -93,7 +96,7 @@ typedef struct cuda_norm_args {
     CUDA_PTR(const float) weight; /* or NULL */
     CUDA_PTR(float) y;
     uint64_t stride[3];
-    uint32_t n, ne1, ne2;
+    uint32_t n, ne1, ne2, l2;
     float eps;
 } cuda_norm_args;
 
@@ -103,6 +106,7 @@ typedef enum cuda_pointwise_kind {
     CUDA_SCALE,
     CUDA_SILU,
     CUDA_GELU,
+    CUDA_SIGMOID,
     CUDA_COPY
 } cuda_pointwise_kind;
 
@@ -111,7 +115,7 @@ typedef struct cuda_pointwise_args {
     CUDA_PTR(const float) second;
     CUDA_PTR(float) y;
     uint64_t stride[3], second_stride[3];
-    uint32_t n, ne1, ne2, rows, kind;
+    uint32_t n, ne1, ne2, rows, kind, one; /* one: rows of x have one element, for all of the second's */
     float factor;
 } cuda_pointwise_args;
 
@@ -177,6 +181,34 @@ typedef struct cuda_attend_args {
     uint32_t group, layer, heads, per_kv_head, partial_floats, mean_stride;
     float scale, softcap;
 } cuda_attend_args;
+
+/* Recurrent layers: slots of state (backends/state.h). */
+typedef struct cuda_conv_args {
+    CUDA_PTR(const uint32_t) step;
+    CUDA_PTR(uint8_t) state;
+    CUDA_PTR(const float) x;
+    CUDA_PTR(const float) w;
+    CUDA_PTR(float) y;
+    uint64_t slot_bytes, layer_bytes, x_stride, w_stride;
+    uint32_t layer, n_slots, channels, taps;
+} cuda_conv_args;
+
+typedef struct cuda_delta_args {
+    CUDA_PTR(const uint32_t) step;
+    CUDA_PTR(uint8_t) state;
+    CUDA_PTR(const float) q;
+    CUDA_PTR(const float) k;
+    CUDA_PTR(const float) v;
+    CUDA_PTR(const float) alpha;
+    CUDA_PTR(const float) beta;
+    CUDA_PTR(const float) rate;
+    CUDA_PTR(const float) offset;
+    CUDA_PTR(float) y;
+    uint64_t slot_bytes, layer_bytes, tail_bytes, matrix_bytes;
+    uint64_t q_stride[2], k_stride[2], v_stride[2], alpha_stride, beta_stride;
+    uint32_t layer, n_slots, heads, key_heads, dk, dv, tiled;
+    float scale;
+} cuda_delta_args;
 
 typedef struct cuda_route_args {
     CUDA_PTR(const float) logits;

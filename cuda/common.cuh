@@ -5,7 +5,7 @@
 #include "cuda/simt.cuh"
 
 // ---- the step (backends/step.h): offsets in words from its start (held to it in backends/cuda/tables.c)
-CONSTANT uint32_t STEP_N_TOKENS = 1, STEP_N_ROWS = 3, STEP_TOKEN_ID = 6, STEP_TOKEN_POS = 7,
+CONSTANT uint32_t STEP_N_TOKENS = 1, STEP_N_RUNS = 2, STEP_N_ROWS = 3, STEP_TOKEN_ID = 6, STEP_TOKEN_POS = 7,
                   STEP_TOKEN_RUN = 8, STEP_TOKEN_SLOT = 9, STEP_RUNS = 17, STEP_WORK = 18, STEP_N_WORK = 26,
                   STEP_ENCODES = 34, STEP_N_ENCODES = 42, STEP_ROWS = 50;
 CONSTANT uint32_t RUN_WORDS = 8, WORK_WORDS = 8, ROW_WORDS = 2;
@@ -103,11 +103,12 @@ DEVICE void cos_sin(float a, float &c, float &s)
     s = m == 0 ? sn : m == 1 ? cs : m == 2 ? -sn : -cs;
 }
 
-DEVICE float gated(uint32_t act, float g, float up) // act: 0 silu, 1 gelu by tanh
+// act: 0 silu, 1 gelu by tanh, 2 sigmoid
+DEVICE float gated(uint32_t act, float g, float up)
 {
     // (1 + tanh z) / 2 = 1 / (1 + exp(-2 z))
-    float z = act == 0 ? g : 2.0f * 0.7978845608028654f * (g + 0.044715f * g * g * g);
-    return g / (1.0f + expf(-z)) * up;
+    float z = act == 1 ? 2.0f * 0.7978845608028654f * (g + 0.044715f * g * g * g) : g;
+    return (act == 2 ? 1.0f : g) / (1.0f + expf(-z)) * up;
 }
 
 #endif

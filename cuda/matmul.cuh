@@ -1,7 +1,7 @@
 // matmul.cuh - products of many columns: tiles of 64 outputs x 64 tokens (16 pairs of one expert), 32 elements at a
 // time. Weights are widened once for a tile into halves in shared memory, activations are rounded to the same type, and
-// matrix units multiply: bf16 for block types and bf16 (it has the range of floats), f16 for f16. f32 and f64 stay
-// floats.
+// matrix units multiply: bf16 for block types and bf16 (it has the range of floats), f16 for f16, where activations are
+// the sum of two halves: models with such weights are taken for exact. f32 and f64 stay floats.
 #ifndef RQ_CUDA_MATMUL_CUH
 #define RQ_CUDA_MATMUL_CUH
 
@@ -61,6 +61,7 @@ template <int TYPE, uint32_t COLUMNS> DEVICE void matmul_halves(const cuda_matmu
 {
     SHARED(uint16_t, ws, MM_OUT * MM_STRIDE);
     SHARED(uint16_t, xs, COLUMNS * MM_STRIDE);
+    SHARED(uint16_t, rest, TYPE == 1 ? COLUMNS * MM_STRIDE : 8); // what xs lacks
     SHARED(uint64_t, from, COLUMNS);
     SHARED(uint64_t, to, COLUMNS);
     SHARED(float, shrink, COLUMNS); // f16: a power of two that brings a column into its range
@@ -104,6 +105,11 @@ template <int TYPE, uint32_t COLUMNS> DEVICE void matmul_halves(const cuda_matmu
                 v[i] = c < n_columns && e < p.n_in ? x[e] * f : 0.0f;
             }
             store16(xs + c * MM_STRIDE + 8 * j, narrow8<TYPE>(v));
+            if (TYPE == 1) {
+#pragma unroll
+                for (uint32_t i = 0; i < 8; i++) v[i] = v[i] - half_float(half_bits(v[i]));
+                store16(rest + c * MM_STRIDE + 8 * j, narrow8<TYPE>(v));
+            }
         }
         block_sync();
         uint32_t a[2][4];
@@ -115,6 +121,9 @@ template <int TYPE, uint32_t COLUMNS> DEVICE void matmul_halves(const cuda_matmu
             uint32_t b[4];
             ldmatrix_x4(b, xs + (8 * i + lane % 8) * MM_STRIDE + lane / 8 * 8);
             if (TYPE == 1) {
+                mma_f16(acc[i], a[0], b);
+                mma_f16(acc[i], a[1], b + 2);
+                ldmatrix_x4(b, rest + (8 * i + lane % 8) * MM_STRIDE + lane / 8 * 8);
                 mma_f16(acc[i], a[0], b);
                 mma_f16(acc[i], a[1], b + 2);
             } else {

@@ -31,7 +31,7 @@ KERNEL(embed, cuda_embed_args, 64)
         if (8 * j + i < p.n) p.y[(uint64_t)t * p.n + 8 * j + i] = v[i];
 }
 
-// ---- y = x / sqrt(mean(x^2) + eps) * weight; a block per row, which it reads twice (the second time from a cache)
+// ---- y = x / sqrt(mean(x^2) + eps) * weight, or x / max(sqrt(sum(x^2)), eps); a block per row, which it reads twice (the second time from a cache)
 KERNEL(rms_norm, cuda_norm_args, 256)
 {
     SHARED(float, sums, 8);
@@ -39,7 +39,8 @@ KERNEL(rms_norm, cuda_norm_args, 256)
     const float *x = p.x + i1 * p.stride[0] + rest % p.ne2 * p.stride[1] + rest / p.ne2 * p.stride[2];
     float s = 0;
     for (uint32_t i = thread_x(); i < p.n; i += 256) s += x[i] * x[i];
-    float factor = 1.0f / sqrtf(block_sum(s, sums) / (float)p.n + p.eps);
+    float sum = block_sum(s, sums);
+    float factor = p.l2 ? 1.0f / fmaxf(sqrtf(sum), p.eps) : 1.0f / sqrtf(sum / (float)p.n + p.eps);
     for (uint32_t i = thread_x(); i < p.n; i += 256) {
         float v = x[i] * factor;
         p.y[(uint64_t)r * p.n + i] = p.weight ? v * p.weight[i] : v;
@@ -53,7 +54,7 @@ KERNEL(pointwise, cuda_pointwise_args, 256)
     if (at >= (uint64_t)p.n * p.rows) return;
     uint32_t i = (uint32_t)(at % p.n), r = (uint32_t)(at / p.n), i1 = r % p.ne1, rest = r / p.ne1;
     uint64_t i2 = rest % p.ne2, i3 = rest / p.ne2;
-    float x = p.x[i1 * p.stride[0] + i2 * p.stride[1] + i3 * p.stride[2] + i], y = x, b = 0;
+    float x = p.x[i1 * p.stride[0] + i2 * p.stride[1] + i3 * p.stride[2] + (p.one ? 0 : i)], y = x, b = 0;
     if (p.second)
         b = p.second[i1 * p.second_stride[0] + i2 * p.second_stride[1] + i3 * p.second_stride[2] + i];
     if (p.kind == CUDA_ADD) y = x + b;
@@ -61,6 +62,7 @@ KERNEL(pointwise, cuda_pointwise_args, 256)
     if (p.kind == CUDA_SCALE) y = x * p.factor;
     if (p.kind == CUDA_SILU) y = gated(0, x, b);
     if (p.kind == CUDA_GELU) y = gated(1, x, b);
+    if (p.kind == CUDA_SIGMOID) y = gated(2, x, b);
     p.y[at] = y;
 }
 

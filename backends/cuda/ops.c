@@ -43,12 +43,13 @@ static void norm(cu_builder *b, const rq_op *op)
 {
     cu_view x = cu_value(b, op->in[0]);
     cuda_norm_args a = {.x = x.address,
-                        .weight = cu_value(b, op->in[1]).address,
+                        .weight = op->kind == RQ_OP_RMS_NORM ? cu_value(b, op->in[1]).address : 0,
                         .y = cu_value(b, op->out[0]).address,
                         .stride = {x.stride[1], x.stride[2], x.stride[3]},
                         .n = x.ne[0],
                         .ne1 = x.ne[1],
                         .ne2 = x.ne[2],
+                        .l2 = op->kind == RQ_OP_L2_NORM,
                         .eps = op->p.norm.eps};
     cu_launch(b, CU_rms_norm, &a, sizeof a, rows_of(&x), 1, 1, false);
 }
@@ -61,18 +62,21 @@ static void pointwise(cu_builder *b, cuda_pointwise_kind kind, cu_view x, cu_vie
                              .second = second.address,
                              .y = y.address,
                              .stride = {x.stride[1], x.stride[2], x.stride[3]},
-                             .n = x.ne[0],
+                             .n = second.ne[0] > x.ne[0] ? second.ne[0] : x.ne[0],
                              .ne1 = x.ne[1],
                              .ne2 = x.ne[2],
                              .rows = rows_of(&x),
                              .kind = kind,
+                             .one = second.ne[0] > x.ne[0],
                              .factor = factor};
     for (uint32_t i = 0; i < 3; i++) a.second_stride[i] = row ? 0 : second.stride[1 + i];
-    cu_launch(b, CU_pointwise, &a, sizeof a, divide_up((uint64_t)x.ne[0] * a.rows, 256), 1, 1, false);
+    cu_launch(b, CU_pointwise, &a, sizeof a, divide_up((uint64_t)a.n * a.rows, 256), 1, 1, false);
 }
 
 static void pointwise_op(cu_builder *b, const rq_op *op)
 {
+    static const cuda_pointwise_kind of_act[] = {
+        [RQ_ACT_SILU] = CUDA_SILU, [RQ_ACT_GELU_TANH] = CUDA_GELU, [RQ_ACT_SIGMOID] = CUDA_SIGMOID};
     cu_view x = cu_value(b, op->in[0]), none = {0};
     if (op->kind == RQ_OP_COPY) {
         pointwise(b, CUDA_COPY, x, none, cu_value(b, op->in[1]), 0);
@@ -83,10 +87,9 @@ static void pointwise_op(cu_builder *b, const rq_op *op)
         pointwise(b, CUDA_SCALE, x, none, y, op->p.scale.factor);
         return;
     }
-    cuda_pointwise_kind kind = op->kind == RQ_OP_ADD          ? CUDA_ADD
-                               : op->kind == RQ_OP_MUL        ? CUDA_MUL
-                               : op->p.glu.act == RQ_ACT_SILU ? CUDA_SILU
-                                                              : CUDA_GELU;
+    cuda_pointwise_kind kind = op->kind == RQ_OP_ADD   ? CUDA_ADD
+                               : op->kind == RQ_OP_MUL ? CUDA_MUL
+                                                       : of_act[op->p.glu.act];
     pointwise(b, kind, x, cu_value(b, op->in[1]), y, 0);
 }
 
@@ -264,7 +267,7 @@ static void norm_matmuls(cu_builder *b, const rq_op *op)
                           .norm_weight = cu_value(b, op->in[1]).address,
                           .normed = 1,
                           .eps = op->p.fused.eps,
-                          .glu = glu ? 1 + (uint32_t)(op->p.fused.act == RQ_ACT_GELU_TANH) : 0};
+                          .glu = glu ? 1 + (uint32_t)op->p.fused.act : 0};
     matvecs(b, &a, &op->in[2], &op->out[0], glu ? 2 : op->n_out);
 }
 
@@ -363,10 +366,8 @@ static void qk_write(cu_builder *b, const rq_op *op)
 /* The caches cards keep: f16, q8_0 and the codec rows, and f32 and bf16 where they are asked for. */
 static bool good_forms(cu_builder *b, const rq_cache_group *g)
 {
-    if (g->form_k != RQ_KV_Q4_0 && g->form_v != RQ_KV_Q4_0 && g->form_k != RQ_KV_TRIP &&
-        g->form_v != RQ_KV_TRIP)
-        return true;
-    cu_op_fail(b, "caches of q4_0, and codecs under measurement, are for the processor alone");
+    if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v)) return true;
+    cu_op_fail(b, "caches of q4_0 and klt3, and codecs under measurement, are for the processor alone");
     return false;
 }
 
@@ -420,6 +421,71 @@ static void attend(cu_builder *b, const rq_op *op)
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
     cu_launch(b, kernel, &a, sizeof a, work, g->n_heads, divide_up(queries * group, rows), splits);
     if (splits) cu_launch(b, CU_attend_merge, &a, sizeof a, work, heads, queries, true);
+}
+
+/* ---- recurrent layers ------------------------------------------------------------------------------------ */
+
+static uint32_t runs_of(const cu_builder *b)
+{
+    uint32_t bucket = cu_tape(b)->bucket;
+    return bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS;
+}
+
+static void short_conv(cu_builder *b, const rq_op *op)
+{
+    const rq_value *state = &cu_tape(b)->values[op->in[0]];
+    const rq_state_pool *pool = &cu_bindings(b)->states[state->index];
+    cu_view x = cu_value(b, op->in[1]), w = cu_value(b, op->in[2]);
+    cuda_conv_args a = {.step = cu_step_address(b),
+                        .state = cu_address(pool->memory),
+                        .x = x.address,
+                        .w = w.address,
+                        .y = cu_value(b, op->out[0]).address,
+                        .slot_bytes = pool->layout.slot_bytes,
+                        .layer_bytes = pool->layout.layer_bytes,
+                        .x_stride = x.stride[1],
+                        .w_stride = w.stride[1],
+                        .layer = state->layer,
+                        .n_slots = pool->n_slots,
+                        .channels = x.ne[0],
+                        .taps = w.ne[1]};
+    cu_launch(b, CU_short_conv, &a, sizeof a, divide_up(x.ne[0], 64), runs_of(b), 1, false);
+}
+
+static void delta_rule(cu_builder *b, const rq_op *op)
+{
+    const rq_value *state = &cu_tape(b)->values[op->in[0]];
+    const rq_state_pool *pool = &cu_bindings(b)->states[state->index];
+    cu_view q = cu_value(b, op->in[1]), k = cu_value(b, op->in[2]), v = cu_value(b, op->in[3]),
+            alpha = cu_value(b, op->in[4]), beta = cu_value(b, op->in[5]);
+    cuda_delta_args a = {.step = cu_step_address(b),
+                         .state = cu_address(pool->memory),
+                         .q = q.address,
+                         .k = k.address,
+                         .v = v.address,
+                         .alpha = alpha.address,
+                         .beta = beta.address,
+                         .rate = cu_value(b, op->in[6]).address,
+                         .offset = cu_value(b, op->in[7]).address,
+                         .y = cu_value(b, op->out[0]).address,
+                         .slot_bytes = pool->layout.slot_bytes,
+                         .layer_bytes = pool->layout.layer_bytes,
+                         .tail_bytes = pool->layout.tail_bytes,
+                         .matrix_bytes = pool->layout.matrix_bytes,
+                         .q_stride = {q.stride[1], q.stride[2]},
+                         .k_stride = {k.stride[1], k.stride[2]},
+                         .v_stride = {v.stride[1], v.stride[2]},
+                         .alpha_stride = alpha.stride[1],
+                         .beta_stride = beta.stride[1],
+                         .layer = state->layer,
+                         .n_slots = pool->n_slots,
+                         .heads = v.ne[1],
+                         .key_heads = k.ne[1],
+                         .dk = k.ne[0],
+                         .dv = v.ne[0],
+                         .tiled = op->p.delta.tiled,
+                         .scale = op->p.delta.scale};
+    cu_launch(b, CU_delta_rule, &a, sizeof a, runs_of(b), v.ne[1], divide_up(v.ne[0], 64), false);
 }
 
 /* ---- experts --------------------------------------------------------------------------------------------- */
@@ -486,6 +552,9 @@ void cu_compile_op(cu_builder *b, const rq_op *op)
         [RQ_OP_KV_WRITE] = kv_write,
         [RQ_OP_KV_ENCODE] = kv_encode,
         [RQ_OP_ATTEND] = attend,
+        [RQ_OP_L2_NORM] = norm,
+        [RQ_OP_SHORT_CONV] = short_conv,
+        [RQ_OP_DELTA_RULE] = delta_rule,
         [RQ_OP_ROUTE] = route,
         [RQ_OP_GROUP] = group,
         [RQ_OP_MATMUL_EXPERTS] = matmul_experts,
@@ -550,6 +619,9 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
         if (op->p.glu.act != RQ_ACT_SIGMOID && v[op->in[0]].ne[0] == v[op->in[1]].ne[0]) return true;
         break;
     case RQ_OP_RMS_NORM:
+    case RQ_OP_L2_NORM:
+    case RQ_OP_SHORT_CONV:
+    case RQ_OP_DELTA_RULE:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
