@@ -31,15 +31,18 @@ function(rqvk_test name)
     set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS "${A_LABELS}")
 endfunction()
 
-# rqvk_vulkan_test(NAME [FULL] [ARGS...]): the program NAME over Vulkan (llvmpipe where there is no card), with the
+# rqvk_vulkan_test(NAME [FULL] [AS suffix] [ARGS...]): the program NAME over Vulkan (llvmpipe where there is no card), with the
 # validation layers on and a pipeline cache in the build folder; only in builds with Vulkan. FULL: takes long, and runs
 # under its own label. A machine without a driver leaves it out, unless RQVK_VK_REQUIRED is set.
 function(rqvk_vulkan_test name)
-    cmake_parse_arguments(A "FULL" "" "ARGS" ${ARGN})
+    cmake_parse_arguments(A "FULL" "AS" "ARGS" ${ARGN})
     if(NOT RQVK_TESTS OR NOT RQVK_VULKAN)
         return()
     endif()
     set(test ${name}_vulkan)
+    if(A_AS)
+        string(APPEND test _${A_AS})
+    endif()
     set(labels vulkan)
     if(A_FULL)
         set(test ${test}_full)

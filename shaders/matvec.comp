@@ -49,7 +49,9 @@ void main()
         if (expert >= push.u[6]) return;
         w += uint64_t(expert) * (uint64_t(push.u[8]) << 32 | push.u[7]);
         x_row = push.u[9] != 0u ? pair : t;
+#ifndef USE_DOT
         x += 4ul * (uint64_t(t) * push.u[3] + (push.u[9] != 0u ? pair % k * push.u[10] : 0u));
+#endif
         y += 4ul * uint64_t(pair) * n_out;
     }
     if (HAS_LEVELS) {

@@ -165,10 +165,16 @@ static uint32_t lanes_of(const rq_value *w)
     return chunks >= 64 ? 64 : chunks >= 32 ? 32 : 16;
 }
 
-/* Columns of a tile of matmul.comp. */
+/* Columns of a tile of matmul.comp and matmul_coopmat.comp. */
 static uint32_t tile_columns(uint32_t columns)
 {
     return columns <= 16 ? 16 : columns <= 32 ? 32 : 64;
+}
+
+/* Invocations of a workgroup of matmul_coopmat.comp; the other kernels do not look at it. */
+static uint32_t four_subgroups(const vk_builder *b)
+{
+    return 4 * vk_device_of(b)->features.subgroup_size;
 }
 
 /* Buckets up to 8 take matvec, whose sums do not depend on the bucket (DESIGN 2.3). */
@@ -195,8 +201,8 @@ static void matmul(vk_builder *b, const rq_op *op)
     push.a[4] = word == UINT32_MAX ? 0 : vk_step_address(b);
     push.u[5] = columns;
     push.u[6] = word;
-    vk_dispatch(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 0, tile, [7] = align}, &push,
-                divide_up(w->ne[1], TILE_OUTPUTS), divide_up(columns, tile), 1, after);
+    vk_dispatch(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 0, tile, [6] = four_subgroups(b), align},
+                &push, divide_up(w->ne[1], TILE_OUTPUTS), divide_up(columns, tile), 1, after);
 }
 
 static void matmul_experts(vk_builder *b, const rq_op *op)
@@ -227,7 +233,8 @@ static void matmul_experts(vk_builder *b, const rq_op *op)
     push.a[5] = group.address;
     push.u[12] = l.order;
     push.u[13] = l.tiles;
-    vk_dispatch(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 1, RQ_GROUP_TILE, [7] = align}, &push,
+    vk_dispatch(b, product.shader,
+                (uint32_t[VK_CONSTANTS]){type, 1, RQ_GROUP_TILE, [6] = four_subgroups(b), align}, &push,
                 divide_up(w->ne[1], TILE_OUTPUTS), l.max_tiles, 1, after);
 }
 
@@ -244,10 +251,8 @@ static void kv_write(vk_builder *b, const rq_op *op)
 /* The caches cards keep: f16, q8_0 and the codec rows, and f32 and bf16 where they are asked for. */
 static bool good_forms(vk_builder *b, const rq_cache_group *g)
 {
-    if (g->form_k != RQ_KV_Q4_0 && g->form_v != RQ_KV_Q4_0 && g->form_k != RQ_KV_TRIP &&
-        g->form_v != RQ_KV_TRIP)
-        return true;
-    vk_op_fail(b, "caches of q4_0, and codecs under measurement, are for the processor alone");
+    if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v)) return true;
+    vk_op_fail(b, "caches of q4_0 and klt3, and codecs under measurement, are for the processor alone");
     return false;
 }
 

@@ -4,16 +4,19 @@
 
 #include <string.h>
 
-static const char *const names[VK_MATHS] = {"float32", "float16", "integer-dot", "coopmat"};
+static const char *const names[VK_MATHS] = {"float32", "float16", "integer-dot", "coopmat-emulated",
+                                            "coopmat"};
 
 /* The abilities a kind of arithmetic needs. */
 static const uint32_t needs[VK_MATHS] = {
     0, 1u << RQ_VK_FLOAT16, 1u << RQ_VK_INT_DOT | 1u << RQ_VK_SUBGROUP | 1u << RQ_VK_FULL_SUBGROUPS,
-    1u << RQ_VK_COOPMAT | 1u << RQ_VK_FLOAT16 | 1u << RQ_VK_FULL_SUBGROUPS};
+    1u << RQ_VK_FLOAT16 | 1u << RQ_VK_SUBGROUP | 1u << RQ_VK_FULL_SUBGROUPS,
+    1u << RQ_VK_COOPMAT | 1u << RQ_VK_FLOAT16 | 1u << RQ_VK_SUBGROUP | 1u << RQ_VK_FULL_SUBGROUPS};
 
 /* Shaders by kind; a kind without a name goes through the one below it. */
-static const char *const matvecs[VK_MATHS] = {NULL, NULL, "matvec_dot", NULL};
-static const char *const matmuls[VK_MATHS] = {"matmul", "matmul_f16", "matmul_dot", "matmul_coopmat"};
+static const char *const matvecs[VK_MATHS] = {NULL, NULL, "matvec_dot", NULL, NULL};
+static const char *const matmuls[VK_MATHS] = {"matmul", "matmul_f16", "matmul_dot", "matmul_emulated",
+                                              "matmul_coopmat"};
 
 /* Sums inside a subgroup are written for 4 to 64 invocations. */
 static bool good_width(const vk_device *d)
@@ -21,8 +24,22 @@ static bool good_width(const vk_device *d)
     return d->features.subgroup_size >= 4 && d->features.subgroup_size <= 64;
 }
 
+/* The one shape of matmul_coopmat.comp. */
+static bool good_shape(const vk_device *d)
+{
+    for (uint32_t i = 0; i < d->features.n_shapes; i++) {
+        const rq_vk_shape *s = &d->features.shapes[i];
+        if (s->m == 16 && s->n == 16 && s->k == 16 && s->a == RQ_VK_COMPONENT_F16 &&
+            s->b == RQ_VK_COMPONENT_F16 && s->c == RQ_VK_COMPONENT_F32 && s->result == RQ_VK_COMPONENT_F32 &&
+            !s->saturates)
+            return true;
+    }
+    return false;
+}
+
 static bool has(const vk_device *d, vk_math math)
 {
+    if (math == VK_MATH_COOPMAT && !good_shape(d)) return false;
     if ((needs[math] >> RQ_VK_FULL_SUBGROUPS & 1) && !good_width(d)) return false;
     return (needs[math] & ~d->features.used) == 0;
 }
@@ -46,9 +63,10 @@ rq_status vk_math_choose(vk_device *d, const char *implementation, uint32_t disa
         d->math_is_forced = true;
         return RQ_OK;
     }
+    if (d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU) return RQ_OK; /* it has no faster kind */
     if (has(d, VK_MATH_DOT)) d->matvec = VK_MATH_DOT;
     for (uint32_t math = VK_MATHS; math-- > 0 && d->matmul == VK_MATH_F32;)
-        if (has(d, (vk_math)math)) d->matmul = (vk_math)math;
+        if (math != VK_MATH_EMULATED && has(d, (vk_math)math)) d->matmul = (vk_math)math;
     return RQ_OK;
 }
 
@@ -62,7 +80,7 @@ static bool takes(vk_math math, rq_type type)
 {
     const rq_type_info *info = rq_type_get((uint32_t)type);
     if (math == VK_MATH_F32 || info->block_elems > 1) return true;
-    return math == VK_MATH_COOPMAT && (type == RQ_TYPE_F16 || type == RQ_TYPE_BF16);
+    return math >= VK_MATH_EMULATED && (type == RQ_TYPE_F16 || type == RQ_TYPE_BF16);
 }
 
 vk_product vk_product_of(const vk_device *d, rq_type type, uint32_t bucket)
@@ -71,11 +89,12 @@ vk_product vk_product_of(const vk_device *d, rq_type type, uint32_t bucket)
     for (uint32_t math = (narrow ? d->matvec : d->matmul) + 1u; math-- > VK_MATH_F16;) {
         const char *name = narrow ? matvecs[math] : matmuls[math];
         if (!name || !has(d, (vk_math)math) || !takes((vk_math)math, type)) continue;
+        if (math == VK_MATH_EMULATED && d->matmul != VK_MATH_EMULATED) continue;
         vk_shader shader = vk_variant(d, name);
         if (shader == VK_SHADER_COUNT) continue;
-        return (vk_product){shader, math == VK_MATH_DOT       ? VK_FORM_BYTES
-                                    : math == VK_MATH_COOPMAT ? VK_FORM_HALVES
-                                                              : VK_FORM_F32};
+        return (vk_product){shader, math == VK_MATH_DOT        ? VK_FORM_BYTES
+                                    : math >= VK_MATH_EMULATED ? VK_FORM_HALVES
+                                                               : VK_FORM_F32};
     }
     if (!narrow) return (vk_product){VK_MATMUL, VK_FORM_F32};
     vk_shader shader = good_width(d) ? vk_variant(d, "matvec_subgroup") : VK_SHADER_COUNT;

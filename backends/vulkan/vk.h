@@ -114,8 +114,21 @@ VkResult vk_features_create(VkPhysicalDevice physical, const VkDeviceQueueCreate
 /* What the device lacks, or NULL. */
 const char *vk_device_lacks(VkPhysicalDevice device);
 
-/* Arithmetic of products, each kind able to do less precise and faster work than the one before (products.c). */
-typedef enum vk_math { VK_MATH_F32, VK_MATH_F16, VK_MATH_DOT, VK_MATH_COOPMAT, VK_MATHS } vk_math;
+/* Arithmetic of products, slower kinds first (products.c). EMULATED is the kernel of cooperative matrices with plain
+ * arithmetic in their place, for tests. */
+typedef enum vk_math {
+    VK_MATH_F32,
+    VK_MATH_F16,
+    VK_MATH_DOT,
+    VK_MATH_EMULATED,
+    VK_MATH_COOPMAT,
+    VK_MATHS
+} vk_math;
+
+typedef struct vk_scratch_memory {
+    rq_memory *memory;
+    struct vk_scratch_memory *next;
+} vk_scratch_memory;
 
 typedef struct vk_device {
     rq_device base;

@@ -1,7 +1,7 @@
 /* The table: every operation x types x shapes x backends and implementations, against the reference. Rotations and
  * coded pages are in test_cache_table.c.
  *
- *   test_ops_table [-v] [IMPLEMENTATION]
+ *   test_ops_table [-v] [IMPLEMENTATION] [--variant NAME]
  *
  * Prints, per implementation and operation, the worst error as a share of its tolerance. */
 #include "tests/ops/walk.h"
@@ -431,6 +431,10 @@ static void every_recurrence(walker *w)
 
 static void every_row(walker *w)
 {
+    if (w->products_only) {
+        every_product(w);
+        return;
+    }
     every_recurrence(w);
     every_pointwise(w);
     every_routing(w);

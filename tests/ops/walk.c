@@ -43,13 +43,15 @@ static void judge(walker *w, const op_case *c, uint32_t bucket, uint32_t n, cons
     if (!(tail <= 1)) fault(w, c, bucket, n, "one element off, over tolerance", tail);
 }
 
+static const char *only, *variant, *disable, *only_type;
+
 enum { ROW_BYTES = 1 << 16 };
 
 /* Caches for comparison live on the processor alone; cards refuse them when a tape is compiled. */
 static bool refused(const walker *w, const op_case *c)
 {
-    return w->device->backend != &rq_backend_cpu && (c->form_k == RQ_KV_Q4_0 || c->form_v == RQ_KV_Q4_0 ||
-                                                     c->form_k == RQ_KV_TRIP || c->form_v == RQ_KV_TRIP);
+    return w->device->backend != &rq_backend_cpu &&
+           !(rq_kv_form_on_cards(c->form_k) && rq_kv_form_on_cards(c->form_v));
 }
 
 /* What cards may do without: models with recurrent layers are refused by them when they are loaded. */
@@ -100,6 +102,7 @@ void walk(walker *w, const op_case *c, uint32_t largest)
     /* The second half of the buckets once per operation and kind of kernel: floats, and one block type. */
     bool all = c->type == RQ_TYPE_F32 || c->type == RQ_TYPE_F16 || c->type == RQ_TYPE_Q4_K;
     static uint8_t alone[ROW_BYTES], beside[ROW_BYTES];
+    if (only_type && strcmp(rq_type_get((uint32_t)c->type)->name, only_type) != 0) return;
     memset(alone, 0, sizeof alone);
     for (uint32_t i = 0; i < (all ? 8 : 4); i++) {
         uint32_t n = sizes[i];
@@ -142,18 +145,18 @@ static void report(walker *w, bool (*mine)(rq_op_kind kind))
                 w->n_failed++;
             }
         }
+        if (!any && w->products_only) continue;
         if (rq_op_tolerance((rq_op_kind)k, RQ_TYPE_F32) == 0)
             printf("  %-10s %-18s same bits\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
         else
             printf("  %-10s %-18s %.4f\n", w->implementation, rq_op_get((rq_op_kind)k)->name, worst);
-        if (!any && k != RQ_OP_ARGMAX && k != RQ_OP_GROUP) {
+        if (!any && !w->products_only && !only_type && k != RQ_OP_ARGMAX && k != RQ_OP_GROUP) {
             printf("%s %s: no case\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
             w->n_failed++;
         }
     }
 }
 
-static const char *only;
 static bool verbose;
 static void (*all_rows)(walker *w);
 static bool (*of_table)(rq_op_kind kind);
@@ -168,18 +171,19 @@ static void the_table(void **state)
             bool card = i >= 4; /* when asked for by name: slow without a card */
             if (only ? strcmp(only, names[i]) != 0 : card) continue;
             if (card ? strcmp((*b)->name, names[i]) != 0 : *b != &rq_backend_cpu) continue;
-            rq_device_options options = {.n_threads = 2, .implementation = names[i]};
-            walker w = {.implementation = names[i], .verbose = verbose};
+            const char *name = variant ? variant : names[i];
+            rq_device_options options = {.n_threads = 2, .implementation = name, .disable = disable};
+            walker w = {.implementation = name, .verbose = verbose, .products_only = variant || disable};
             case_data_init(&w.data);
             rq_error err = {0};
             if ((*b)->open(&options, &w.device, &err) != RQ_OK) {
-                printf("%s %s is not on this machine: %s\n", (*b)->name, names[i], err.text);
+                printf("%s %s is not on this machine: %s\n", (*b)->name, name, err.text);
                 case_data_free(&w.data);
                 continue;
             }
             n_opened++;
             all_rows(&w);
-            printf("%s %s: %u cases, worst error as a share of the tolerance:\n", (*b)->name, names[i],
+            printf("%s %s: %u cases, worst error as a share of the tolerance:\n", (*b)->name, name,
                    w.n_cases);
             report(&w, of_table);
 #ifdef RQVK_HAS_VULKAN
@@ -199,6 +203,12 @@ int walk_table(int argc, char **argv, void (*rows)(walker *w), bool (*mine)(rq_o
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-v") == 0)
             verbose = true;
+        else if (strcmp(argv[i], "--variant") == 0 && i + 1 < argc)
+            variant = argv[++i];
+        else if (strcmp(argv[i], "--disable") == 0 && i + 1 < argc)
+            disable = argv[++i];
+        else if (strcmp(argv[i], "--type") == 0 && i + 1 < argc)
+            only_type = argv[++i];
         else
             only = argv[i];
     }

@@ -9,6 +9,7 @@ typedef struct walker {
     rq_device *device;
     const char *implementation;
     bool verbose;
+    bool products_only; /* a variant of the products: the other operations are those of every variant */
     uint32_t n_cases, n_failed;
     double worst[RQ_OP_COUNT]; /* share of the tolerance */
     bool unfused[RQ_OP_COUNT]; /* run as their primitives */
@@ -23,9 +24,14 @@ void walk(walker *w, const op_case *c, uint32_t largest);
 /* One case in one bucket with n tokens. */
 void walk_once(walker *w, const op_case *c, uint32_t n);
 
-/* A test program: opens every implementation of every backend in this build (-v: says more; a name: that one
- * only), walks `rows` with it, prints the worst error of each kind as a share of its tolerance, and fails where a
- * row did or a kind that is `mine` has none. Returns what main shall. */
+/* A test program: opens every implementation of every backend in this build, walks `rows` with it, prints the worst
+ * error of each kind as a share of its tolerance, and fails where a row did or a kind that is `mine` has none.
+ *   -v                says more
+ *   NAME              that implementation alone
+ *   --variant NAME    of a card: the products in that arithmetic ("integer-dot")
+ *   --disable LIST    of a card: abilities not to be used ("subgroup,float16")
+ *   --type NAME       that type of weights or caches alone
+ * Returns what main shall. */
 int walk_table(int argc, char **argv, void (*rows)(walker *w), bool (*mine)(rq_op_kind kind));
 
 #endif
