@@ -1,5 +1,8 @@
-/* The list of formats, the windows of a text, and how much of what they read was coded. */
+/* The list of formats, lists of numbers, options taken over and left out, the windows of a text, and how much of what
+ * they read was coded. */
+#include "tools/common/numbers.h"
 #include "tools/ppl/entries.h"
+#include "tools/ppl/measure.h"
 #include "tools/ppl/plan.h"
 
 #include <setjmp.h>
@@ -114,9 +117,56 @@ static void test_advice(void **state)
     assert_true(by_hand(&w, 128, 0) < 0.8 && by_hand(&w, 64, 0) >= 0.8);
 }
 
+static void test_numbers(void **state)
+{
+    rq_numbers l = {.min = 1, .max = 4096, .most = 3};
+    rq_error err = {0};
+    assert_int_equal(rq_numbers_parse(&l, "512", &err), RQ_OK);
+    assert_true(l.n == 1 && l.values[0] == 512);
+    assert_int_equal(rq_numbers_parse(&l, "1,4096,7", &err), RQ_OK); /* replaces the list */
+    assert_true(l.n == 3 && l.values[0] == 1 && l.values[1] == 4096 && l.values[2] == 7);
+    static const char *const wrong[] = {"",    ",",    "1,",  ",1",  "1,,2", "0", "4097",
+                                        "-1",  "1,-2", "1 2", "1;2", "12x",  "x", "18446744073709551617",
+                                        "1.5", "0x10", "1,a", "1e3"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        if (rq_numbers_parse(&l, wrong[i], &err) != RQ_ERR_ARGUMENT) fail_msg("\"%s\" is taken", wrong[i]);
+    assert_int_equal(rq_numbers_parse(&l, "1,2,3,4", &err), RQ_ERR_ARGUMENT);
+    assert_non_null(strstr(err.text, "more than 3"));
+    l.most = 0; /* as many as there is room for */
+    char many[4 * RQ_MAX_NUMBERS + 4] = "1";
+    for (int i = 1; i < RQ_MAX_NUMBERS; i++) memcpy(many + 2 * i - 1, ",1", 3);
+    assert_int_equal(rq_numbers_parse(&l, many, &err), RQ_OK);
+    assert_int_equal(l.n, RQ_MAX_NUMBERS);
+    memcpy(many + 2 * RQ_MAX_NUMBERS - 1, ",1", 3);
+    assert_int_equal(rq_numbers_parse(&l, many, &err), RQ_ERR_ARGUMENT);
+}
+
+static void test_options(void **state)
+{
+    static rq_options engine, measure;
+    rq_measure_args args = {.engine = rq_engine_args_default(), .formats = "f16"};
+    const rq_engine_params *p = &args.engine.params;
+    rq_options_engine(&engine, &args.engine);
+    rq_options_measure(&measure, &args, "formats");
+    assert_int_equal(measure.n,
+                     engine.n - 3 + 3); /* heading, text and formats instead of the cache's three */
+    assert_null(rq_options_find(&measure, &p->type_k));
+    assert_null(rq_options_find(&measure, &p->type_v));
+    assert_null(rq_options_find(&measure, &p->cache_tokens));
+    assert_string_equal(rq_options_find(&measure, &args.formats)->names, "--formats");
+    assert_string_equal(rq_options_find(&measure, &p->n_ctx)->names,
+                        rq_options_find(&engine, &p->n_ctx)->names);
+    size_t n = measure.n;
+    rq_options_drop(&measure, &p->n_ctx);
+    rq_options_drop(&measure, &p->n_ctx); /* is gone: nothing happens */
+    assert_int_equal(measure.n, n - 1);
+    assert_string_equal(measure.items[n - 2].names, "--formats");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_entries), cmocka_unit_test(test_windows),
-                                       cmocka_unit_test(test_share), cmocka_unit_test(test_advice)};
+                                       cmocka_unit_test(test_share),   cmocka_unit_test(test_advice),
+                                       cmocka_unit_test(test_numbers), cmocka_unit_test(test_options)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
