@@ -145,6 +145,7 @@ typedef struct rq_engine_stats {
     uint64_t steps, step_tokens; /* tokens that really went through a step, padding excluded */
     uint64_t prompt_tokens, reused_tokens, generated_tokens;
     uint64_t step_ns;                    /* time spent inside steps */
+    uint64_t device_ns;                  /* of it in devices; the rest is the host's own work */
     uint32_t sessions, running, waiting; /* now */
     uint64_t cache_tokens_used;          /* now, in whole pages */
     uint64_t cache_not_finite; /* keys and values that were no finite numbers when compressed: kept as 0 */

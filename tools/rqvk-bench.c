@@ -23,6 +23,7 @@ typedef struct bench {
     bool warmup;
     const char *format_name;
     bench_format format;
+    const char *compare; /* backends, separated by commas; NULL: the one of the engine's options */
 } bench;
 
 /* One sequence's share of a test. Each runs on a thread of its own, so that the scheduler sees them together.
@@ -103,7 +104,10 @@ static rq_status repetition(lane *lanes, uint32_t n_lanes, const rq_token *token
     return s;
 }
 
-static rq_status run_test(const bench *b, const rq_model *model, bench_row *row, bool first, rq_error *err)
+/* With a backend's name instead of the engine's options, when there is one. *reference: tokens per second of the first
+ * backend of a comparison, 0 before it ran. */
+static rq_status run_test(const bench *b, const rq_model *model, const char *backend, bench_row *row,
+                          bool first, double *reference, rq_error *err)
 {
     rq_model_info info;
     rq_model_describe(model, &info);
@@ -119,6 +123,8 @@ static rq_status run_test(const bench *b, const rq_model *model, bench_row *row,
     }
 
     rq_engine_params params = b->args->params;
+    params.no_fit = strcmp(b->args->fit, "off") == 0;
+    if (backend) params.backend = backend;
     params.n_sessions = row->n_sequences;
     params.n_batch = row->n_batch;
     params.n_ctx = row->n_depth + row->n_prompt + row->n_gen + 1;
@@ -142,15 +148,26 @@ static rq_status run_test(const bench *b, const rq_model *model, bench_row *row,
         strftime(row->test_time, sizeof row->test_time, "%Y-%m-%dT%H:%M:%SZ", &utc);
     }
     rq_progress progress = rq_progress_start(stderr, "bench", "runs", b->repetitions);
+    rq_engine_stats before = {0}, after = {0};
     for (uint32_t i = 0; i < b->repetitions + b->warmup && !s; i++) {
         uint64_t ns;
+        if (i == b->warmup) rq_engine_get_stats(engine, &before);
         s = repetition(lanes, row->n_sequences, tokens, row, &ns, err);
         bool counts = i >= b->warmup;
         if (!s && counts) row->samples_ns[row->n_samples++] = ns ? ns : 1;
         rq_progress_set(&progress, row->n_samples);
     }
     rq_progress_end(&progress);
-    if (!s) bench_print_row(stdout, b->format, row, first);
+    if (!s) {
+        rq_engine_get_stats(engine, &after);
+        uint64_t host_ns = (after.step_ns - before.step_ns) - (after.device_ns - before.device_ns);
+        if (after.steps > before.steps)
+            row->host_us = (double)host_ns / 1e3 / (double)(after.steps - before.steps);
+        double speed = bench_tokens_per_second(row);
+        if (*reference == 0) *reference = speed;
+        row->ratio = b->compare ? speed / *reference : 0;
+        bench_print_row(stdout, b->format, row, first);
+    }
     for (uint32_t i = 0; i < row->n_sequences; i++) rq_session_free(lanes[i].session);
     rq_engine_free(engine);
     rq_free(tokens);
@@ -164,7 +181,7 @@ static rq_status run_tests(const bench *b, rq_error *err)
     if (s) return s;
     rq_model_info info;
     rq_model_describe(model, &info);
-    bench_print_head(stdout, b->format);
+    bench_print_head(stdout, b->format, b->compare != NULL);
     bool first = true;
     size_t n_tests = b->prompt.n + b->gen.n, n_rows = b->batch.n * b->sequences.n * b->depth.n * n_tests;
     for (size_t i = 0; i < n_rows && !s; i++) {
@@ -182,8 +199,17 @@ static rq_status run_tests(const bench *b, rq_error *err)
         else
             row.n_gen = b->gen.values[t - b->prompt.n];
         if (row.n_prompt + row.n_gen == 0) continue;
-        s = run_test(b, model, &row, first, err);
-        first = false;
+        double reference = 0;
+        const char *at = b->compare ? b->compare : "";
+        do { /* once without a comparison */
+            char backend[64];
+            size_t n = strcspn(at, ",");
+            snprintf(backend, sizeof backend, "%.*s", (int)n, at);
+            bench_row copy = row;
+            s = run_test(b, model, b->compare ? backend : NULL, &copy, first, &reference, err);
+            first = false;
+            at += n + (at[n] == ',');
+        } while (*at && !s);
     }
     bench_print_tail(stdout, b->format);
     rq_model_free(model);
@@ -288,6 +314,14 @@ int main(int argc, char **argv)
                                          .kind = RQ_OPT_FLAG,
                                          .target = &b.warmup,
                                          .help = "run each test once before measuring"});
+    rq_options_add(&options,
+                   (rq_option){.names = "--compare",
+                               .kind = RQ_OPT_STRING,
+                               .target = &b.compare,
+                               .value = "BACKENDS",
+                               .shown = "",
+                               .help = "run every test on each of these backends (cpu,vulkan) and give "
+                                       "their speed as a share of the first one's"});
     rq_options_add(&options, (rq_option){.names = "-o,--output",
                                          .kind = RQ_OPT_STRING,
                                          .target = &b.format_name,

@@ -109,6 +109,10 @@ uint64_t rq_executor_not_finite(const rq_executor *ex);
  * narrow and the widest steps only, which decide almost always. */
 rq_status rq_executor_plan(const rq_executor_params *params, bool quick, rq_exec_list *list,
                            rq_executor_info *info, rq_error *err);
+/* Time spent so far in computing on the processor and in waiting for other devices; what steps take beside it is the
+ * host's own work. To be asked for between steps. */
+uint64_t rq_executor_device_ns(const rq_executor *ex);
+
 /* What it was created with: planned, and made. */
 const rq_exec_list *rq_executor_list(const rq_executor *ex);
 

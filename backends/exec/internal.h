@@ -59,7 +59,8 @@ struct rq_executor {
 
     rq_step_slot slots[RQ_STEPS];
     uint64_t n_started;
-    rq_step_slot *last;                             /* whose rows PERSIST hidden holds */
+    uint64_t device_ns; /* spent computing on the processor, or waiting for a device */
+    rq_step_slot *last; /* whose rows PERSIST hidden holds */
     uint32_t *tables[RQ_MAX_GROUPS][RQ_PAGE_FORMS]; /* host copies of the page tables; NULL: no such pages */
     void *staging; /* for copies between memories the processor cannot touch; may be NULL */
     uint64_t staging_bytes;

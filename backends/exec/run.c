@@ -2,6 +2,7 @@
 #include "backends/exec/internal.h"
 
 #include <string.h>
+#include <time.h>
 
 static rq_step_slot *slot_of(rq_executor *ex, const rq_step *step)
 {
@@ -10,12 +11,31 @@ static rq_step_slot *slot_of(rq_executor *ex, const rq_step *step)
     return NULL;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+uint64_t rq_executor_device_ns(const rq_executor *ex)
+{
+    return ex->device_ns;
+}
+
+static rq_status wait_for(rq_executor *ex, uint32_t device, rq_error *err)
+{
+    uint64_t start = now_ns();
+    rq_status status = ex->devices[device]->backend->wait(ex->devices[device], err);
+    ex->device_ns += now_ns() - start;
+    return status;
+}
+
 /* Waits for everything in flight. */
 static rq_status wait_all(rq_executor *ex, rq_error *err)
 {
     rq_status status = RQ_OK;
-    for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++)
-        status = ex->devices[d]->backend->wait(ex->devices[d], err);
+    for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++) status = wait_for(ex, d, err);
     if (status != RQ_OK) return status;
     for (uint32_t s = 0; s < RQ_STEPS; s++)
         if (ex->slots[s].state == RQ_STEP_FLYING) ex->slots[s].state = RQ_STEP_DONE;
@@ -124,12 +144,10 @@ static rq_status copy_memory(rq_executor *ex, rq_memory *dst, uint64_t dst_at, r
 static rq_status copy_borders(rq_executor *ex, const rq_exec_program *p, const rq_piece *piece, rq_error *err)
 {
     if (piece->copy_count == 0) return RQ_OK;
-    rq_device *to = ex->devices[piece->device];
-    rq_status status = to->backend->wait(to, err); /* it may still read what is overwritten */
+    rq_status status = wait_for(ex, piece->device, err); /* it may still read what is overwritten */
     for (uint32_t c = 0; c < piece->copy_count && status == RQ_OK; c++) {
         const rq_border_copy *copy = &p->split.copies[piece->copy_first + c];
-        rq_device *from = ex->devices[copy->from];
-        status = from->backend->wait(from, err);
+        status = wait_for(ex, copy->from, err);
         if (status != RQ_OK) break;
         status = copy_memory(ex, ex->arenas[copy->to], rq_plan_offsets(&p->plan, copy->to)[copy->value],
                              ex->arenas[copy->from], rq_plan_offsets(&p->plan, copy->from)[copy->value],
@@ -145,7 +163,11 @@ static rq_status run_program(rq_executor *ex, const rq_exec_program *p, uint32_t
         rq_status status = copy_borders(ex, p, &p->split.pieces[i], err);
         if (status != RQ_OK) return status;
         rq_program *program = p->programs[slot][i];
+        /* The processor computes here and now; other devices are only told to. */
+        bool computes = ex->device_info[p->split.pieces[i].device].host_memory;
+        uint64_t start = computes ? now_ns() : 0;
         status = program->device->backend->run(program, words, err);
+        if (computes) ex->device_ns += now_ns() - start;
         if (status != RQ_OK) return status;
     }
     return RQ_OK;
@@ -216,8 +238,10 @@ static rq_status read_logits(rq_executor *ex, rq_step_slot *slot, const float **
         *logits = slot->logits->host;
         return RQ_OK;
     }
+    uint64_t start = now_ns();
     rq_status status = slot->logits->device->backend->download(slot->logits, 0, slot->copy,
                                                                4ull * rows * ex->params.n_vocab, err);
+    ex->device_ns += now_ns() - start;
     if (status == RQ_OK) *logits = slot->copy;
     return status;
 }

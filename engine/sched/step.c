@@ -308,5 +308,6 @@ void rq_sched_publish(rq_sched *sc, int64_t ns)
     int64_t now_ns = rq_now_ns();
     sc->stats.steps++;
     sc->stats.step_ns += (uint64_t)ns;
+    sc->stats.device_ns = rq_executor_device_ns(sc->params.executor);
     for (uint32_t i = 0; i < sc->n_parts; i++) publish_part(sc, &sc->parts[i], now_ns);
 }

@@ -202,3 +202,8 @@ rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, 
     fake_pages_copy(ex->pages, group, from, to);
     return RQ_OK;
 }
+
+uint64_t rq_executor_device_ns(const rq_executor *ex)
+{
+    return 0;
+}

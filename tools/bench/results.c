@@ -31,6 +31,13 @@ static void statistics(const bench_row *r, bool per_second, double *mean, double
     *deviation = n > 1 ? sqrt(fmax(0, (squares - n * *mean * *mean) / (n - 1))) : 0;
 }
 
+double bench_tokens_per_second(const bench_row *row)
+{
+    double mean, deviation;
+    statistics(row, true, &mean, &deviation);
+    return mean;
+}
+
 static field *add(field *fields, size_t *n, const char *name, bool is_number)
 {
     field *f = &fields[(*n)++];
@@ -81,6 +88,8 @@ static size_t fields_of(const bench_row *r, field *fields)
     add_u64(fields, &n, "stddev_ns", (uint64_t)ns_dev);
     add_real(fields, &n, "avg_ts", ts);
     add_real(fields, &n, "stddev_ts", ts_dev);
+    add_real(fields, &n, "host_us_per_step", r->host_us);
+    add_real(fields, &n, "ratio", r->ratio);
     return n;
 }
 
@@ -127,19 +136,21 @@ static void put_json(FILE *out, const bench_row *r, const field *fields, size_t 
     fprintf(out, "]%s}", *gap ? "\n  " : "");
 }
 
-void bench_print_head(FILE *out, bench_format format)
+void bench_print_head(FILE *out, bench_format format, bool compares)
 {
     static const bench_row empty = {
         .model_filename = "", .model_type = "", .cpu_info = "", .backends = "", .type_k = "", .type_v = ""};
     if (format == BENCH_MD) {
-        fputs("| model                          |       size |     params | backend    | threads | type_k | "
-              "type_v |"
-              "            test |                  t/s |\n",
-              out);
-        fputs("| ------------------------------ | ---------: | ---------: | ---------- | ------: | -----: | "
-              "-----: |"
-              " --------------: | -------------------: |\n",
-              out);
+        fprintf(
+            out,
+            "| model                          |       size |     params | backend    | threads | type_k | "
+            "type_v |            test |                  t/s | host us/step |%s\n",
+            compares ? "  ratio |" : "");
+        fprintf(
+            out,
+            "| ------------------------------ | ---------: | ---------: | ---------- | ------: | -----: | "
+            "-----: | --------------: | -------------------: | -----------: |%s\n",
+            compares ? " -----: |" : "");
     } else if (format == BENCH_CSV) {
         field fields[MAX_FIELDS];
         size_t n = fields_of(&empty, fields);
@@ -168,8 +179,10 @@ static void print_markdown(FILE *out, const bench_row *r)
     statistics(r, true, &mean, &deviation);
     snprintf(speed, sizeof speed, "%.2f ± %.2f", mean, deviation);
     /* "±" is two bytes wide but one column. */
-    fprintf(out, "| %-30s | %10s | %10s | %-10s | %7u | %6s | %6s | %15s | %21s |\n", r->model_type, size,
-            params, r->backends, r->n_threads, r->type_k, r->type_v, test, speed);
+    fprintf(out, "| %-30s | %10s | %10s | %-10s | %7u | %6s | %6s | %15s | %21s | %12.1f |", r->model_type,
+            size, params, r->backends, r->n_threads, r->type_k, r->type_v, test, speed, r->host_us);
+    if (r->ratio > 0) fprintf(out, " %5.3fx |", r->ratio);
+    fputc('\n', out);
 }
 
 void bench_print_row(FILE *out, bench_format format, const bench_row *row, bool first)

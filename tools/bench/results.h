@@ -18,9 +18,13 @@ typedef struct bench_row {
     char test_time[32]; /* UTC, ISO 8601 */
     uint32_t n_samples;
     uint64_t samples_ns[BENCH_MAX_SAMPLES]; /* one repetition each: all tokens of all sequences */
+    double host_us;                         /* the host's own work for a step, waiting not counted */
+    double ratio; /* speed, as a share of the first backend's; 0: nothing is compared */
 } bench_row;
 
-void bench_print_head(FILE *out, bench_format format);
+double bench_tokens_per_second(const bench_row *row);
+
+void bench_print_head(FILE *out, bench_format format, bool compares);
 void bench_print_row(FILE *out, bench_format format, const bench_row *row, bool first);
 void bench_print_tail(FILE *out, bench_format format);
 
