@@ -62,6 +62,11 @@ typedef struct rq_kv_layer {
 /* Layers with attention are 0 .. rq_model_info.n_layers - 1; RQ_ERR_ARGUMENT beyond. */
 rq_status rq_kv_layer_of(const rq_model *model, uint32_t layer, rq_kv_layer *out, rq_error *err);
 
+/* What the layer's output matrix W makes of errors in the values of a KV head: the sum of W_h^T W_h over the query
+ * heads h that read it, out [dim_v][dim_v]. RQ_ERR_ARGUMENT for layers without attention. */
+rq_status rq_kv_value_weight(const rq_model *model, uint32_t layer, uint32_t head, double *out,
+                             rq_error *err);
+
 /* ---- profiles -------------------------------------------------------------------------------------------- */
 
 /* Vectors and matrices of one layer; NULL where there are none. Owned by the profile. */

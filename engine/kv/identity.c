@@ -68,6 +68,30 @@ rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq
     return RQ_OK;
 }
 
+rq_status rq_kv_value_weight(const rq_model *m, uint32_t layer, uint32_t head, double *out, rq_error *err)
+{
+    const rq_layer *l = layer < m->hp.n_layers ? &m->layers[layer] : NULL;
+    if (l == NULL || l->mixer != RQ_MIXER_ATTENTION || head >= l->n_head_kv)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "layer %u has no key/value head %u", layer, head);
+    const rq_weight *w = &m->weights[l->t[RQ_ROLE_ATTN_OUTPUT].weight];
+    const rq_type_info *type = rq_type_get((uint32_t)w->type);
+    uint32_t d = m->hp.dim_v, group = l->n_head / l->n_head_kv, n = w->ne[0];
+    uint64_t row_bytes = (uint64_t)n / type->block_elems * type->block_bytes;
+    float *row = rq_calloc(n, sizeof *row);
+    if (row == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a row of weights");
+    memset(out, 0, (size_t)d * d * sizeof *out);
+    for (uint32_t r = 0; r < w->ne[1]; r++) {
+        type->dequantize((const uint8_t *)w->host + r * row_bytes, row, n);
+        for (uint32_t q = head * group; q < (head + 1) * group; q++) {
+            const float *x = row + (size_t)q * d;
+            for (uint32_t i = 0; i < d; i++)
+                for (uint32_t j = 0; j < d; j++) out[(size_t)i * d + j] += (double)x[i] * (double)x[j];
+        }
+    }
+    rq_free(row);
+    return RQ_OK;
+}
+
 /* The model's path with something behind it. */
 static char *beside(const rq_model *m, const char *suffix)
 {

@@ -33,6 +33,9 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     if (!s)
         s = kv_calibration_make(layers, info.n_layers, plan->window, plan->n_tokens, c->so8, c->klt,
                                 &c->calibration, err);
+    for (uint32_t i = 0; !s && c->klt && i < info.n_layers; i++)
+        for (uint32_t h = 0; !s && h < layers[i].n_heads_kv; h++)
+            s = rq_kv_value_weight(plan->model, i, h, kv_calibration_value_weight(c->calibration, i, h), err);
     rq_free(layers);
     if (!s && !c->output) {
         c->output = c->default_output = rq_kv_profile_path(plan->model);

@@ -21,6 +21,7 @@ typedef struct sums {
     uint32_t n_samples_k, n_samples_v;
     double *moment_k, *moment_q,
         *moment_v;           /* [n_heads_kv][dim][dim], below the diagonal; NULL: none are kept */
+    double *weight_v;        /* likewise, whole: how errors in values count */
     double *half_k, *half_v; /* [n_heads_kv]: the share of a basis's first half */
 } sums;
 
@@ -45,6 +46,7 @@ void kv_calibration_free(kv_calibration *c)
         rq_free(s->moment_k);
         rq_free(s->moment_q);
         rq_free(s->moment_v);
+        rq_free(s->weight_v);
         rq_free(s->half_k);
         rq_free(s->half_v);
     }
@@ -70,12 +72,14 @@ static bool make_sums(sums *s, const kv_calibration_layer *shape, bool so8, bool
         s->moment_k = rq_calloc(k * shape->dim_k, sizeof(double));
         s->moment_q = rq_calloc(k * shape->dim_k, sizeof(double));
         s->moment_v = rq_calloc(v * shape->dim_v, sizeof(double));
+        s->weight_v = rq_calloc(v * shape->dim_v, sizeof(double));
+        for (size_t i = 0; s->weight_v && i < v; i++) s->weight_v[i * shape->dim_v + i % shape->dim_v] = 1;
         s->half_k = rq_calloc(shape->n_heads_kv, sizeof(double));
         s->half_v = rq_calloc(shape->n_heads_kv, sizeof(double));
     }
     return s->k && s->k_square && s->q_square && s->v && s->bucket_k && s->bucket_energy &&
            (!so8 || (s->samples_k && s->samples_v)) &&
-           (!klt || (s->moment_k && s->moment_q && s->moment_v && s->half_k && s->half_v));
+           (!klt || (s->moment_k && s->moment_q && s->moment_v && s->weight_v && s->half_k && s->half_v));
 }
 
 rq_status kv_calibration_make(const kv_calibration_layer *layers, uint32_t n_layers, uint32_t window,
@@ -120,6 +124,12 @@ static void add_moment(double *moment, const float *x, uint32_t d)
 static double *moment_of(double *moments, uint32_t head, uint32_t d)
 {
     return moments ? moments + (size_t)head * d * d : NULL;
+}
+
+double *kv_calibration_value_weight(kv_calibration *c, uint32_t layer, uint32_t head)
+{
+    sums *s = layer < c->n_layers ? &c->layers[layer] : NULL;
+    return s && head < s->shape.n_heads_kv ? moment_of(s->weight_v, head, s->shape.dim_v) : NULL;
 }
 
 static void add_key(sums *s, const float *k, uint32_t bucket)
@@ -294,8 +304,10 @@ static rq_status learn_bases(sums *s, rq_kv_profile *p, uint32_t layer, rq_error
         settle_moment(k, dk, (double)s->n_k, p->layers[layer].mean_k + (size_t)h * dk);
         settle_moment(q, dk, (double)s->n_q * (s->shape.n_heads / heads), NULL);
         settle_moment(v, dv, (double)s->n_v, p->layers[layer].mean_v + (size_t)h * dv);
-        status = kv_klt_keys(dk, k, q, klt_k + (size_t)h * dk * dk, &s->half_k[h], err);
-        if (!status) status = kv_klt_values(dv, v, klt_v + (size_t)h * dv * dv, &s->half_v[h], err);
+        status = kv_klt(dk, k, q, klt_k + (size_t)h * dk * dk, &s->half_k[h], err);
+        if (!status)
+            status =
+                kv_klt(dv, v, moment_of(s->weight_v, h, dv), klt_v + (size_t)h * dv * dv, &s->half_v[h], err);
     }
     return status;
 }

@@ -25,6 +25,9 @@ rq_status kv_calibration_make(const kv_calibration_layer *layers, uint32_t n_lay
                               uint32_t n_tokens, bool so8, bool klt, kv_calibration **out, rq_error *err);
 void kv_calibration_free(kv_calibration *c);
 
+/* Where bases are learned: how errors in the values of a head count, rq_kv_value_weight. Without: all alike. */
+double *kv_calibration_value_weight(kv_calibration *c, uint32_t layer, uint32_t head);
+
 /* As rq_kv_hooks.capture. Rows with elements that are not finite are left out. */
 rq_status kv_calibration_add(kv_calibration *c, const rq_kv_captured *rows, rq_error *err);
 

@@ -107,17 +107,17 @@ static rq_status room_make(uint32_t d, room *r, rq_error *err)
 
 /* ---- bases ----------------------------------------------------------------------------------------------- */
 
-rq_status kv_klt_keys(uint32_t d, const double *keys, const double *queries, float *basis, double *first_half,
-                      rq_error *err)
+rq_status kv_klt(uint32_t d, const double *rows, const double *weights, float *basis, double *first_half,
+                 rq_error *err)
 {
     room r = {0};
     rq_status status = room_make(d, &r, err);
     if (status != RQ_OK) return status;
     double *l = r.a, *m = r.b, *v = r.c, sum = 0, half = 0;
-    fill_up(keys, d, l);
+    fill_up(rows, d, l);
     cholesky(l, d);
-    /* m = L^T Q L: first v = Q L, then L^T v */
-    fill_up(queries, d, m);
+    /* m = L^T W L: first v = W L, then L^T v */
+    fill_up(weights, d, m);
     for (uint32_t i = 0; i < d; i++)
         for (uint32_t j = 0; j < d; j++) {
             double x = 0;
@@ -133,7 +133,7 @@ rq_status kv_klt_keys(uint32_t d, const double *keys, const double *queries, flo
     diagonalise(m, v, d);
     order(m, d, r.index);
     for (uint32_t row = 0; row < d; row++) {
-        /* eigenvalue w: the direction carries sqrt(w) of keys and of queries; b = w^(1/4) u^T L^-1, from the end */
+        /* eigenvalue w: the direction carries sqrt(w) of both; b = w^(1/4) u^T L^-1, from the end */
         uint32_t at = r.index[row];
         double w = fmax(m[(size_t)at * (d + 1)], 1e-12), *u = v + (size_t)at * d;
         sum += sqrt(w);
@@ -144,28 +144,6 @@ rq_status kv_klt_keys(uint32_t d, const double *keys, const double *queries, flo
             u[k] = x / l[(size_t)k * d + k];
         }
         for (uint32_t k = 0; k < d; k++) basis[(size_t)row * d + k] = (float)(sqrt(sqrt(w)) * u[k]);
-    }
-    *first_half = half / sum;
-    rq_free(r.a);
-    rq_free(r.index);
-    return RQ_OK;
-}
-
-rq_status kv_klt_values(uint32_t d, const double *values, float *basis, double *first_half, rq_error *err)
-{
-    room r = {0};
-    rq_status status = room_make(d, &r, err);
-    if (status != RQ_OK) return status;
-    double sum = 0, half = 0;
-    fill_up(values, d, r.a);
-    diagonalise(r.a, r.b, d);
-    order(r.a, d, r.index);
-    for (uint32_t row = 0; row < d; row++) {
-        double w = r.a[(size_t)r.index[row] * (d + 1)];
-        sum += w;
-        if (row < d / 2) half += w;
-        for (uint32_t k = 0; k < d; k++)
-            basis[(size_t)row * d + k] = (float)r.b[(size_t)r.index[row] * d + k];
     }
     *first_half = half / sum;
     rq_free(r.a);
