@@ -49,12 +49,12 @@ static bool folder_of(char out[PATH_BYTES], bool make)
     return !make || mkdir(out, 0700) == 0 || errno == EEXIST;
 }
 
-static bool path_of(const vk_device *d, char out[PATH_BYTES], bool make)
+static bool path_of(const vk_device *d, const char *what, char out[PATH_BYTES], bool make)
 {
     if (!folder_of(out, make)) return false;
     size_t n = strlen(out);
-    snprintf(out + n, PATH_BYTES - n, "/vulkan-%08x-%08x.pipelines", d->properties.vendorID,
-             d->properties.deviceID);
+    snprintf(out + n, PATH_BYTES - n, "/vulkan-%08x-%08x.%s", d->properties.vendorID, d->properties.deviceID,
+             what);
     return true;
 }
 
@@ -82,7 +82,7 @@ VkResult vk_cache_load(vk_device *d)
 {
     char path[PATH_BYTES];
     cache_header h = {0};
-    uint8_t *bytes = path_of(d, path, false) ? read_file(d, path, &h) : NULL;
+    uint8_t *bytes = path_of(d, "pipelines", path, false) ? read_file(d, path, &h) : NULL;
     VkPipelineCacheCreateInfo info = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO,
                                       .initialDataSize = bytes ? h.bytes : 0,
                                       .pInitialData = bytes};
@@ -122,7 +122,39 @@ void vk_cache_save(vk_device *d)
     if (VK_TRY(d->vk.vkGetPipelineCacheData(d->device, d->cache, &n, bytes)) == VK_SUCCESS) {
         h.bytes = n;
         h.hash = XXH3_64bits(bytes, n);
-        if (h.hash != d->cache_hash && path_of(d, path, true)) write_file(path, &h, bytes);
+        if (h.hash != d->cache_hash && path_of(d, "pipelines", path, true)) write_file(path, &h, bytes);
     }
     rq_free(bytes);
+}
+
+/* ---- the choice of kernels (measure.c) ------------------------------------------------------------------- */
+
+bool vk_choice_load(const vk_device *d, vk_choice *choice)
+{
+    char path[PATH_BYTES];
+    cache_header h = {0};
+    vk_choice kept;
+    if (!path_of(d, "products", path, false)) return false;
+    uint8_t *bytes = read_file(d, path, &h);
+    bool good = bytes && h.bytes == sizeof kept;
+    if (good) memcpy(&kept, bytes, sizeof kept);
+    rq_free(bytes);
+    if (!good || kept.used != choice->used) return false;
+    *choice = kept;
+    return true;
+}
+
+bool vk_choice_can_be_kept(const vk_device *d)
+{
+    char path[PATH_BYTES];
+    return path_of(d, "products", path, true);
+}
+
+void vk_choice_save(const vk_device *d, const vk_choice *choice)
+{
+    char path[PATH_BYTES];
+    cache_header h = header_of(d);
+    h.bytes = sizeof *choice;
+    h.hash = XXH3_64bits(choice, sizeof *choice);
+    if (path_of(d, "products", path, true)) write_file(path, &h, (const uint8_t *)choice);
 }

@@ -227,6 +227,7 @@ static rq_status vk_open(const rq_device_options *options, rq_device **out, rq_e
     rq_status status = d->instance ? choose(d, options, err) : RQ_ERR_DEVICE;
     if (status == RQ_OK) status = make_device(d, err);
     if (status == RQ_OK) status = make_objects(d, err);
+    if (status == RQ_OK) vk_measure_once(d);
     if (status != RQ_OK) {
         vk_close(&d->base);
         return status;

@@ -113,3 +113,10 @@ uint64_t vk_form_bytes(vk_form form, uint32_t n_in, uint64_t rows)
         return 0;
     }
 }
+
+bool vk_math_serves(const vk_device *d, vk_math math, uint32_t bucket)
+{
+    if (math == VK_MATH_F32) return true;
+    const char *name = bucket <= 8 ? matvecs[math] : matmuls[math];
+    return math != VK_MATH_EMULATED && name && has(d, math) && vk_variant(d, name) != VK_SHADER_COUNT;
+}

@@ -267,10 +267,28 @@ typedef struct vk_product {
  * "integer-dot", "coopmat"; NULL or "vulkan": no wish). Before the device is made. */
 rq_status vk_math_choose(vk_device *d, const char *implementation, uint32_t disabled, rq_error *err);
 const char *vk_math_name(vk_math math);
+/* Has the device this kind for products in the bucket? */
+bool vk_math_serves(const vk_device *d, vk_math math, uint32_t bucket);
 /* The kernel of a product with weights of a type in a bucket. */
 vk_product vk_product_of(const vk_device *d, rq_type type, uint32_t bucket);
 /* Scratch memory of `rows` rows of activations in that form. */
 uint64_t vk_form_bytes(vk_form form, uint32_t n_in, uint64_t rows);
+
+/* ---- measure.c ------------------------------------------------------------------------------------------- */
+
+/* At the first start on a device: measures and keeps the choice on disk (cache.c); later takes it from there. */
+void vk_measure_once(vk_device *d);
+
+typedef struct vk_choice {
+    uint32_t used; /* abilities it was made with */
+    uint8_t matvec, matmul, zero[2];
+} vk_choice;
+
+/* cache.c: the choice kept for this device, driver, shaders and `used`, which the caller fills; false when there is
+ * none. */
+bool vk_choice_load(const vk_device *d, vk_choice *choice);
+bool vk_choice_can_be_kept(const vk_device *d);
+void vk_choice_save(const vk_device *d, const vk_choice *choice);
 
 /* ---- ops.c ----------------------------------------------------------------------------------------------- */
 
