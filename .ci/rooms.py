@@ -9,7 +9,7 @@ ALLOWED = {  # room -> prefixes it may include from
     "backends": ("backends/",),
     "engine": ("engine/", "backends/"),
     "server": ("server/", "engine/rqvk.h", "backends/base/", "tools/common/"),
-    "tools": ("tools/", "engine/rqvk.h", "backends/base/"),
+    "tools": ("tools/", "engine/rqvk.h", "engine/plan.h", "backends/base/"),
 }
 # Programs that look into files rather than run models may know the container format and the types.
 EXCEPTIONS = {
