@@ -58,7 +58,12 @@ static void vk_close(rq_device *device)
                 VK_DROP(d->vk.vkDestroyFence(d->device, d->ring[i].fence, NULL));
         }
         if (d->tables) vk_release(&d->tables->base);
-        if (d->scratch) vk_release(&d->scratch->base);
+        while (d->scratch) {
+            vk_scratch_memory *s = d->scratch;
+            d->scratch = s->next;
+            vk_release(s->memory);
+            rq_free(s);
+        }
         vk_staging_free(d, &d->staging);
         if (d->transfer_fence != VK_NULL_HANDLE)
             VK_DROP(d->vk.vkDestroyFence(d->device, d->transfer_fence, NULL));
@@ -252,6 +257,7 @@ static void vk_describe(rq_device *device, rq_device_info *out)
         rq_vk_features_text(&d->features, out->features + n, sizeof out->features - (size_t)n);
     out->on_processor = d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
     vk_memory_sizes(d, &out->memory_bytes, &out->free_bytes);
+    out->taken_bytes = d->taken_bytes;
 }
 
 const rq_vk_features *rq_vulkan_features(const rq_device *device)
@@ -278,6 +284,7 @@ const rq_backend rq_backend_vulkan = {
     .supports = vk_supports,
     .implementation = vk_implementation,
     .compile = vk_compile,
+    .scratch = vk_scratch_of,
     .destroy = vk_destroy,
     .run = vk_run,
     .wait = vk_wait,

@@ -26,6 +26,11 @@ _Static_assert(offsetof(rq_step_header, n_encodes) == 42 * 4, "STEP_N_ENCODES");
 _Static_assert(offsetof(rq_step_header, rows) == 50 * 4, "STEP_ROWS");
 _Static_assert(sizeof(rq_run) == 8 * 4 && sizeof(rq_work) == 8 * 4 && sizeof(rq_row) == 2 * 4, "*_WORDS");
 
+uint64_t vk_pool_block_bytes(void)
+{
+    return sizeof(pool_block);
+}
+
 rq_status vk_pool_block(vk_device *d, const rq_cache_pool *pool, const rq_step_caps *caps, rq_memory **out,
                         rq_error *err)
 {

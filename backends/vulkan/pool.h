@@ -9,4 +9,7 @@
 rq_status vk_pool_block(vk_device *d, const rq_cache_pool *pool, const rq_step_caps *caps, rq_memory **out,
                         rq_error *err);
 
+/* Bytes of it. */
+uint64_t vk_pool_block_bytes(void);
+
 #endif

@@ -30,7 +30,6 @@ typedef struct vk_program {
     VkCommandBuffer commands[MAX_CUTS];
     uint32_t n_commands;
     rq_memory *pools[RQ_MAX_GROUPS];
-    rq_memory *scratch;
 } vk_program;
 
 struct vk_builder {
@@ -40,6 +39,9 @@ struct vk_builder {
     const rq_bindings *bindings;
     uint32_t op;
     bool first; /* the next dispatch is the operation's first */
+    bool dry;   /* only to know what memory it takes: there are no addresses, and nothing is dispatched */
+    uint64_t scratch_bytes, pool_bytes; /* of a dry run */
+    bool pool_seen[RQ_MAX_GROUPS];
     uint64_t memo;
     rq_status status;
     rq_error error;
@@ -83,6 +85,11 @@ vk_view vk_value(vk_builder *b, rq_ref ref)
         out.ne[i] = v->ne[i];
         out.stride[i] = (uint32_t)(v->stride[i] / 4);
     }
+    if (b->dry) {
+        out.address =
+            1ull << 40 | v->offset; /* somewhere; weights and activations start at multiples of 16 */
+        return out;
+    }
     switch (v->space) {
     case RQ_SPACE_WEIGHT: {
         const rq_binding *w = &b->bindings->weights[v->index];
@@ -113,23 +120,44 @@ uint64_t vk_pool_address(vk_builder *b, uint32_t group)
         vk_op_fail(b, "there is no cache group %u", group);
         return 0;
     }
+    if (b->dry) {
+        if (!b->pool_seen[group]) b->pool_bytes += vk_pool_block_bytes();
+        b->pool_seen[group] = true;
+        return 1ull << 40;
+    }
     rq_memory **pool = &b->program->pools[group];
     if (!*pool && b->status == RQ_OK)
         b->status = vk_pool_block(b->device, &b->bindings->pools[group], b->bindings->caps, pool, &b->error);
     return vk_address(*pool);
 }
 
+/* One memory serves all programs of a device: they run one after another, and each begins with a barrier. It is made
+ * as large as was seen to be needed when the programs were planned; a larger one is added where that was too little,
+ * and kept until the device is closed, because recorded commands have the address. */
 uint64_t vk_scratch(vk_builder *b, uint64_t bytes)
 {
-    vk_program *p = b->program;
+    vk_device *d = b->device;
     if (b->status != RQ_OK) return 0;
-    if (p->scratch && p->scratch->bytes >= bytes) return vk_address(p->scratch);
-    if (p->scratch) { /* asked for in the order of the tape: all attentions of a model want the same */
-        vk_op_fail(b, "scratch memory of two sizes is needed");
+    if (b->dry) {
+        if (bytes > b->scratch_bytes) b->scratch_bytes = bytes;
+        return 1ull << 40;
+    }
+    for (vk_scratch_memory *s = d->scratch; s; s = s->next)
+        if (s->memory->bytes >= bytes) return vk_address(s->memory);
+    vk_scratch_memory *s = rq_calloc(1, sizeof *s);
+    if (!s) {
+        b->status = rq_fail(&b->error, RQ_ERR_MEMORY, "out of memory while compiling a tape");
         return 0;
     }
-    b->status = vk_alloc(&b->device->base, bytes, "partial results of attention", &p->scratch, &b->error);
-    return vk_address(p->scratch);
+    uint64_t wanted = bytes > d->scratch_wanted ? bytes : d->scratch_wanted;
+    b->status = vk_alloc(&d->base, wanted, "scratch of steps", &s->memory, &b->error);
+    if (b->status != RQ_OK) {
+        rq_free(s);
+        return 0;
+    }
+    s->next = d->scratch;
+    d->scratch = s;
+    return vk_address(s->memory);
 }
 
 uint64_t *vk_memo(vk_builder *b)
@@ -153,7 +181,7 @@ static bool reads_step(const rq_tape *tape)
 
 uint32_t vk_extent_word(const vk_builder *b)
 {
-    if (!b->program->step) return UINT32_MAX;
+    if (!b->program->reads_step) return UINT32_MAX;
     return reads_rows(b->segment->tape) ? offsetof(rq_step_header, n_rows) / 4
                                         : offsetof(rq_step_header, n_tokens) / 4;
 }
@@ -170,6 +198,7 @@ void vk_dispatch(vk_builder *b, vk_shader shader, const uint32_t constants[VK_CO
                    most[0], most[1], most[2]);
         return;
     }
+    if (b->dry) return;
     VkPipeline pipeline;
     b->status = vk_pipeline_get(b->device, shader, constants, &pipeline, &b->error);
     if (b->status != RQ_OK) return;
@@ -348,7 +377,6 @@ void vk_destroy(rq_program *program)
     VK_DO(d->vk.vkDeviceWaitIdle(d->device));
     if (p->n_commands) VK_DO(d->vk.vkFreeCommandBuffers(d->device, d->commands, p->n_commands, p->commands));
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) vk_release(p->pools[g]);
-    vk_release(p->scratch);
     rq_free(p->list);
     rq_free(p);
 }
@@ -376,6 +404,25 @@ rq_status vk_compile(rq_device *device, const rq_segment *segment, const rq_bind
         return rq_fail(err, b.status, "%s", b.error.text);
     }
     *out = &p->base;
+    return RQ_OK;
+}
+
+rq_status vk_scratch_of(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                        rq_scratch *sum, rq_error *err)
+{
+    vk_device *d = (vk_device *)device;
+    vk_program program = {.base.device = device, .reads_step = reads_step(segment->tape)};
+    vk_builder b = {.device = d, .program = &program, .segment = segment, .bindings = bindings, .dry = true};
+    uint32_t words = 0;
+    if (program.reads_step) b.status = words_of(bindings->caps, &words, &b.error);
+    for (; b.op < segment->count && b.status == RQ_OK; b.op++)
+        vk_compile_op(&b, &segment->tape->ops[segment->first + b.op]);
+    if (b.status != RQ_OK) return rq_fail(err, b.status, "%s", b.error.text);
+    if (sum->largest == 0 && sum->once == 0) d->scratch_wanted = 0; /* another plan begins */
+    if (b.scratch_bytes > sum->largest) sum->largest = b.scratch_bytes;
+    if (sum->largest > d->scratch_wanted) d->scratch_wanted = sum->largest;
+    if (4ull * words > sum->once) sum->once = 4ull * words;
+    sum->sum += b.pool_bytes;
     return RQ_OK;
 }
 

@@ -151,8 +151,9 @@ typedef struct vk_device {
     VkShaderModule modules[VK_MAX_SHADERS];
     vk_pipeline *pipelines;
     uint32_t n_pipelines;
-    vk_memory *tables;  /* of the quantised types (tables.c) */
-    vk_memory *scratch; /* partial results of attention */
+    vk_memory *tables; /* of the quantised types (tables.c) */
+    vk_scratch_memory *scratch;
+    uint64_t scratch_wanted; /* by the programs that were planned */
     vk_staging staging;
     VkCommandBuffer transfer;
     VkFence transfer_fence;
@@ -222,6 +223,8 @@ bool vk_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
 const char *vk_implementation(rq_device *device, const rq_tape *tape, const rq_op *op);
 rq_status vk_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
                      rq_program **out, rq_error *err);
+rq_status vk_scratch_of(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                        rq_scratch *sum, rq_error *err);
 void vk_destroy(rq_program *program);
 rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err);
 rq_status vk_wait(rq_device *device, rq_error *err);
