@@ -12,6 +12,87 @@
 CONSTANT uint32_t MV_WARPS = CUDA_MATVEC_THREADS / 32, MV_ROWS = 2 /* of a warp at a time */, MV_STAGES = 3,
                   MV_STAGE = 1024 /* elements */, MV_CODES = 16384 /* of all columns */;
 
+// Q4_K and Q5_K: a lane takes 16 bytes of nibbles, 16 elements of each of two neighbouring groups of 32.
+template <int TYPE, int COLS>
+DEVICE void stage_dot_k45(const uint8_t *w, const uint32_t *x, const float *d, uint32_t stride, uint32_t n,
+                          float acc[COLS])
+{
+    uint32_t lane = thread_x() % 32, block = lane / 8, pair = lane % 8 / 2, half = lane % 2;
+    if (256 * block >= n) return;
+    const uint8_t *b = w + block * weight_type<TYPE>::bytes;
+    u32x4 head = load16(b), q = load16(b + (TYPE == 12 ? 16 : 48) + 16 * (lane % 8));
+    uint32_t lo[4] = {q.x & 0x0f0f0f0fu, q.y & 0x0f0f0f0fu, q.z & 0x0f0f0f0fu, q.w & 0x0f0f0f0fu};
+    uint32_t hi[4] = {q.x >> 4 & 0x0f0f0f0fu, q.y >> 4 & 0x0f0f0f0fu, q.z >> 4 & 0x0f0f0f0fu,
+                      q.w >> 4 & 0x0f0f0f0fu};
+    if (TYPE == 13) {
+        u32x4 fifth = load16(b + 16 + 16 * half);
+        const uint32_t bits[4] = {fifth.x >> 2 * pair, fifth.y >> 2 * pair, fifth.z >> 2 * pair,
+                                  fifth.w >> 2 * pair};
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            lo[i] |= (bits[i] & 0x01010101u) << 4;
+            hi[i] |= (bits[i] >> 1 & 0x01010101u) << 4;
+        }
+    }
+    // scales and minima of groups 2 pair and 2 pair + 1: bytes of head.y, z, w (k4_scale, two at a time)
+    uint32_t shift = 16 * (pair & 1), s, m;
+    if (pair < 2) {
+        s = head.y >> shift & 0x3f3fu;
+        m = head.z >> shift & 0x3f3fu;
+    } else {
+        s = (head.w >> shift & 0x0f0fu) | (head.y >> shift & 0xc0c0u) >> 2;
+        m = (head.w >> shift & 0xf0f0u) >> 4 | (head.z >> shift & 0xc0c0u) >> 2;
+    }
+    float scale = half_float(head.x & 0xffffu), minimum = half_float(head.x >> 16);
+    float s0 = scale * (float)(s & 255u), s1 = scale * (float)(s >> 8), m0 = minimum * (float)(m & 255u),
+          m1 = minimum * (float)(m >> 8);
+    x += 64 * block + 16 * pair + 4 * half;
+    d += 8 * block + 2 * pair;
+#pragma unroll
+    for (uint32_t c = 0; c < COLS; c++) {
+        u32x4 u = load16(x + c * stride / 4), v = load16(x + c * stride / 4 + 8);
+        int dot0 = dp4a(lo[3], u.w, dp4a(lo[2], u.z, dp4a(lo[1], u.y, dp4a(lo[0], u.x, 0))));
+        int dot1 = dp4a(hi[3], v.w, dp4a(hi[2], v.z, dp4a(hi[1], v.y, dp4a(hi[0], v.x, 0))));
+        const uint32_t ones = 0x01010101u;
+        int sum0 = dp4a(ones, u.w, dp4a(ones, u.z, dp4a(ones, u.y, dp4a(ones, u.x, 0))));
+        int sum1 = dp4a(ones, v.w, dp4a(ones, v.z, dp4a(ones, v.y, dp4a(ones, v.x, 0))));
+        acc[c] = fmaf(fmaf(s0, (float)dot0, -(m0 * (float)sum0)), d[c * stride / 32], acc[c]);
+        acc[c] = fmaf(fmaf(s1, (float)dot1, -(m1 * (float)sum1)), d[c * stride / 32 + 1], acc[c]);
+    }
+}
+
+// Q6_K: a lane takes eight elements of each of the four groups of half a block.
+template <int COLS>
+DEVICE void stage_dot_k6(const uint8_t *w, const uint32_t *x, const float *d, uint32_t stride, uint32_t n,
+                         float acc[COLS])
+{
+    uint32_t lane = thread_x() % 32, block = lane / 8, half = lane % 8 / 4, l = 8 * (lane % 4);
+    if (256 * block >= n) return;
+    const uint8_t *b = w + block * weight_type<14>::bytes, *low = b + 64 * half + l,
+                  *high = b + 128 + 32 * half + l;
+    const uint32_t a[2] = {u32_even(low), u32_even(low + 4)},
+                   c2[2] = {u32_even(low + 32), u32_even(low + 36)};
+    const uint32_t h[2] = {u32_even(high), u32_even(high + 4)};
+    float scale = f16_at(b + 208);
+    x += 64 * block + 32 * half + l / 4;
+    d += 8 * block + 4 * half;
+#pragma unroll
+    for (uint32_t g = 0; g < 4; g++) {
+        uint32_t q[2];
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++)
+            q[i] = ((g % 2 ? c2[i] : a[i]) >> 4 * (g / 2) & 0x0f0f0f0fu) | (h[i] >> 2 * g & 0x03030303u) << 4;
+        float s = scale * (float)(int8_t)b[192 + 8 * half + 2 * g + l / 16];
+#pragma unroll
+        for (uint32_t c = 0; c < COLS; c++) {
+            u32x2 u = load8(x + c * stride / 4 + 8 * g);
+            // q - 32: the product with -32 apart
+            int dot = dp4a(q[0], u.x, dp4a(q[1], u.y, dp4a(0xe0e0e0e0u, u.x, dp4a(0xe0e0e0e0u, u.y, 0))));
+            acc[c] = fmaf(s * (float)dot, d[c * stride / 32 + g], acc[c]);
+        }
+    }
+}
+
 // What a lane adds of its share of a stage: elements of `n` that begin at the stage's first one. `w` is where the
 // stage's first block begins (in shared memory), x and d the codes and scales of the first column; columns are
 // `stride` elements apart.
@@ -19,6 +100,14 @@ template <int TYPE, int COLS>
 DEVICE void stage_dot(const uint8_t *w, const cuda_tables *tables, const uint32_t *x, const float *d,
                       uint32_t stride, uint32_t n, float acc[COLS])
 {
+    if (TYPE == 12 || TYPE == 13) {
+        stage_dot_k45<TYPE, COLS>(w, x, d, stride, n, acc);
+        return;
+    }
+    if (TYPE == 14) {
+        stage_dot_k6<COLS>(w, x, d, stride, n, acc);
+        return;
+    }
     const uint32_t per = weight_type<TYPE>::elements / 8;
     for (uint32_t u = thread_x() % 32; 8 * u < n; u += 32) {
         eight v = weights8<TYPE>(w + u / per * weight_type<TYPE>::bytes, tables, u % per);
