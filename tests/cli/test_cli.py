@@ -1,4 +1,5 @@
 """rqvk-cli as a person and as a script meet it. RQVK_CLI names the program, RQVK_MODEL a small random model."""
+import json
 import os
 import pty
 import re
@@ -80,6 +81,33 @@ def test_help():
     r = run("--help")
     assert r.returncode == 0 and b"usage: rqvk-cli" in r.stdout and b"default: 0.8" in r.stdout
     assert run("--list-devices").stdout.strip()
+
+
+def test_plan(tmp_path):
+    """Where everything would go, as a table and for scripts; nothing is run, so there is no prompt to ask for."""
+    table = run("--plan")
+    assert table.returncode == 0 and b"processor" in table.stdout and b"round trips" in table.stdout and table.stderr == b""
+    args = ["--plan-json", "--device", "cpu", "--gpu-layers", "1", "--device-memory", "64M", "-ctk", "wht3", "-ctv", "wht3"]
+    plan = json.loads(run(*args, "-c", "1024").stdout)
+    assert plan["context"] == 1024 and plan["gpu_layers"] == 1 and plan["type_k"] == "wht3"
+    assert plan["cache_bytes_per_token"] < plan["exact_bytes_per_token"]
+    card, processor = plan["devices"]
+    assert "layers" in card["runs"] and "output" in card["runs"] and "embedding" in processor["runs"]
+    assert 0 < card["total_bytes"] <= card["free_bytes"] == 64 << 20
+    listed = {}
+    for line in plan["memory"]:
+        listed[line["device"]] = listed.get(line["device"], 0) + line["bytes"]
+    assert listed["cpu0"] == card["total_bytes"]
+    assert listed["processor"] + listed["heap"] == processor["total_bytes"]
+    for args, code in [(["--gpu-layers", "3"], 1), (["--device", "cpu", "--device-memory", "1K", "--gpu-layers", "all"], 1),
+                       (["--cpu-experts", "--device", "cpu"], 1), (["--device-memory", "much"], 2), (["--fit", "maybe"], 2)]:
+        r = run("--plan", *args)
+        assert r.returncode == code and r.stderr.count(b"\n") == 1 and r.stdout == b"", (args, r.stderr)
+
+
+def test_layers_on_other_devices_change_nothing():
+    one = run("-p", "hello", "-n", "20", "--temp", "0").stdout
+    assert run("-p", "hello", "-n", "20", "--temp", "0", "--device", "cpu,cpu", "--gpu-layers", "1").stdout == one
 
 
 def test_scripted_conversation():
