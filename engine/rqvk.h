@@ -96,6 +96,7 @@ typedef struct rq_engine_params {
     uint32_t n_batch;       /* most tokens in one step, a power of two <= 2048; 0 = 512 */
     uint32_t n_threads;     /* 0 = processors this process may run on */
     uint32_t n_queue;       /* most requests waiting for a session to run; 0 = 4 * n_sessions */
+    uint64_t cache_ram_mib; /* for states of recurrent models that later requests may go on from; 0 = 1024 */
     uint64_t cache_tokens;  /* size of the shared cache in tokens; 0 = n_ctx * n_sessions */
     /* Placement. Zero everywhere: everything on the cards, as far as it fits (plan.h). Numbers that are given are kept
      * to or refused. */

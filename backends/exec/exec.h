@@ -125,6 +125,12 @@ uint64_t rq_executor_state_bytes(const rq_executor *ex);
 rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err);
 rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err);
 
+/* The bytes of an exact page (all layers of its group), and the same for one page. */
+uint64_t rq_executor_page_bytes(const rq_executor *ex, uint32_t group);
+rq_status rq_executor_page_save(rq_executor *ex, uint32_t group, uint32_t page, void *bytes, rq_error *err);
+rq_status rq_executor_page_load(rq_executor *ex, uint32_t group, uint32_t page, const void *bytes,
+                                rq_error *err);
+
 /* Runs the bucket's trunk (and head) once on `step` and gives per-operation times; for rqvk-bench. */
 typedef struct rq_op_time {
     const rq_tape *tape;

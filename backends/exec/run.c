@@ -350,6 +350,42 @@ rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *byte
     return status;
 }
 
+uint64_t rq_executor_page_bytes(const rq_executor *ex, uint32_t group)
+{
+    return rq_page_layout_of(&ex->groups[group]).page_bytes;
+}
+
+/* Where an exact page lies; NULL, and a sentence, where there is none. Steps in flight are waited for. */
+static rq_memory *page_at(rq_executor *ex, uint32_t group, uint32_t page, uint64_t *offset, rq_error *err)
+{
+    if (group >= ex->params.caps.n_groups || page >= ex->pools[group].n_pages) {
+        rq_fail(err, RQ_ERR_ARGUMENT, "there is no page %u in cache group %u", page, group);
+        return NULL;
+    }
+    if (any_flying(ex) && wait_all(ex, err) != RQ_OK) return NULL;
+    const rq_cache_pool *pool = &ex->pools[group];
+    uint32_t shift = pool->layout.slab_shift;
+    *offset = (page & ((1u << shift) - 1)) * pool->layout.page_bytes;
+    return pool->slabs[page >> shift];
+}
+
+rq_status rq_executor_page_save(rq_executor *ex, uint32_t group, uint32_t page, void *bytes, rq_error *err)
+{
+    uint64_t offset;
+    rq_memory *memory = page_at(ex, group, page, &offset, err);
+    if (!memory) return RQ_ERR_ARGUMENT;
+    return memory->device->backend->download(memory, offset, bytes, ex->pools[group].layout.page_bytes, err);
+}
+
+rq_status rq_executor_page_load(rq_executor *ex, uint32_t group, uint32_t page, const void *bytes,
+                                rq_error *err)
+{
+    uint64_t offset;
+    rq_memory *memory = page_at(ex, group, page, &offset, err);
+    if (!memory) return RQ_ERR_ARGUMENT;
+    return upload(memory, offset, bytes, ex->pools[group].layout.page_bytes, err);
+}
+
 /* ---- times --------------------------------------------------------------------------------------------- */
 
 static rq_status profile_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot,

@@ -105,6 +105,10 @@ typedef struct rq_cache_match {
  * enough, without one it may take less than there is. */
 rq_cache_match rq_cache_advance(rq_cache *cache, uint32_t seq, const int32_t *ids, uint64_t n);
 
+/* Lengthens the sequence to exactly n tokens of `ids`, which begin with what it holds: by whole pages of the tree, and a
+ * last partial page of its own whose content the caller brings. False, with nothing changed, where a page is gone. */
+bool rq_cache_resume(rq_cache *cache, uint32_t seq, const int32_t *ids, uint64_t n);
+
 /* Says that a later request may well go on from position n of this sequence (reached or not): the exact pages
  * needed there are kept longer than others, and longer than those marked before. */
 void rq_cache_mark(rq_cache *cache, uint32_t seq, uint64_t n);

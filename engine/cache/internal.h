@@ -156,7 +156,7 @@ void rq_seq_undo(rq_cache *c, rq_seq *s);
 void rq_seq_hold(rq_cache *c, rq_seq *s, uint32_t n_nodes, uint64_t m);
 /* Are the exact pages there that the token at position m reads, in these n_nodes nodes? */
 bool rq_path_serves(const rq_cache *c, const uint32_t *path, uint32_t n_nodes, uint64_t m);
-/* Gives the sequence a partial last page, a copy of pages from[g]. False, with nothing changed, when there is
+/* Gives the sequence a partial last page, a copy of pages from[g] (NULL: of nothing). False, with nothing changed, when there is
  * no page for it. */
 bool rq_seq_copy_tail(rq_cache *c, rq_seq *s, const uint32_t *from);
 /* Frees the partial last page. */

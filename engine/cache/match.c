@@ -87,12 +87,26 @@ static bool attach(rq_cache *c, rq_seq *s, uint32_t n_nodes, uint64_t n_tokens, 
     rq_seq_hold(c, s, n_nodes, n_tokens);
     s->n_done = s->n_tokens = (uint64_t)n_nodes * RQ_PAGE_TOKENS;
     rq_seq_reserve(c, s); /* before a page is taken: what the nodes cover is not set aside any more */
-    if (rest > 0 && rq_seq_copy_tail(c, s, p->from)) {
+    if (rest > 0 && rq_seq_copy_tail(c, s, p != NULL ? p->from : NULL)) {
         memcpy(s->tail, ids + s->n_done, rest * sizeof *ids);
         s->n_done = s->n_tokens = n_tokens;
         rq_seq_reserve(c, s);
     }
     return true;
+}
+
+bool rq_cache_resume(rq_cache *c, uint32_t seq, const int32_t *ids, uint64_t n)
+{
+    rq_seq *s = &c->seqs[seq];
+    rq_seq_undo(c, s);
+    uint32_t k = s->n_nodes, n_nodes = (uint32_t)(n / RQ_PAGE_TOKENS);
+    if (n <= s->n_done || rq_cache_pages_for(n) > c->max_pages) return false;
+    memcpy(c->found, s->path, k * sizeof *c->found);
+    for (; k < n_nodes; k++) {
+        c->found[k] = rq_node_find(c, k > 0 ? c->found[k - 1] : RQ_NO_NODE, ids + (size_t)k * RQ_PAGE_TOKENS);
+        if (c->found[k] == RQ_NO_NODE) return false;
+    }
+    return rq_path_serves(c, c->found, n_nodes, n) && attach(c, s, n_nodes, n, NULL, ids) && s->n_done == n;
 }
 
 rq_cache_match rq_cache_advance(rq_cache *c, uint32_t seq, const int32_t *ids, uint64_t n)

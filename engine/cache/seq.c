@@ -257,7 +257,7 @@ void rq_cache_commit(rq_cache *c, uint32_t seq, const int32_t *ids)
 bool rq_seq_copy_tail(rq_cache *c, rq_seq *s, const uint32_t *from)
 {
     uint32_t pages[RQ_MAX_GROUPS] = {0}, n = 0;
-    if (c->n_copies + c->n_groups > rq_cache_most_copies(c)) return false;
+    if (from != NULL && c->n_copies + c->n_groups > rq_cache_most_copies(c)) return false;
     for (; n < c->n_groups; n++) {
         const rq_pool *p = &c->pools[n][RQ_PAGE_EXACT];
         bool counted = rq_main_form(c, n) == RQ_PAGE_EXACT;
@@ -273,7 +273,7 @@ bool rq_seq_copy_tail(rq_cache *c, rq_seq *s, const uint32_t *from)
         rq_table_set(s, RQ_PAGE_EXACT, g, s->n_nodes, pages[g]);
         rq_table_set(s, RQ_PAGE_CODED, g, s->n_nodes, RQ_NO_PAGE);
         /* the same page: its node was given up for this one */
-        if (from[g] == pages[g]) continue;
+        if (from == NULL || from[g] == pages[g]) continue;
         c->copies[c->n_copies++] = (rq_page_copy){.group = g, .from = from[g], .to = pages[g]};
     }
     return true;

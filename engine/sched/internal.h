@@ -9,6 +9,7 @@
 #include "engine/cache/cache.h"
 #include "engine/sampler/sampler.h"
 #include "engine/sched/sched.h"
+#include "engine/sched/snapshots.h"
 #include "engine/text/stream.h"
 
 #include <pthread.h>
@@ -68,6 +69,7 @@ struct rq_session {
     uint32_t n_ends;
     int64_t start_ns, first_ns, last_ns;
     char reuse_note[120];
+    rq_snapshot *restore; /* pinned: to be put into the slot before the session's next step */
     rq_sampler sampler;
     rq_stream stream;
 
@@ -86,8 +88,9 @@ typedef struct rq_part {
     rq_token_logprob chosen, top[RQ_MAX_LOGPROBS];
     uint32_t n_top;
     rq_finish finish;
-    bool has_token;    /* an event with a token, then perhaps the final one */
-    rq_buf text, tail; /* of the two events */
+    bool has_token;        /* an event with a token, then perhaps the final one */
+    rq_buf text, tail;     /* of the two events */
+    rq_snapshot *snapshot; /* of the state behind the step, to be kept; or NULL */
     rq_error error;
 } rq_part;
 
@@ -100,6 +103,7 @@ struct rq_sched {
     rq_error failure;
 
     rq_cache *cache;
+    rq_snapshots snapshots;
     rq_session *sessions[RQ_MAX_SESSIONS]; /* by slot */
     uint32_t n_waiting;
     uint64_t next_ticket;
@@ -136,6 +140,8 @@ void rq_sched_admit(rq_sched *sched);
 /* Takes over what the cache holds of a prompt: when it starts, and while it is being read what another session
  * has computed meanwhile. */
 void rq_sched_reuse(rq_session *session, bool starts);
+/* Nobody waits for the session's state any more: it was put into the slot, or will not be. */
+void rq_sched_restored(rq_session *session);
 /* Ends the work of a session that is not idle; `error` for RQ_FINISH_ERROR, `text` is the last text or NULL. */
 void rq_sched_finish(rq_session *session, rq_finish finish, const rq_error *error, rq_buf *text);
 /* Ends everything with this sentence and refuses new work from now on. */

@@ -54,6 +54,9 @@ static void note_reuse(rq_session *s, uint64_t n_known)
     if (n + 1 >= s->n_prompt) return;
     if (s->fresh)
         snprintf(s->reuse_note, sizeof s->reuse_note, "the request asked for a fresh start");
+    else if (s->sched->params.recurrent && s->n_same > n)
+        snprintf(s->reuse_note, sizeof s->reuse_note,
+                 "%zu tokens are known, but the model's state was kept at %zu of them", s->n_same, n);
     else if (n_known > n)
         snprintf(s->reuse_note, sizeof s->reuse_note,
                  "%llu tokens are known, but other requests got the exact pages needed there",
@@ -70,12 +73,37 @@ static void note_reuse(rq_session *s, uint64_t n_known)
                  "no earlier prompt goes on like this one from token %zu", n);
 }
 
+/* Goes on from the longest snapshot of the prompt's beginning whose pages are still there. */
+static void resume(rq_sched *sc, rq_session *s)
+{
+    rq_snapshot *snap = rq_snapshots_find(&sc->snapshots, s->tokens, s->n_prompt);
+    for (; snap != NULL && snap->n > s->n_cached;
+         snap = rq_snapshots_find(&sc->snapshots, s->tokens, snap->n)) {
+        if (!rq_cache_resume(sc->cache, s->slot, s->tokens, snap->n)) continue;
+        rq_snapshots_pin(&sc->snapshots, snap);
+        s->restore = snap;
+        s->n_cached = snap->n;
+        return;
+    }
+}
+
+void rq_sched_restored(rq_session *s)
+{
+    if (s->restore != NULL) rq_snapshots_unpin(s->restore);
+    s->restore = NULL;
+}
+
 void rq_sched_reuse(rq_session *s, bool starts)
 {
     rq_sched *sc = s->sched;
+    if (sc->params.recurrent) {
+        if (!starts) return;
+        if (!s->fresh) resume(sc, s);
+        note_reuse(s, s->n_cached);
+        return;
+    }
     rq_cache_match m = {.n_known = s->n_cached, .n_tokens = s->n_cached};
-    if (!s->fresh && !sc->params.recurrent)
-        m = rq_cache_advance(sc->cache, s->slot, s->tokens, s->n_prompt - 1);
+    if (!s->fresh) m = rq_cache_advance(sc->cache, s->slot, s->tokens, s->n_prompt - 1);
     bool more = m.n_tokens > s->n_cached;
     s->n_cached = m.n_tokens;
     if (starts || more) note_reuse(s, m.n_known);
@@ -136,6 +164,8 @@ void rq_sched_finish(rq_session *s, rq_finish finish, const rq_error *error, rq_
         if (error != NULL) e.error = *error;
         rq_events_push(&s->queue, &e, text);
     }
+    if (s->restore != NULL) s->n_cached = 0; /* its state never came */
+    rq_sched_restored(s);
     rq_cache_unreserve(sc->cache, s->slot);
     rq_cache_truncate(sc->cache, s->slot, s->n_cached);
     s->n_tokens = s->n_cached = rq_cache_length(sc->cache, s->slot);
@@ -251,6 +281,7 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
     sc->params.groups = NULL; /* the caller's, not needed any more */
     sc->params.group_pages = sc->params.group_coded_pages = sc->params.group_scratch_pages = NULL;
     sc->next_ticket = 1;
+    sc->snapshots.limit = p->snapshot_bytes;
     pthread_mutex_init(&sc->lock, NULL);
     pthread_cond_init(&sc->work, NULL);
     for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++)
@@ -296,8 +327,10 @@ void rq_sched_free(rq_sched *sc)
     for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++) {
         rq_buf_free(&sc->parts[i].text);
         rq_buf_free(&sc->parts[i].tail);
+        rq_snapshot_free(sc->parts[i].snapshot);
     }
     rq_sampler_scratch_free(&sc->scratch);
+    rq_snapshots_free(&sc->snapshots);
     rq_cache_free(sc->cache);
     rq_free(sc->copies);
     pthread_cond_destroy(&sc->work);

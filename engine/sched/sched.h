@@ -33,7 +33,8 @@ typedef struct rq_sched_params {
     uint32_t n_groups;
     /* The model has recurrent state: what a session holds can be gone on from, but not cut back. */
     bool recurrent;
-    uint64_t cache_seed; /* a hash of what else the pages depend on (the profile); 0: nothing */
+    uint64_t snapshot_bytes; /* most for copies of state that later requests may go on from */
+    uint64_t cache_seed;     /* a hash of what else the pages depend on (the profile); 0: nothing */
     uint32_t n_vocab, n_ctx, n_sessions, n_batch, n_queue; /* as rq_engine_params, resolved */
     uint32_t n_piece; /* most tokens of a request's prompt in a step, <= n_batch: how long others may wait */
     /* Asked after every step: anything but RQ_OK fails the engine with that sentence. May be NULL. */

@@ -11,6 +11,28 @@ static bool can_run(const rq_session *s)
     return s->evaluating || rq_events_room(&s->queue);
 }
 
+enum { SMALLEST_SNAPSHOT = 16 }; /* tokens */
+
+/* Is the state at this position of a request worth keeping? Before a prompt's last token, so that the same prompt
+ * finds it, and where a message ends. */
+static bool is_stop(const rq_session *s, size_t n)
+{
+    if (n < SMALLEST_SNAPSHOT || n >= s->n_prompt) return false;
+    for (uint32_t i = 0; i < s->n_ends; i++)
+        if (s->ends[i] == n) return true;
+    return n == s->n_prompt - 1;
+}
+
+/* A piece that ends at `end` ends at the first position before it whose state is kept. */
+static size_t next_stop(const rq_session *s, size_t end)
+{
+    for (uint32_t i = 0; i < s->n_ends; i++)
+        if (s->ends[i] > s->n_cached && s->ends[i] < end && is_stop(s, s->ends[i])) end = s->ends[i];
+    if (s->n_prompt - 1 > s->n_cached && s->n_prompt - 1 < end && is_stop(s, s->n_prompt - 1))
+        end = s->n_prompt - 1;
+    return end;
+}
+
 /* Tokens of the session's next piece, a function of the session alone. */
 static uint32_t next_piece(const rq_sched *sc, const rq_session *s)
 {
@@ -24,6 +46,7 @@ static uint32_t next_piece(const rq_sched *sc, const rq_session *s)
         /* the last token goes by itself, as it does when the same prompt comes again and all before is reused */
         if (!s->evaluating && end == s->n_tokens && end - s->n_cached > RQ_NARROW_TOKENS) end--;
     }
+    if (sc->params.recurrent && !s->evaluating) end = next_stop(s, end);
     return (uint32_t)(end - s->n_cached);
 }
 
@@ -230,6 +253,38 @@ static rq_status give_logits(rq_sched *sc, rq_step *step, const rq_part *part, c
     return RQ_OK;
 }
 
+/* What was kept goes into the slots of sessions that go on from it. */
+static rq_status put_states(rq_sched *sc, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (uint32_t i = 0; i < sc->n_parts && status == RQ_OK; i++) {
+        const rq_session *s = sc->parts[i].session;
+        if (s->restore != NULL)
+            status = rq_snapshot_put(sc->params.executor, sc->params.n_groups, s->restore, s->slot,
+                                     rq_cache_tables(sc->cache, s->slot), err);
+    }
+    return status;
+}
+
+/* Copies the states behind this step that are worth keeping: at stops, and where an answer ends. */
+static rq_status take_states(rq_sched *sc, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (uint32_t i = 0; i < sc->n_parts && sc->params.recurrent && status == RQ_OK; i++) {
+        rq_part *part = &sc->parts[i];
+        const rq_session *s = part->session;
+        size_t n = s->n_cached + part->count;
+        bool ends =
+            part->finish != RQ_FINISH_NONE && part->finish != RQ_FINISH_ERROR && n >= SMALLEST_SNAPSHOT;
+        if (s->evaluating || (!ends && !is_stop(s, n)) || rq_snapshots_has(&sc->snapshots, s->tokens, n))
+            continue;
+        status =
+            rq_snapshot_take(sc->params.executor, sc->params.n_groups, s->slot, s->tokens, n,
+                             rq_cache_tables(sc->cache, s->slot), sc->snapshots.limit, &part->snapshot, err);
+    }
+    return status;
+}
+
 rq_status rq_sched_execute(rq_sched *sc, rq_step *step, rq_error *err)
 {
     rq_executor *ex = sc->params.executor;
@@ -237,6 +292,7 @@ rq_status rq_sched_execute(rq_sched *sc, rq_step *step, rq_error *err)
     const float *logits = NULL;
     for (uint32_t i = 0; i < sc->n_copies && status == RQ_OK; i++)
         status = rq_executor_copy_page(ex, sc->copies[i].group, sc->copies[i].from, sc->copies[i].to, err);
+    if (status == RQ_OK) status = put_states(sc, err);
     if (status == RQ_OK) status = rq_executor_submit(ex, step, err);
     if (status == RQ_OK) status = rq_executor_wait(ex, step, &logits, err);
     if (status == RQ_OK && sc->params.check != NULL) status = sc->params.check(sc->params.user, err);
@@ -256,7 +312,7 @@ rq_status rq_sched_execute(rq_sched *sc, rq_step *step, rq_error *err)
     for (uint32_t i = 0; i < sc->n_parts && status == RQ_OK; i++)
         if (sc->parts[i].session->evaluating && sc->parts[i].n_rows > 0)
             status = give_logits(sc, step, &sc->parts[i], logits, err);
-    return status;
+    return status == RQ_OK ? take_states(sc, err) : status;
 }
 
 /* ---- publishing ------------------------------------------------------------------------------------------ */
@@ -264,6 +320,9 @@ rq_status rq_sched_execute(rq_sched *sc, rq_step *step, rq_error *err)
 static void publish_part(rq_sched *sc, rq_part *part, int64_t now_ns)
 {
     rq_session *s = part->session;
+    rq_sched_restored(s);
+    if (part->snapshot != NULL) rq_snapshots_add(&sc->snapshots, part->snapshot);
+    part->snapshot = NULL;
     s->n_cached += part->count;
     rq_cache_commit(sc->cache, s->slot, s->tokens);
     sc->stats.step_tokens += part->count;

@@ -203,6 +203,38 @@ rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, 
     return RQ_OK;
 }
 
+/* Models with state are tested on the whole engine (test_snapshots.c). */
+uint64_t rq_executor_state_bytes(const rq_executor *ex)
+{
+    return 0;
+}
+
+uint64_t rq_executor_page_bytes(const rq_executor *ex, uint32_t group)
+{
+    return 0;
+}
+
+rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_UNSUPPORTED, "there is no state of sequence %u", seq);
+}
+
+rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_UNSUPPORTED, "there is no state of sequence %u", seq);
+}
+
+rq_status rq_executor_page_save(rq_executor *ex, uint32_t group, uint32_t page, void *bytes, rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_UNSUPPORTED, "page %u cannot be read", page);
+}
+
+rq_status rq_executor_page_load(rq_executor *ex, uint32_t group, uint32_t page, const void *bytes,
+                                rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_UNSUPPORTED, "page %u cannot be written", page);
+}
+
 uint64_t rq_executor_device_ns(const rq_executor *ex)
 {
     return 0;

@@ -181,6 +181,11 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                .shown = "MODEL.kvprofile if there is one",
                                .help = "profile of the model's keys and values (rqvk-kv calibrate writes "
                                        "one); none: go without"});
+    rq_options_add(options, (rq_option){.names = "--cache-ram",
+                                        .kind = RQ_OPT_U64,
+                                        .target = &p->cache_ram_mib,
+                                        .shown = "1024",
+                                        .help = "MiB for copies of the state of recurrent models"});
     rq_options_add(options, (rq_option){.names = "--cache-tokens",
                                         .kind = RQ_OPT_U64,
                                         .target = &p->cache_tokens,
