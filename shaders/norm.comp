@@ -1,8 +1,9 @@
-// norm.comp - y = x / sqrt(mean(x^2) + eps) * weight; a workgroup per row. Reads the row twice, writes it once.
+// norm.comp - y = x / sqrt(mean(x^2) + eps) * weight, or (L2) y = x / max(sqrt(sum(x^2)), eps); a workgroup per row. Reads the row twice, writes it once.
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "common.glsl"
 layout(local_size_x = 64) in;
+layout(constant_id = 0) const uint L2 = 0u;
 shared float sums[64];
 // a: x, weight or 0, y; u: n, ne1, ne2, strides 1..3 of x in floats, eps, rows
 void main()
@@ -20,8 +21,9 @@ void main()
         if (tid < k) sums[tid] += sums[tid + k];
         barrier();
     }
-    float m = sums[0] / float(n) + uintBitsToFloat(push.u[6]), root = sqrt(m);
-    root = 0.5 * (root + m / root); // what a driver's square root lacks
+    float eps = uintBitsToFloat(push.u[6]), m = L2 != 0u ? sums[0] : sums[0] / float(n) + eps, root = sqrt(m);
+    if (m > 0.0) root = 0.5 * (root + m / root); // what a driver's square root lacks
+    if (L2 != 0u) root = max(root, eps);
     float factor = 1.0 / root;
     factor = factor * (2.0 - root * factor);
     for (uint i = tid; i < n; i += 64u) {

@@ -168,7 +168,7 @@ rq_status rq_vulkan_measure(rq_device *device, uint32_t n_out, char *text, size_
 {
     vk_device *d = (vk_device *)device;
     vk_math matvec = d->matvec, matmul = d->matmul, was[2] = {matvec, matmul};
-    if (size) text[0] = 0;
+    text[0] = 0;
     rq_status status = fastest(d, 1, n_out ? n_out : N_OUT, &matvec, text, size, err);
     if (status == RQ_OK)
         status = fastest(d, n_out ? 16 : PROMPT, n_out ? n_out : PROMPT_OUT, &matmul, text, size, err);
@@ -192,7 +192,14 @@ void vk_measure_once(vk_device *d)
     if (!vk_choice_can_be_kept(d)) return; /* another start might find another kind, and give other bits */
     char text[512];
     rq_error err;
-    if (rq_vulkan_measure(&d->base, 0, text, sizeof text, &err) != RQ_OK) return;
+    rq_status status = rq_vulkan_measure(&d->base, 0, text, sizeof text, &err);
+    while (d->scratch) { /* of these programs alone */
+        vk_scratch_memory *s = d->scratch;
+        d->scratch = s->next;
+        vk_release(s->memory);
+        rq_free(s);
+    }
+    if (status != RQ_OK) return;
     choice.matvec = (uint8_t)d->matvec;
     choice.matmul = (uint8_t)d->matmul;
     vk_choice_save(d, &choice);

@@ -62,22 +62,27 @@ static uint32_t rows_of(const vk_view *v)
 
 static void norm(vk_builder *b, const rq_op *op)
 {
-    vk_view x = vk_value(b, op->in[0]), w = vk_value(b, op->in[1]), y = vk_value(b, op->out[0]);
+    vk_view x = vk_value(b, op->in[0]), w = {0}, y = vk_value(b, op->out[0]);
+    if (op->kind == RQ_OP_RMS_NORM) w = vk_value(b, op->in[1]);
     vk_push push = {.a = {x.address, w.address, y.address},
                     .u = {x.ne[0], x.ne[1], x.ne[2], x.stride[1], x.stride[2], x.stride[3],
                           float_bits(op->p.norm.eps), rows_of(&x)}};
-    dispatch_rows(b, VK_NORM, no_constants, &push, rows_of(&x), 1, false);
+    dispatch_rows(b, VK_NORM, (uint32_t[VK_CONSTANTS]){op->kind == RQ_OP_L2_NORM}, &push, rows_of(&x), 1,
+                  false);
 }
 
-enum { OP_ADD, OP_MUL, OP_SCALE, OP_SILU, OP_GELU, OP_COPY };
+enum { OP_ADD, OP_MUL, OP_SCALE, OP_SILU, OP_GELU, OP_COPY, OP_SIGMOID };
 
 static void pointwise(vk_builder *b, uint32_t kind, vk_view x, vk_view second, vk_view y, float factor)
 {
     bool row = second.address && rows_of(&second) == 1 && rows_of(&x) > 1;
+    bool scalar = x.ne[0] == 1 && y.ne[0] > 1; /* a gate of one element for each row */
+    x.ne[0] = scalar ? y.ne[0] : x.ne[0];
     vk_push push = {.a = {x.address, second.address, y.address},
                     .u = {x.ne[0], x.ne[1], x.ne[2], rows_of(&x), x.stride[1], x.stride[2], x.stride[3]}};
     for (uint32_t i = 0; i < 3; i++) push.u[7 + i] = row ? 0 : second.stride[1 + i];
     push.u[10] = float_bits(factor);
+    push.u[11] = scalar;
     uint32_t rows = rows_of(&x);
     vk_dispatch(b, VK_POINTWISE, (uint32_t[VK_CONSTANTS]){kind}, &push, divide_up(x.ne[0], 64),
                 rows < ROWS_X ? rows : ROWS_X, divide_up(rows, ROWS_X), false);
@@ -357,15 +362,71 @@ static void argmax(vk_builder *b, const rq_op *op)
     vk_dispatch(b, VK_ARGMAX, no_constants, &push, 1, 1, 1, false);
 }
 
+/* ---- recurrent layers ------------------------------------------------------------------------------------ */
+
+static uint32_t runs_of(const vk_builder *b)
+{
+    uint32_t bucket = vk_tape(b)->bucket;
+    return bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS;
+}
+
+static void short_conv(vk_builder *b, const rq_op *op)
+{
+    const rq_value *state = &vk_tape(b)->values[op->in[0]];
+    const rq_state_pool *pool = &vk_bindings(b)->states[state->index];
+    vk_view x = vk_value(b, op->in[1]), w = vk_value(b, op->in[2]), y = vk_value(b, op->out[0]);
+    uint64_t layer = vk_address(pool->memory) + state->layer * pool->layout.layer_bytes;
+    vk_push push = {.a = {vk_step_address(b), layer, x.address, w.address, y.address},
+                    .u = {x.ne[0], w.ne[1], x.stride[1], w.stride[1],
+                          (uint32_t)(pool->layout.slot_bytes / 64), pool->n_slots}};
+    vk_dispatch(b, VK_SHORT_CONV, no_constants, &push, divide_up(x.ne[0], 64), runs_of(b), 1, false);
+}
+
+/* Floats from one operand to another; they are parts of one arena. */
+static uint32_t distance(vk_builder *b, uint64_t from, uint64_t to)
+{
+    int64_t floats = (int64_t)(to - from) / 4;
+    if (floats != (int32_t)floats) vk_op_fail(b, "its operands are more than 8 GiB apart");
+    return (uint32_t)(int32_t)floats;
+}
+
+static void delta_rule(vk_builder *b, const rq_op *op)
+{
+    const rq_value *state = &vk_tape(b)->values[op->in[0]];
+    const rq_state_pool *pool = &vk_bindings(b)->states[state->index];
+    vk_view q = vk_value(b, op->in[1]), k = vk_value(b, op->in[2]), v = vk_value(b, op->in[3]),
+            alpha = vk_value(b, op->in[4]), beta = vk_value(b, op->in[5]), rate = vk_value(b, op->in[6]),
+            offset = vk_value(b, op->in[7]), y = vk_value(b, op->out[0]);
+    uint64_t layer = vk_address(pool->memory) + state->layer * pool->layout.layer_bytes;
+    vk_push push = {.a = {vk_step_address(b), layer + pool->layout.tail_bytes, q.address, rate.address,
+                          offset.address, y.address},
+                    .u = {distance(b, q.address, k.address), distance(b, q.address, v.address),
+                          distance(b, q.address, alpha.address), distance(b, q.address, beta.address),
+                          q.stride[1], q.stride[2], k.stride[1], k.stride[2], v.stride[1], v.stride[2],
+                          alpha.stride[1], beta.stride[1], (uint32_t)(pool->layout.slot_bytes / 64),
+                          pool->n_slots, k.ne[0] | v.ne[0] << 16, v.ne[1] | k.ne[1] << 16,
+                          float_bits(op->p.delta.scale), op->p.delta.tiled}};
+    vk_dispatch(b, VK_DELTA_RULE, no_constants, &push, runs_of(b), v.ne[1], divide_up(v.ne[0], 64), false);
+}
+
 void vk_compile_op(vk_builder *b, const rq_op *op)
 {
+    static const uint32_t of_act[] = {
+        [RQ_ACT_SILU] = OP_SILU, [RQ_ACT_GELU_TANH] = OP_GELU, [RQ_ACT_SIGMOID] = OP_SIGMOID};
     vk_view in0, in1 = {0}, out;
     switch (op->kind) {
     case RQ_OP_EMBED:
         embed(b, op);
         return;
     case RQ_OP_RMS_NORM:
+    case RQ_OP_L2_NORM:
         norm(b, op);
+        return;
+    case RQ_OP_SHORT_CONV:
+        short_conv(b, op);
+        return;
+    case RQ_OP_DELTA_RULE:
+        delta_rule(b, op);
         return;
     case RQ_OP_MATMUL:
         matmul(b, op);
@@ -375,10 +436,9 @@ void vk_compile_op(vk_builder *b, const rq_op *op)
     case RQ_OP_GLU:
         in0 = vk_value(b, op->in[0]), in1 = vk_value(b, op->in[1]), out = vk_value(b, op->out[0]);
         pointwise(b,
-                  op->kind == RQ_OP_ADD          ? OP_ADD
-                  : op->kind == RQ_OP_MUL        ? OP_MUL
-                  : op->p.glu.act == RQ_ACT_SILU ? OP_SILU
-                                                 : OP_GELU,
+                  op->kind == RQ_OP_ADD   ? OP_ADD
+                  : op->kind == RQ_OP_MUL ? OP_MUL
+                                          : of_act[op->p.glu.act],
                   in0, in1, out, 0);
         return;
     case RQ_OP_SCALE:
@@ -457,7 +517,18 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
             return true;
         rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has no kernel for this %s", name);
         return false;
+    case RQ_OP_SHORT_CONV:
+        if (tape->values[op->in[2]].ne[1] <= RQ_MAX_CONV_TAPS) return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has short convolutions of up to %d taps", RQ_MAX_CONV_TAPS);
+        return false;
+    case RQ_OP_DELTA_RULE: {
+        const rq_value *k = &tape->values[op->in[2]], *v = &tape->values[op->in[3]];
+        if (k->ne[0] < 1 << 16 && v->ne[0] < 1 << 16 && k->ne[1] < 1 << 16 && v->ne[1] < 1 << 16) return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has recurrent layers of up to 65,535 heads and elements");
+        return false;
+    }
     case RQ_OP_RMS_NORM:
+    case RQ_OP_L2_NORM:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:

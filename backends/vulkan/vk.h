@@ -48,6 +48,8 @@ typedef enum vk_shader {
     VK_COMBINE,
     VK_SELECT,
     VK_ARGMAX,
+    VK_SHORT_CONV,
+    VK_DELTA_RULE,
     VK_SHADER_COUNT,
     VK_MAX_SHADERS = 256 /* with the variants */
 } vk_shader;

@@ -10,7 +10,8 @@ extern const rq_backend rq_backend_vulkan;
 const rq_vk_features *rq_vulkan_features(const rq_device *device);
 
 /* Times every arithmetic of products the device has (measure.c), with a matrix of n_out rows (0: as at the first start
- * on a device), takes the fastest and writes a line about each case to `text`. Waits for the device. */
+ * on a device), takes the fastest and writes a line about each case to `text` (size > 0). Waits for the
+ * device. */
 rq_status rq_vulkan_measure(rq_device *device, uint32_t n_out, char *text, size_t size, rq_error *err);
 
 /* ---- for tests ------------------------------------------------------------------------------------------- */
