@@ -216,6 +216,21 @@ static void mix(float *matrix, uint64_t *x)
         }
 }
 
+/* A basis that is not orthogonal: planes turned as above over the whole head, directions of unequal length. */
+static void mix_basis(float *basis, uint32_t d, uint64_t *x)
+{
+    for (uint32_t i = 0; i < d; i++) {
+        uint32_t j = (i * 7 + 3) % d;
+        float t = draw(x), c = (1 - t * t) / (1 + t * t), s = 2 * t / (1 + t * t);
+        for (uint32_t k = 0; k < d && i != j; k++) {
+            float a = basis[i * d + k], b = basis[j * d + k];
+            basis[i * d + k] = c * a - s * b;
+            basis[j * d + k] = s * a + c * b;
+        }
+    }
+    for (uint32_t i = 0; i < d * d; i++) basis[i] *= 0.5f + (float)(i / d % 8) / 4;
+}
+
 static void write_profile(const rq_model *model, bool means, bool scales, bool matrices)
 {
     rq_kv_profile *p = NULL;
@@ -240,6 +255,11 @@ static void write_profile(const rq_model *model, bool means, bool scales, bool m
             float *k = rq_kv_profile_add(p, i, RQ_KV_SO8_K), *v = rq_kv_profile_add(p, i, RQ_KV_SO8_V);
             for (uint32_t e = 0; e < n_k * 8; e += 64) mix(k + e, &x);
             for (uint32_t e = 0; e < n_v * 8; e += 64) mix(v + e, &x);
+            k = rq_kv_profile_add(p, i, RQ_KV_KLT_K), v = rq_kv_profile_add(p, i, RQ_KV_KLT_V);
+            for (uint32_t h = 0; h < l->n_heads; h++) {
+                mix_basis(k + (size_t)h * l->dim_k * l->dim_k, l->dim_k, &x);
+                mix_basis(v + (size_t)h * l->dim_v * l->dim_v, l->dim_v, &x);
+            }
         }
     }
     rq_error err = {0};
@@ -311,13 +331,57 @@ static void test_learned_rotations(void **state)
     kb_remove();
 }
 
+/* klt formats: any basis will do, in any pieces, and not without one. On random data no direction matters more than
+ * another, so that a basis of unequal lengths loses something and halves of four and two bits more. */
+static void test_bases(void **state)
+{
+    rq_model *model = kb_load_alone("llama.gguf");
+    static rq_token ids[LONG];
+    kb_tokens(ids, LONG);
+    float *f16 = rows_of(LONG), *wht = rows_of(LONG), *rows = rows_of(LONG), *pieces = rows_of(LONG);
+    rq_engine_params params = params_of("klt3", "wht3", LONG);
+    rq_engine *engine = NULL;
+    rq_error err = {0};
+    for (int named = 0; named < 2; named++) { /* no profile at all, and one without bases */
+        if (named) write_profile(model, true, true, false);
+        params.kv_profile = named ? NULL : "none";
+        assert_int_equal(rq_engine_create(model, &params, &engine, &err), RQ_ERR_ARGUMENT);
+        assert_non_null(strstr(err.text, "klt3"));
+        assert_non_null(strstr(err.text, "calibrate --klt"));
+    }
+    write_profile(model, true, true, true);
+    params = params_of("f16", "f16", LONG);
+    kb_logits_of(model, &params, ids, LONG, 0, f16);
+    for (int bits = 2; bits <= 4; bits++) {
+        char klt[8], same[8];
+        snprintf(klt, sizeof klt, "klt%d", bits);
+        snprintf(same, sizeof same, "wht%d", bits);
+        params = params_of(same, same, LONG);
+        kb_logits_of(model, &params, ids, LONG, 0, wht);
+        params = params_of(klt, klt, LONG);
+        params.kv_profile = NULL;
+        kb_logits_of(model, &params, ids, LONG, 0, rows);
+        double a = kb_nmse(wht, f16, LONG), b = kb_nmse(rows, f16, LONG);
+        print_message("%s %.2e, %s %.2e\n", same, a, klt, b);
+        assert_true(b < 8 * a && b > 0);
+        kb_logits_of(model, &params, ids, LONG, 7, pieces);
+        assert_true(kb_nmse(pieces, rows, LONG) <= 1e-4);
+    }
+    free(f16);
+    free(wht);
+    free(rows);
+    free(pieces);
+    rq_model_free(model);
+    kb_remove();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pieces_long),          cmocka_unit_test(test_pieces_every_format),
         cmocka_unit_test(test_sinks_in_pieces),      cmocka_unit_test(test_every_pair),
         cmocka_unit_test(test_more_bits_are_closer), cmocka_unit_test(test_profiles_change_nothing_else),
-        cmocka_unit_test(test_learned_rotations),
+        cmocka_unit_test(test_learned_rotations),    cmocka_unit_test(test_bases),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
