@@ -177,6 +177,14 @@ struct rq_backend {
     rq_status (*run)(rq_program *program, const uint32_t *step_words, rq_error *err);
     /* Waits for everything started on the device. */
     rq_status (*wait)(rq_device *device, rq_error *err);
+    /* For steps that overlap; all NULL where run has finished when it returns. `mark` names everything started so far;
+     * wait_mark waits for that and not for what came after. alloc_host makes memory of the processor, with a host
+     * address, that the device can write: fetch copies there behind everything started so far, without waiting. */
+    uint64_t (*mark)(rq_device *device);
+    rq_status (*wait_mark)(rq_device *device, uint64_t mark, rq_error *err);
+    rq_status (*alloc_host)(rq_device *device, uint64_t bytes, const char *label, rq_memory **out,
+                            rq_error *err);
+    rq_status (*fetch)(rq_memory *src, uint64_t offset, rq_memory *host, uint64_t bytes, rq_error *err);
     /* As run and wait, with the nanoseconds of each operation of the segment in ns[count]. */
     rq_status (*profile)(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);
 };

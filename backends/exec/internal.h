@@ -26,6 +26,9 @@ typedef struct rq_step_slot {
     uint64_t started;  /* order of submission */
     rq_memory *logits; /* PERSIST logits of this slot */
     float *copy;       /* host copy when the device's memory cannot be read in place, else NULL */
+    rq_memory
+        *fetched;    /* the same where the device writes it by itself, behind the step; then `copy` is NULL */
+    uint64_t *marks; /* by device: the end of the step, where the device has marks */
 } rq_step_slot;
 
 struct rq_executor {

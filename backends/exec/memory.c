@@ -271,6 +271,22 @@ static rq_status make_arenas(rq_executor *ex, rq_error *err)
     return RQ_OK;
 }
 
+/* Where the processor reads the logits of a device whose memory it cannot. */
+static rq_status take_copy(rq_executor *ex, rq_step_slot *slot, uint64_t bytes, rq_error *err)
+{
+    static const char label[] = "copies of logits";
+    rq_device *device = ex->devices[ex->persist_device];
+    if (!device->backend->alloc_host) {
+        void *copy = NULL;
+        rq_status status = take_host(ex, bytes, label, &copy, err);
+        slot->copy = copy;
+        return status;
+    }
+    rq_status status = note(ex, RQ_EXEC_HOST, label, false, bytes, err);
+    if (status != RQ_OK || ex->dry) return status;
+    return device->backend->alloc_host(device, bytes, label, &slot->fetched, err);
+}
+
 static rq_status make_persist(rq_executor *ex, rq_error *err)
 {
     const rq_executor_params *p = &ex->params;
@@ -290,9 +306,7 @@ static rq_status make_persist(rq_executor *ex, rq_error *err)
         rq_step_slot *slot = &ex->slots[s];
         status = take(ex, ex->persist_device, logits, "logits", &slot->logits, sum, err);
         if (status != RQ_OK || ex->device_info[ex->persist_device].host_memory) continue;
-        void *copy = NULL;
-        status = take_host(ex, logits, "copies of logits", &copy, err);
-        slot->copy = copy;
+        status = take_copy(ex, slot, logits, err);
     }
     return status;
 }
@@ -309,6 +323,10 @@ static rq_status make_steps(rq_executor *ex, rq_error *err)
         if (ex->dry) ex->info.step_bytes += bytes;
     }
     if (ex->dry) return RQ_OK;
+    for (uint32_t s = 0; s < RQ_STEPS; s++) {
+        ex->slots[s].marks = rq_calloc(ex->params.n_devices, sizeof *ex->slots[s].marks);
+        if (!ex->slots[s].marks) return no_memory(err, "marks of steps");
+    }
     uint32_t longest = 1;
     for (uint32_t i = 0; i < program_count(ex); i++) {
         const rq_split *split = &program_at(ex, i)->split;
@@ -489,7 +507,9 @@ void rq_exec_memory_free(rq_executor *ex)
     give_back(ex->sampled);
     for (uint32_t s = 0; s < RQ_STEPS; s++) {
         give_back(ex->slots[s].logits);
+        give_back(ex->slots[s].fetched);
         rq_free(ex->slots[s].copy);
+        rq_free(ex->slots[s].marks);
         rq_free(ex->slots[s].step.words);
     }
     rq_free(ex->staging);

@@ -42,6 +42,26 @@ static rq_status wait_all(rq_executor *ex, rq_error *err)
     return RQ_OK;
 }
 
+/* Waits for one step; what was started after it goes on where devices can tell the two apart. */
+static rq_status wait_step(rq_executor *ex, rq_step_slot *slot, rq_error *err)
+{
+    rq_status status = RQ_OK;
+    for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++) {
+        rq_device *device = ex->devices[d];
+        status = device->backend->wait_mark ? device->backend->wait_mark(device, slot->marks[d], err)
+                                            : device->backend->wait(device, err);
+    }
+    if (status == RQ_OK) slot->state = RQ_STEP_DONE;
+    return status;
+}
+
+/* Remembers where the step ends on every device. */
+static void mark_step(rq_executor *ex, rq_step_slot *slot)
+{
+    for (uint32_t d = 0; d < ex->params.n_devices; d++)
+        if (ex->devices[d]->backend->mark) slot->marks[d] = ex->devices[d]->backend->mark(ex->devices[d]);
+}
+
 static bool any_flying(const rq_executor *ex)
 {
     for (uint32_t s = 0; s < RQ_STEPS; s++)
@@ -60,7 +80,7 @@ rq_step *rq_executor_begin(rq_executor *ex, rq_error *err)
             (dropped == slot_dropped && other->started < slot->started))
             slot = other;
     }
-    if (slot->state == RQ_STEP_FLYING && wait_all(ex, err) != RQ_OK) return NULL;
+    if (slot->state == RQ_STEP_FLYING && wait_step(ex, slot, err) != RQ_OK) return NULL;
     slot->state = RQ_STEP_FILLING;
     rq_step_reset(&slot->step);
     return &slot->step;
@@ -203,12 +223,21 @@ static rq_status bring_sampled(rq_executor *ex, const rq_step *step, rq_error *e
     return copy_memory(ex, ex->sampled, 0, ex->persist[RQ_PERSIST_SAMPLED], 0, ex->sampled->bytes, err);
 }
 
+/* Rows of the head, and their logits on the way to the processor. */
+static rq_status run_head(rq_executor *ex, rq_step_slot *slot, rq_error *err)
+{
+    const rq_step *step = &slot->step;
+    rq_status status = run_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, err);
+    if (status != RQ_OK || !slot->fetched) return status;
+    uint64_t bytes = 4ull * step->header->n_rows * ex->params.n_vocab;
+    return slot->logits->device->backend->fetch(slot->logits, 0, slot->fetched, bytes, err);
+}
+
 rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
 {
     rq_step_slot *slot = slot_of(ex, step);
     if (!slot || slot->state != RQ_STEP_FILLING)
         return rq_fail(err, RQ_ERR_ARGUMENT, "a step must be begun before it is submitted");
-    uint32_t index = (uint32_t)(slot - ex->slots);
     bool encodes;
     uint32_t bucket = rq_step_finish(step);
     rq_status status = check_encodes(ex, step, &encodes, err);
@@ -220,11 +249,11 @@ rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
     if (step->header->n_tokens) {
         ex->last = slot;
         status = run_program(ex, trunk_of(ex, step), 0, step->words, err);
-        if (status == RQ_OK && step->header->n_rows)
-            status = run_program(ex, head_of(ex, step), index, step->words, err);
+        if (status == RQ_OK && step->header->n_rows) status = run_head(ex, slot, err);
     }
     if (status == RQ_OK && encodes && bucket <= RQ_NARROW_BUCKET)
         status = run_program(ex, &ex->encode, 0, step->words, err);
+    mark_step(ex, slot);
     return status;
 }
 
@@ -235,7 +264,7 @@ static rq_status read_logits(rq_executor *ex, rq_step_slot *slot, const float **
     uint32_t rows = slot->step.header->n_rows;
     if (rows == 0) return RQ_OK;
     if (!slot->copy) {
-        *logits = slot->logits->host;
+        *logits = slot->fetched ? slot->fetched->host : slot->logits->host;
         return RQ_OK;
     }
     uint64_t start = now_ns();
@@ -251,7 +280,7 @@ rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits,
     rq_step_slot *slot = slot_of(ex, step);
     if (!slot || (slot->state != RQ_STEP_FLYING && slot->state != RQ_STEP_DONE))
         return rq_fail(err, RQ_ERR_ARGUMENT, "the step was not submitted");
-    rq_status status = slot->state == RQ_STEP_FLYING ? wait_all(ex, err) : RQ_OK;
+    rq_status status = slot->state == RQ_STEP_FLYING ? wait_step(ex, slot, err) : RQ_OK;
     return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
 }
 
@@ -288,8 +317,9 @@ rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, u
     if (status != RQ_OK) return status;
     memcpy(step->words + step->header->rows, rows, n_rows * sizeof *rows);
     step->header->n_rows = n_rows;
-    status = run_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, err);
+    status = run_head(ex, slot, err);
     slot->state = RQ_STEP_FLYING;
+    mark_step(ex, slot);
     if (status == RQ_OK) status = wait_all(ex, err);
     return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
 }

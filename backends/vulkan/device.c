@@ -218,7 +218,7 @@ static rq_status make_objects(vk_device *d, rq_error *err)
     status = vk_adopt(&d->base, tables, bytes, "tables of quantised types", &memory, err);
     d->tables = (vk_memory *)memory;
     rq_free(tables);
-    return status;
+    return status == RQ_OK ? vk_measure(d, err) : status;
 }
 
 static rq_status vk_open(const rq_device_options *options, rq_device **out, rq_error *err)
@@ -288,5 +288,9 @@ const rq_backend rq_backend_vulkan = {
     .destroy = vk_destroy,
     .run = vk_run,
     .wait = vk_wait,
+    .mark = vk_mark,
+    .wait_mark = vk_wait_mark,
+    .alloc_host = vk_alloc_host,
+    .fetch = vk_fetch,
     .profile = vk_profile,
 };

@@ -5,6 +5,7 @@
 #include "backends/base/mem.h"
 
 #include <string.h>
+#include <time.h>
 
 /* Index of a memory type with these properties, UINT32_MAX when there is none. */
 static uint32_t type_with(const VkPhysicalDeviceMemoryProperties *p, uint32_t allowed,
@@ -208,6 +209,38 @@ static rq_status allocate(rq_device *device, uint64_t bytes, const char *label, 
     return RQ_OK;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+rq_status vk_measure(vk_device *d, rq_error *err)
+{
+    const bool slow = d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    const uint64_t bytes = slow ? 4u << 20 : 32u << 20;
+    const uint32_t n_copies = slow ? 1 : 8, n_rounds = 3;
+    rq_memory *m = NULL;
+    rq_status status = vk_alloc(&d->base, 2 * bytes, "measuring", &m, err);
+    uint64_t best = UINT64_MAX;
+    for (uint32_t round = 0; round < n_rounds && status == RQ_OK; round++) {
+        uint64_t start = now_ns();
+        status = begin_transfer(d, err);
+        if (status != RQ_OK) break;
+        VkBufferCopy copy = {.dstOffset = bytes, .size = bytes};
+        for (uint32_t i = 0; i < n_copies; i++)
+            VK_DO(d->vk.vkCmdCopyBuffer(d->transfer, ((vk_memory *)m)->buffer, ((vk_memory *)m)->buffer, 1,
+                                        &copy));
+        status = end_transfer(d, err);
+        uint64_t took = now_ns() - start;
+        if (took < best) best = took;
+    }
+    if (m) vk_release(m);
+    if (status == RQ_OK) d->bytes_per_second = 2e9 * (double)bytes * n_copies / (double)(best ? best : 1);
+    return status;
+}
+
 rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err)
 {
     vk_memory *m = NULL;
@@ -219,6 +252,23 @@ rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memo
     else
         vk_release(&m->base);
     return status;
+}
+
+rq_status vk_alloc_host(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err)
+{
+    vk_device *d = (vk_device *)device;
+    vk_memory *m = rq_calloc(1, sizeof *m);
+    if (!m) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %s", label);
+    vk_staging s = {0};
+    rq_status status = vk_staging_make(d, bytes, &s, err);
+    if (status != RQ_OK) {
+        rq_free(m);
+        return status;
+    }
+    *m = (vk_memory){
+        .base = {.device = device, .host = s.host, .bytes = bytes}, .buffer = s.buffer, .memory = s.memory};
+    *out = &m->base;
+    return RQ_OK;
 }
 
 rq_status vk_adopt(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,

@@ -18,16 +18,15 @@ typedef struct dispatch {
     bool barrier; /* before it */
 } dispatch;
 
-enum { MAX_CUTS = 64 };
-
 typedef struct vk_program {
     rq_program base;
     dispatch *list;
     size_t n, cap;
     uint32_t n_ops;
     bool reads_step;
-    vk_step *step; /* NULL: reads none */
-    VkCommandBuffer commands[MAX_CUTS];
+    vk_step *step;             /* NULL: reads none */
+    VkCommandBuffer *commands; /* pieces of at most LONGEST_SUBMIT, as far as costs can tell */
+    size_t commands_cap;
     uint32_t n_commands;
     rq_memory *pools[RQ_MAX_GROUPS];
 } vk_program;
@@ -235,13 +234,40 @@ static void record(vk_device *d, VkCommandBuffer c, const vk_program *p, const d
     VK_DO(d->vk.vkCmdDispatch(c, at->x, at->y, at->z));
 }
 
-/* Time of an operation on a slow card, so that no submit comes near the limit at which systems reset a device:
- * 100 GB/s and 2 Tflop/s. */
-static double seconds_of(const rq_segment *s, uint32_t op, const rq_cache_group *groups, uint32_t max_pages)
+/* Longest submit, in seconds: systems reset a device that is busy for some seconds, and what else the card shows
+ * waits that long. */
+#define LONGEST_SUBMIT 0.05
+
+/* Time of an operation by its cost: memory at a quarter of what a copy reaches, and four operations for each byte of
+ * that copy, which a plain kernel exceeds on every card whose data sheet we know. */
+static double seconds_of(const vk_device *d, const rq_segment *s, uint32_t op, const rq_cache_group *groups,
+                         uint32_t max_pages)
 {
     rq_op_cost c = rq_op_cost_of(s->tape, &s->tape->ops[s->first + op], groups, max_pages * RQ_PAGE_TOKENS);
-    double bytes = (c.bytes_read + c.bytes_written) / 100e9, flops = c.flops / 2e12;
+    double bytes = (c.bytes_read + c.bytes_written) / (d->bytes_per_second / 4),
+           flops = c.flops / (4 * d->bytes_per_second);
     return bytes > flops ? bytes : flops;
+}
+
+static VkResult begin_piece(vk_program *p, VkCommandBuffer *out)
+{
+    vk_device *d = (vk_device *)p->base.device;
+    void *list = p->commands;
+    if (!rq_grow(&list, &p->commands_cap, p->n_commands + 1, sizeof *p->commands))
+        return VK_ERROR_OUT_OF_HOST_MEMORY;
+    p->commands = list;
+    VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+                                        .commandPool = d->commands,
+                                        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+                                        .commandBufferCount = 1};
+    VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                      .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
+    VkResult r = VK_TRY(d->vk.vkAllocateCommandBuffers(d->device, &info, out));
+    if (r != VK_SUCCESS) return r;
+    p->commands[p->n_commands++] = *out;
+    r = VK_TRY(d->vk.vkBeginCommandBuffer(*out, &begin));
+    if (r == VK_SUCCESS) barrier_between(d, *out); /* with what was submitted before */
+    return r;
 }
 
 static VkResult record_all(vk_program *p, const rq_segment *segment, const rq_bindings *bindings)
@@ -251,31 +277,21 @@ static VkResult record_all(vk_program *p, const rq_segment *segment, const rq_bi
     uint32_t n_groups = bindings->pools && bindings->caps ? bindings->caps->n_groups : 0;
     for (uint32_t g = 0; g < n_groups; g++)
         if (bindings->pools[g].group) groups[g] = *bindings->pools[g].group;
-    double limit = 0.05, sum = limit;
+    double sum = 0;
     VkPipeline bound = VK_NULL_HANDLE;
     VkCommandBuffer c = VK_NULL_HANDLE;
     VkResult r = VK_SUCCESS;
     for (size_t i = 0; i < p->n && r == VK_SUCCESS; i++) {
         bool new_op = i == 0 || p->list[i].op != p->list[i - 1].op;
-        double cost = new_op ? seconds_of(segment, p->list[i].op, groups,
+        double cost = new_op ? seconds_of(d, segment, p->list[i].op, groups,
                                           bindings->caps ? bindings->caps->max_pages : 0)
                              : 0;
-        if (c == VK_NULL_HANDLE || (new_op && sum + cost > limit && p->n_commands < MAX_CUTS)) {
+        if (c == VK_NULL_HANDLE || (new_op && sum + cost > LONGEST_SUBMIT)) {
             if (c != VK_NULL_HANDLE) r = VK_TRY(d->vk.vkEndCommandBuffer(c));
-            VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-                                                .commandPool = d->commands,
-                                                .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-                                                .commandBufferCount = 1};
-            VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
-                                              .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
-            if (r == VK_SUCCESS) r = VK_TRY(d->vk.vkAllocateCommandBuffers(d->device, &info, &c));
-            if (r != VK_SUCCESS) return r;
-            p->commands[p->n_commands++] = c;
-            r = VK_TRY(d->vk.vkBeginCommandBuffer(c, &begin));
+            if (r == VK_SUCCESS) r = begin_piece(p, &c);
             if (r != VK_SUCCESS) return r;
             bound = VK_NULL_HANDLE;
             sum = 0;
-            barrier_between(d, c); /* with what was submitted before */
         } else if (p->list[i].barrier) {
             barrier_between(d, c);
         }
@@ -377,6 +393,7 @@ void vk_destroy(rq_program *program)
     VK_DO(d->vk.vkDeviceWaitIdle(d->device));
     if (p->n_commands) VK_DO(d->vk.vkFreeCommandBuffers(d->device, d->commands, p->n_commands, p->commands));
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) vk_release(p->pools[g]);
+    rq_free(p->commands);
     rq_free(p->list);
     rq_free(p);
 }
@@ -449,6 +466,18 @@ static rq_status submit(vk_device *d, const VkCommandBuffer *c, uint32_t n, VkFe
     return r == VK_SUCCESS ? RQ_OK : vk_fail(d, r, "running a step", err);
 }
 
+/* The next place of the ring, with nothing in flight. */
+static rq_status next_slot(vk_device *d, vk_slot **out, rq_error *err)
+{
+    vk_slot *slot = &d->ring[d->next_slot];
+    rq_status status = wait_slot(d, slot, err);
+    if (status != RQ_OK) return status;
+    d->next_slot = (d->next_slot + 1) % VK_RING;
+    slot->serial = ++d->n_runs;
+    *out = slot;
+    return RQ_OK;
+}
+
 rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err)
 {
     vk_program *p = (vk_program *)program;
@@ -456,9 +485,8 @@ rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err)
     if (d->lost) return vk_is_lost(d, err);
     if (p->step && (!step_words || step_words[0] != RQ_STEP_MAGIC))
         return rq_fail(err, RQ_ERR_INTERNAL, "the step buffer is not one");
-    vk_slot *slot = &d->ring[d->next_slot];
-    d->next_slot = (d->next_slot + 1) % VK_RING;
-    rq_status status = wait_slot(d, slot, err);
+    vk_slot *slot = NULL;
+    rq_status status = next_slot(d, &slot, err);
     if (status == RQ_OK && p->step) status = stage_words(d, slot, p->step, step_words, err);
     if (status != RQ_OK || p->n_commands == 0) return status;
     VkResult r = VK_TRY(d->vk.vkResetFences(d->device, 1, &slot->fence));
@@ -478,6 +506,61 @@ rq_status vk_wait(rq_device *device, rq_error *err)
     vk_device *d = (vk_device *)device;
     rq_status status = RQ_OK;
     for (uint32_t i = 0; i < VK_RING && status == RQ_OK; i++) status = wait_slot(d, &d->ring[i], err);
+    return status;
+}
+
+uint64_t vk_mark(rq_device *device)
+{
+    return ((const vk_device *)device)->n_runs;
+}
+
+rq_status vk_wait_mark(rq_device *device, uint64_t mark, rq_error *err)
+{
+    vk_device *d = (vk_device *)device;
+    rq_status status = RQ_OK;
+    for (uint32_t i = 0; i < VK_RING && status == RQ_OK; i++)
+        if (d->ring[i].serial <= mark) status = wait_slot(d, &d->ring[i], err);
+    return status;
+}
+
+static VkResult record_fetch(vk_device *d, VkCommandBuffer c, const vk_memory *from, uint64_t offset,
+                             const vk_memory *to, uint64_t bytes)
+{
+    VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                      .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+    VkResult r = VK_TRY(d->vk.vkBeginCommandBuffer(c, &begin));
+    if (r != VK_SUCCESS) return r;
+    VkMemoryBarrier before = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                              .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT,
+                              .dstAccessMask = VK_ACCESS_TRANSFER_READ_BIT};
+    VK_DO(d->vk.vkCmdPipelineBarrier(c, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                                     0, 1, &before, 0, NULL, 0, NULL));
+    VkBufferCopy copy = {.srcOffset = offset, .size = bytes};
+    VK_DO(d->vk.vkCmdCopyBuffer(c, from->buffer, to->buffer, 1, &copy));
+    /* what runs next may overwrite what was read, and the processor reads what was written */
+    VkMemoryBarrier after = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                             .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
+                             .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
+    VK_DO(d->vk.vkCmdPipelineBarrier(c, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                                     VK_PIPELINE_STAGE_HOST_BIT | VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, 0, 1,
+                                     &after, 0, NULL, 0, NULL));
+    return VK_TRY(d->vk.vkEndCommandBuffer(c));
+}
+
+rq_status vk_fetch(rq_memory *src, uint64_t offset, rq_memory *host, uint64_t bytes, rq_error *err)
+{
+    vk_device *d = (vk_device *)src->device;
+    if (offset > src->bytes || bytes > src->bytes - offset || bytes > host->bytes)
+        return rq_fail(err, RQ_ERR_INTERNAL, "a copy of %llu bytes does not fit", (unsigned long long)bytes);
+    vk_slot *slot = NULL;
+    rq_status status = next_slot(d, &slot, err);
+    if (status != RQ_OK) return status;
+    slot->copied_to = NULL;
+    VkResult r = record_fetch(d, slot->copy, (const vk_memory *)src, offset, (const vk_memory *)host, bytes);
+    if (r == VK_SUCCESS) r = VK_TRY(d->vk.vkResetFences(d->device, 1, &slot->fence));
+    if (r != VK_SUCCESS) return vk_fail(d, r, "copying results", err);
+    status = submit(d, &slot->copy, 1, slot->fence, err);
+    slot->flying = status == RQ_OK;
     return status;
 }
 

@@ -13,7 +13,7 @@
 #include <volk.h>
 
 enum {
-    VK_RING = 4, /* runs in flight */
+    VK_RING = 8, /* runs and copies in flight: those of two steps */
     VK_MAX_PIPELINES = 1024,
     VK_PUSH_ADDRESSES = 6,
     VK_PUSH_WORDS = 20
@@ -85,6 +85,7 @@ typedef struct vk_slot {
     const struct vk_step *copied_to;
     VkFence fence;
     bool flying;
+    uint64_t serial; /* of the run */
 } vk_slot;
 
 /* The step as the device sees it; one for each size of step there is. */
@@ -162,8 +163,10 @@ typedef struct vk_device {
     vk_step *steps;
     vk_slot ring[VK_RING];
     uint32_t next_slot;
-    uint64_t taken_bytes; /* of device memory, by everything */
-    uint64_t max_bytes;   /* of one allocation */
+    uint64_t n_runs;
+    uint64_t taken_bytes;    /* of device memory, by everything */
+    uint64_t max_bytes;      /* of one allocation */
+    double bytes_per_second; /* read and written by a copy, measured when the device was opened */
 } vk_device;
 
 /* ---- device.c -------------------------------------------------------------------------------------------- */
@@ -186,6 +189,10 @@ rq_status vk_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memo
 rq_status vk_adopt(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
                    rq_error *err);
 void vk_release(rq_memory *memory);
+/* Sets d->bytes_per_second. */
+rq_status vk_measure(vk_device *d, rq_error *err);
+/* Memory of the processor that the device writes; it has a host address. */
+rq_status vk_alloc_host(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err);
 rq_status vk_upload(rq_memory *dst, uint64_t offset, const void *src, uint64_t bytes, rq_error *err);
 rq_status vk_download(rq_memory *src, uint64_t offset, void *dst, uint64_t bytes, rq_error *err);
 rq_status vk_staging_make(vk_device *d, uint64_t bytes, vk_staging *out, rq_error *err);
@@ -231,6 +238,9 @@ void vk_destroy(rq_program *program);
 rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err);
 rq_status vk_wait(rq_device *device, rq_error *err);
 rq_status vk_profile(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);
+uint64_t vk_mark(rq_device *device);
+rq_status vk_wait_mark(rq_device *device, uint64_t mark, rq_error *err);
+rq_status vk_fetch(rq_memory *src, uint64_t offset, rq_memory *host, uint64_t bytes, rq_error *err);
 
 /* For ops.c: the operation being compiled. */
 typedef struct vk_view {

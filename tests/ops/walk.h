@@ -24,9 +24,13 @@ void walk(walker *w, const op_case *c, uint32_t largest);
 /* One case in one bucket with n tokens. */
 void walk_once(walker *w, const op_case *c, uint32_t n);
 
+/* --quick was given: rows may leave shapes out. */
+bool walk_is_quick(void);
+
 /* A test program: opens every implementation of every backend in this build, walks `rows` with it, prints the worst
  * error of each kind as a share of its tolerance, and fails where a row did or a kind that is `mine` has none.
  *   -v                says more
+ *   --quick           fewer cases
  *   NAME              that implementation alone
  *   --variant NAME    of a card: the products in that arithmetic ("integer-dot")
  *   --disable LIST    of a card: abilities not to be used ("subgroup,float16")

@@ -78,6 +78,7 @@ typedef struct fixture {
     rq_engine *engine;
 } fixture;
 
+/* The engine is NULL when the device refuses the model, which only cards may do. */
 static fixture open_model(const char *name, const char *cache, uint32_t n_ctx, uint32_t n_batch)
 {
     fixture f = {0};
@@ -91,7 +92,11 @@ static fixture open_model(const char *name, const char *cache, uint32_t n_ctx, u
                           .n_threads = 2,
                           .type_k = cache,
                           .type_v = cache};
-    if (rq_engine_create(f.model, &p, &f.engine, &err)) fail_msg("%s", err.text);
+    rq_status status = rq_engine_create(f.model, &p, &f.engine, &err);
+    if (status == RQ_ERR_UNSUPPORTED && backend_name)
+        printf("%-14s refused: %s\n", name, err.text);
+    else if (status != RQ_OK)
+        fail_msg("%s", err.text);
     return f;
 }
 
@@ -137,6 +142,7 @@ static void matches_the_other_engine(void **state)
     size_t n = read_tokens("tokens.txt", ids);
     assert_int_equal(n, 200);
     logits want = logits_of(n);
+    uint32_t n_compared = 0;
     for (size_t i = 0; i < sizeof ORACLES / sizeof *ORACLES; i++)
         for (int f16 = 0; f16 < 2; f16++) {
             const oracle *o = &ORACLES[i];
@@ -144,6 +150,11 @@ static void matches_the_other_engine(void **state)
             snprintf(file, sizeof file, "%s.logits.f32", o->name);
             read_floats(file, want.rows, n * N_VOCAB);
             fixture f = open_model(o->name, f16 ? "f16" : "f32", 256, 256);
+            if (!f.engine) {
+                close_model(&f);
+                continue;
+            }
+            n_compared++;
             logits got = evaluate(&f, ids, n, 160, 160, 1);
             double tolerance = f16 ? o->tolerance_f16 : o->tolerance_f32;
             double error = nmse(got.rows, want.rows, n * N_VOCAB);
@@ -153,6 +164,7 @@ static void matches_the_other_engine(void **state)
             free(got.rows);
             close_model(&f);
         }
+    assert_true(n_compared >= 20); /* every family that is not recurrent */
     free(want.rows);
 }
 
@@ -191,6 +203,12 @@ static void long_context_of(const char *name)
     snprintf(file, sizeof file, "%s.long.f32", name);
     read_floats(file, want.rows, (size_t)32 * N_VOCAB);
     fixture f = open_model(name, "f32", 1024, 1024);
+    if (!f.engine) {
+        assert_string_not_equal(name, "llama");
+        free(want.rows);
+        close_model(&f);
+        return;
+    }
     logits got = evaluate(&f, ids, n, 890, 890, 1);
     double error = nmse(got.rows + (n - 32) * N_VOCAB, want.rows, (size_t)32 * N_VOCAB);
     printf("%s, 900 tokens: normalised squared error %.2e, %.3f of tolerance 1e-07\n", name, error,
