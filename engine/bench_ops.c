@@ -19,6 +19,7 @@ typedef enum row_kind {
     ROW_ATTEND,  /* h heads over g KV heads of size n at depth m, with norms, rotation and write before it */
     ROW_EXPERTS, /* h experts, g used, [n, m] each, with routing, grouping and combination */
     ROW_EMBED,   /* table [n, m] */
+    ROW_DELTA,   /* h value heads over g key heads of size n: convolution of four taps, norms, delta rule */
     ROW_HEAD     /* select rows, norm-free product with [n, m], copy, arg-max */
 } row_kind;
 
@@ -34,7 +35,7 @@ typedef struct row_spec {
 
 #define EXACT RQ_KV_SAME
 
-/* Sizes of the 8B and 30B-A3B shapes; weights larger than the last-level caches of desktop processors, so that
+/* Sizes of the 8B and 30B-A3B shapes, of the 27B hybrid for its recurrent layers; weights larger than the last-level caches of desktop processors, so that
  * products of one token read memory. */
 static const row_spec ROWS[] = {
     {"generation", ROW_MATMUL, RQ_TYPE_F32, true, 4096, 14336, 0, 0, 1, EXACT},
@@ -61,11 +62,21 @@ static const row_spec ROWS[] = {
     {"prompt c3", ROW_ATTEND, RQ_TYPE_F16, false, 128, 4096, 32, 8, 512, RQ_KV_C3},
     {"generation", ROW_EXPERTS, RQ_TYPE_Q4_K, false, 2048, 768, 128, 8, 1, EXACT},
     {"prompt", ROW_EXPERTS, RQ_TYPE_Q4_K, false, 2048, 768, 128, 8, 128, EXACT},
+    {"generation", ROW_DELTA, RQ_TYPE_F32, false, 128, 0, 48, 16, 1, EXACT},
+    {"draft check", ROW_DELTA, RQ_TYPE_F32, false, 128, 0, 48, 16, 4, EXACT},
+    {"prompt", ROW_DELTA, RQ_TYPE_F32, false, 128, 0, 48, 16, 512, EXACT},
     {"generation", ROW_EMBED, RQ_TYPE_Q4_K, false, 4096, 8192, 0, 0, 1, EXACT},
     {"generation", ROW_HEAD, RQ_TYPE_Q6_K, false, 4096, 32768, 0, 0, 1, EXACT},
 };
 
-enum { FILL_TOKENS = 512, MAX_WEIGHTS = 8, MAX_OPS = 64, LEAST_NS = 200000000, MAX_REPEATS = 200 };
+enum {
+    FILL_TOKENS = 512,
+    MAX_WEIGHTS = 8,
+    MAX_OPS = 64,
+    LEAST_NS = 200000000,
+    MAX_REPEATS = 200,
+    CONV_TAPS = 4
+};
 
 typedef struct bench {
     const row_spec *spec;
@@ -135,6 +146,15 @@ static void make_weights(bench *b)
         add_weight(b, "embd", RQ_TYPE_F32, s->n * (s->h + 2 * s->g), 64, 1, 1.0f);
         add_weight(b, "freq", RQ_TYPE_F32, s->n / 2, 1, 1, 1.0f);
         break;
+    case ROW_DELTA: /* q, k and v, then the two numbers of each value head */
+        add_weight(b, "embd", RQ_TYPE_F32, s->n * (2 * s->g + s->h) + 2 * s->h, 64, 1, 1.0f);
+        add_weight(b, "conv", RQ_TYPE_F32, s->n * (2 * s->g + s->h), CONV_TAPS, 1, 0.5f);
+        add_weight(b, "rate", RQ_TYPE_F32, s->h, 1, 1, 0.1f);
+        for (uint32_t i = 0; !b->status && i < s->h; i++) {
+            float *rate = (float *)b->weights[2].host;
+            rate[i] = -fabsf(rate[i]);
+        }
+        break;
     case ROW_EMBED:
         add_weight(b, "embd", b->type, s->n, s->m, 1, 1.0f);
         break;
@@ -183,6 +203,7 @@ static rq_ref persist(rq_tape *t, rq_persist which, rq_type type, uint32_t ne0)
 /* Width of the embedding rows that feed the operation. */
 static uint32_t width(const row_spec *s)
 {
+    if (s->kind == ROW_DELTA) return s->n * (2 * s->g + s->h) + 2 * s->h;
     return s->kind == ROW_ATTEND ? s->n * (s->h + 2 * s->g) : s->n;
 }
 
@@ -211,6 +232,27 @@ static void build_experts(const bench *b, rq_tape *t, rq_ref x)
     rq_ref one = rq_tape_view(t, x, 0, s->n, 1, s->n, t->bucket, s->n);
     rq_ref h = rq_op_matmul_experts(t, weight(b, t, 2), one, ids, group);
     rq_op_combine(t, rq_op_matmul_experts(t, weight(b, t, 3), h, ids, group), weights);
+}
+
+static void build_delta(const bench *b, rq_tape *t, rq_ref x)
+{
+    const row_spec *s = b->spec;
+    uint32_t d = s->n, channels = d * (2 * s->g + s->h), row = channels + 2 * s->h;
+    rq_ref state = rq_tape_state(t, 0, 0);
+    rq_ref u = rq_tape_view(t, x, 0, channels, t->bucket, row, 1, 0);
+    rq_ref c = rq_op_short_conv(t, state, u, weight(b, t, 1));
+    const rq_delta_in in = {
+        .state = state,
+        .q = rq_op_l2_norm(t, rq_tape_view(t, c, 0, d, s->g, d, t->bucket, channels), 1e-6f),
+        .k = rq_op_l2_norm(t, rq_tape_view(t, c, (uint64_t)d * s->g, d, s->g, d, t->bucket, channels), 1e-6f),
+        .v = rq_tape_view(t, c, 2ull * d * s->g, d, s->h, d, t->bucket, channels),
+        .alpha = rq_tape_view(t, x, channels, s->h, t->bucket, row, 1, 0),
+        .beta = rq_tape_view(t, x, (uint64_t)channels + s->h, s->h, t->bucket, row, 1, 0),
+        .rate = weight(b, t, 2),
+        .offset = weight(b, t, 2),
+        .scale = 1.0f / sqrtf((float)d),
+        .tiled = true};
+    rq_op_delta_rule(t, &in);
 }
 
 static void build(void *user, rq_tape_kind kind, rq_tape *t)
@@ -242,6 +284,9 @@ static void build(void *user, rq_tape_kind kind, rq_tape *t)
         break;
     case ROW_EXPERTS:
         build_experts(b, t, x);
+        break;
+    case ROW_DELTA:
+        build_delta(b, t, x);
         break;
     case ROW_EMBED:
         break;
@@ -397,6 +442,8 @@ static void report(const bench *b, const sums *m, double bandwidth, void (*row)(
         char shape[64];
         if (s->kind == ROW_ATTEND)
             snprintf(shape, sizeof shape, "%u/%u x %u, depth %u, T %u", s->h, s->g, s->n, depth, s->tokens);
+        else if (s->kind == ROW_DELTA)
+            snprintf(shape, sizeof shape, "%u/%u x %u, T %u", s->h, s->g, s->n, s->tokens);
         else if (s->kind == ROW_EXPERTS)
             snprintf(shape, sizeof shape, "%u of %u x [%u, %u], T %u", s->g, s->h, s->n, s->m, s->tokens);
         else
@@ -424,6 +471,12 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
     bool attention = s->kind == ROW_ATTEND;
     uint32_t n_pages = ((attention ? s->m : 0) + s->tokens + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS;
     rq_cache_group group = group_of(b);
+    const rq_state_group state = {.n_layers = 1,
+                                  .conv_channels = s->n * (2 * s->g + s->h),
+                                  .conv_taps = CONV_TAPS,
+                                  .n_heads = s->h,
+                                  .dim_k = s->n,
+                                  .dim_v = s->n};
     uint32_t bucket = 1, on_first = 0;
     while (bucket < s->tokens || (attention && bucket < FILL_TOKENS)) bucket *= 2;
     make_weights(b);
@@ -439,6 +492,8 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
         .group_pages = &n_pages,
         .group_coded_pages = s->form != RQ_KV_SAME ? &n_pages : NULL,
         .group_device = &on_first,
+        .states = &state,
+        .n_states = s->kind == ROW_DELTA,
         .caps = {.max_tokens = bucket, .n_groups = attention, .n_seqs = 1, .max_pages = n_pages},
         .n_embd = width(s),
         .n_vocab = s->kind == ROW_HEAD ? s->m : 64,
@@ -477,7 +532,8 @@ rq_status rq_bench_ops(const char *backend_name, uint32_t n_threads, const char 
             const rq_type_info *info = rq_type_get(type);
             bool wanted = ROWS[r].every_type ? info && info->is_weight && type != RQ_TYPE_F64
                                              : type == (uint32_t)ROWS[r].type;
-            static const char *const kinds[] = {"matmul", "ffn", "attend", "experts", "embed", "head"};
+            static const char *const kinds[] = {"matmul", "ffn",   "attend", "experts",
+                                                "embed",  "delta", "head"};
             char name[128];
             snprintf(name, sizeof name, "%s %s %s", kinds[ROWS[r].kind], ROWS[r].name,
                      info ? info->name : "");

@@ -74,7 +74,6 @@ static void delta_rest(const rq_delta_token *t, size_t m, size_t n)
 static void delta_token(const rq_delta_token *t)
 {
     size_t m = 0;
-    for (; m + 8 * VL <= t->dim_v; m += 8 * VL) delta_columns(t, m, 8);
     for (; m + 4 * VL <= t->dim_v; m += 4 * VL) delta_columns(t, m, 4);
     for (; m + VL <= t->dim_v; m += VL) delta_columns(t, m, 1);
     if (m < t->dim_v) delta_rest(t, m, t->dim_v - m);
