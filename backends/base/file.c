@@ -1,9 +1,11 @@
 #include "backends/base/file.h"
 
 #include "backends/base/guard.h"
+#include "backends/base/mem.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -85,4 +87,26 @@ void rq_map_release(const rq_map *map, uint64_t offset, uint64_t bytes)
              end = (offset + bytes) / page * page; /* whole pages only */
     /* Once lost, part of the range may be zero pages of ours: harmless, they read as zeros again. */
     if (end > from) madvise((void *)(uintptr_t)(map->data + from), (size_t)(end - from), MADV_DONTNEED);
+}
+
+rq_status rq_file_replace(const char *path, const void *data, size_t n, rq_error *err)
+{
+    size_t room = strlen(path) + 32;
+    char *temporary = rq_malloc(room);
+    if (temporary == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the name of a file");
+    (void)snprintf(temporary, room, "%s.%ld", path, (long)getpid());
+    FILE *f = fopen(temporary, "wbe");
+    bool good = f != NULL && fwrite(data, 1, n, f) == n;
+    int why = errno;
+    if (f != NULL && fclose(f) != 0 && good) {
+        good = false;
+        why = errno;
+    }
+    if (good && rename(temporary, path) != 0) {
+        good = false;
+        why = errno;
+    }
+    if (f != NULL && !good) unlink(temporary);
+    rq_free(temporary);
+    return good ? RQ_OK : rq_fail(err, RQ_ERR_IO, "%s: cannot be written: %s", path, strerror(why));
 }

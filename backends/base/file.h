@@ -5,6 +5,7 @@
 #include "backends/base/status.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct rq_map {
@@ -30,5 +31,9 @@ bool rq_map_lost(const rq_map *map);
 void rq_map_will_need(const rq_map *map, uint64_t offset, uint64_t bytes);
 void rq_map_release(const rq_map *map, uint64_t offset,
                     uint64_t bytes); /* drop its pages from this process */
+
+/* Writes n bytes to `path` in one piece: under another name in the same folder first, so that a reader sees the old
+ * file or the new one, and a failure leaves the old one. */
+rq_status rq_file_replace(const char *path, const void *data, size_t n, rq_error *err);
 
 #endif

@@ -11,10 +11,7 @@
 #include "engine/kv/profile.h"
 #include "engine/models/model.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -63,21 +60,6 @@ static void put_profile(rq_buf *b, const rq_kv_profile *p)
     if (!b->failed) put_u64(b, XXH3_64bits(b->data, b->len));
 }
 
-static rq_status write_bytes(const char *path, const rq_buf *bytes, rq_error *err)
-{
-    FILE *f = fopen(path, "wbe");
-    if (f == NULL) return rq_fail(err, RQ_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
-    bool good = fwrite(bytes->data, 1, bytes->len, f) == bytes->len;
-    int why = errno;
-    if (fclose(f) != 0 && good) {
-        good = false;
-        why = errno;
-    }
-    if (good) return RQ_OK;
-    unlink(path);
-    return rq_fail(err, RQ_ERR_IO, "%s: cannot be written: %s", path, strerror(why));
-}
-
 rq_status rq_kv_profile_write(const rq_kv_profile *p, const char *path, rq_error *err)
 {
     rq_status status = rq_kv_profile_check(p, err);
@@ -85,7 +67,7 @@ rq_status rq_kv_profile_write(const rq_kv_profile *p, const char *path, rq_error
     rq_buf bytes = {.max = SIZE_MAX / 4};
     put_profile(&bytes, p);
     status = bytes.failed ? rq_fail(err, RQ_ERR_MEMORY, "out of memory for the cache profile %s", path)
-                          : write_bytes(path, &bytes, err);
+                          : rq_file_replace(path, bytes.data, bytes.len, err);
     rq_buf_free(&bytes);
     return status;
 }

@@ -12,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <unistd.h>
 
 enum { MAX_LINE = 400 };
 
@@ -144,19 +143,7 @@ rq_status rq_kv_table_write(const rq_kv_table *t, const char *path, rq_error *er
     rq_status status = text.failed ? rq_fail(err, RQ_ERR_MEMORY, "out of memory for the table %s", path)
                                    : rq_kv_table_parse(text.data, text.len, path, &back, err);
     rq_kv_table_free(&back);
-    if (status == RQ_OK) {
-        FILE *f = fopen(path, "we");
-        bool good = f != NULL && fwrite(text.data, 1, text.len, f) == text.len;
-        int why = errno;
-        if (f != NULL && fclose(f) != 0 && good) {
-            good = false;
-            why = errno;
-        }
-        if (!good) {
-            if (f != NULL) unlink(path);
-            status = rq_fail(err, RQ_ERR_IO, "%s: cannot be written: %s", path, strerror(why));
-        }
-    }
+    if (status == RQ_OK) status = rq_file_replace(path, text.data, text.len, err);
     rq_buf_free(&text);
     return status;
 }
