@@ -123,7 +123,6 @@ static rq_status run_test(const bench *b, const rq_model *model, const char *bac
     }
 
     rq_engine_params params = b->args->params;
-    params.no_fit = strcmp(b->args->fit, "off") == 0;
     if (backend) params.backend = backend;
     params.n_sessions = row->n_sequences;
     params.n_batch = row->n_batch;

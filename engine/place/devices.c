@@ -36,6 +36,8 @@ static void take_in(rq_place_devices *d, rq_device *device, bool card, const rq_
         snprintf(d->name[i], sizeof d->name[i], "processor");
     uint64_t override = card ? p->device_memory : p->host_memory;
     uint64_t there = d->info[i].host_memory ? rq_memory_available() : d->info[i].free_bytes;
+    d->shares[i] = card && override == 0 && (d->info[i].host_memory || d->info[i].on_processor);
+    if (d->shares[i]) there = there / 4 * 3; /* of a memory that everybody uses */
     d->budget[i] = override != 0 ? override : there;
 }
 

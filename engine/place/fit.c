@@ -73,8 +73,12 @@ static uint64_t usable(uint64_t budget)
 /* The first device that has too little, or RQ_PLACE_DEVICES. */
 static uint32_t too_small(const rq_place_devices *d, const rq_place_need *need)
 {
-    for (uint32_t i = 0; i <= d->n_cards; i++)
-        if (need->device[i] != 0 && d->budget[i] != 0 && need->device[i] > usable(d->budget[i])) return i;
+    uint64_t shared = 0;
+    for (uint32_t i = 0; i <= d->n_cards; i++) {
+        uint64_t bytes = need->device[i] + (i == d->n_cards ? shared : 0);
+        if (d->shares[i]) shared += need->device[i];
+        if (need->device[i] != 0 && d->budget[i] != 0 && bytes > usable(d->budget[i])) return i;
+    }
     return RQ_PLACE_DEVICES;
 }
 
@@ -87,14 +91,15 @@ rq_status rq_fit_check(const rq_place_devices *d, const rq_place_need *need, uin
 {
     uint32_t i = too_small(d, need);
     if (i == RQ_PLACE_DEVICES) return RQ_OK;
-    uint64_t there = usable(d->budget[i]);
+    uint64_t there = usable(d->budget[i]), shared = 0, bytes = need->device[i];
+    for (uint32_t k = 0; i == d->n_cards && k < i; k++) shared += d->shares[k] ? need->device[k] : 0;
+    bytes += shared; /* that cards take of the same memory */
     return rq_fail(
         err, RQ_ERR_MEMORY,
         "%s (%.100s) is %.0f MiB short: weights %.0f, cache of %u tokens %.0f, steps and the rest %.0f MiB "
         "are more than the %.0f MiB that can be used of %.0f free: %s",
-        d->name[i], d->info[i].name, mib(need->device[i] - there), mib(need->weights[i]), n_ctx,
-        mib(need->cache[i]), mib(need->device[i] - need->weights[i] - need->cache[i]), mib(there),
-        mib(d->budget[i]),
+        d->name[i], d->info[i].name, mib(bytes - there), mib(need->weights[i]), n_ctx, mib(need->cache[i]),
+        mib(bytes - need->weights[i] - need->cache[i]), mib(there), mib(d->budget[i]),
         i < d->n_cards ? "ask for fewer layers on it (--gpu-layers), a shorter context (-c), a compressed "
                          "cache (-ctk, -ctv), smaller steps (-b) or fewer sessions"
                        : "ask for a shorter context (-c), a compressed cache (-ctk, -ctv), smaller steps "

@@ -19,6 +19,7 @@ typedef struct rq_place_devices {
     rq_device_info info[RQ_PLACE_DEVICES];
     char name[RQ_PLACE_DEVICES][24];   /* "vulkan0", "cpu" */
     uint64_t budget[RQ_PLACE_DEVICES]; /* bytes that may be planned with; 0: unknown */
+    bool shares[RQ_PLACE_DEVICES];     /* a card whose memory is the processor's: both have one budget */
     uint32_t n_cards, n;
 } rq_place_devices;
 

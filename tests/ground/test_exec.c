@@ -25,6 +25,7 @@ typedef struct variant {
     uint32_t n_devices;
     uint32_t split_layer; /* 0: none */
     bool cache_elsewhere; /* the last group's pool on device 1 */
+    bool ends_elsewhere;  /* the embedding and the experts on device 1 */
     bool no_fusion;
 } variant;
 
@@ -35,6 +36,16 @@ typedef struct rig {
     rq_executor_params params;
     driver drive;
 } rig;
+
+static uint32_t experts_on_second(void *user, uint32_t layer)
+{
+    return 1;
+}
+
+static uint32_t input_on_second(void *user)
+{
+    return 1;
+}
 
 static rq_status rig_open(rig *r, synth_model *m, const variant *v, rq_error *err)
 {
@@ -48,6 +59,8 @@ static rq_status rig_open(rig *r, synth_model *m, const variant *v, rq_error *er
     m->group_device[m->n_groups - 1] = v->cache_elsewhere;
     r->params = synth_params(m, r->devices, n, MAX_TOKENS, N_SEQS, MAX_PAGES);
     r->params.no_fusion = v->no_fusion;
+    r->params.place_experts = v->ends_elsewhere ? experts_on_second : NULL;
+    r->params.place_input = v->ends_elsewhere ? input_on_second : NULL;
     rq_status status = rq_executor_create(&r->params, &r->ex, err);
     if (status == RQ_OK) assert_true(driver_open(&r->drive, r->ex, &r->params));
     return status;
@@ -99,6 +112,10 @@ static void every_way_has_the_same_bits(void **state)
         {.n_devices = 2, .split_layer = 1, .cache_elsewhere = true, .device = {{0}, {.hidden = true}}},
         {.n_devices = 2, .split_layer = 1, .device = {{.hidden = true}, {.hidden = true, .shuffle = 3}}},
         {.n_devices = 2, .cache_elsewhere = true, .device = {{.shuffle = 4}, {.no_fused = true}}},
+        {.n_devices = 2, .split_layer = 1, .ends_elsewhere = true},
+        {.n_devices = 2,
+         .ends_elsewhere = true,
+         .device = {{.hidden = true}, {.hidden = true, .shuffle = 5}}},
     };
     for (uint32_t c = 0; c < N_CONFIGS; c++) {
         synth_model m;
@@ -121,6 +138,8 @@ static void every_way_has_the_same_bits(void **state)
                 rq_executor_info info;
                 rq_executor_describe(r.ex, &info);
                 if (variants[v].n_devices == 2) assert_true(info.n_segments > 2 && info.n_copies > 0);
+                if (variants[v].ends_elsewhere && configs[c] == &synth_moe && !variants[v].split_layer)
+                    assert_true(info.n_round_trips >= m.c.n_layers); /* of the experts */
                 float *got = logits_of(&r, seq, seq ? 128 : 50);
                 same(whole, got, m.c.n_vocab, LENGTH);
                 rq_free(got);
@@ -328,13 +347,12 @@ static void random_passes_have_the_same_bits(void **state)
 
 /* ---- stepping ------------------------------------------------------------------------------------------ */
 
-static void a_thousand_steps_allocate_nothing(void **state)
+static void run_a_thousand(const variant *idle)
 {
     synth_model m;
     synth_make(&m, &synth_moe, 1);
-    const variant idle = {.device = {{.idle = true}}};
     rig r;
-    assert_int_equal(rig_open(&r, &m, &idle, NULL), RQ_OK);
+    assert_int_equal(rig_open(&r, &m, idle, NULL), RQ_OK);
     rq_mem_fail_at(0);
     for (uint32_t i = 0; i < 1000; i++) {
         if (i % 100 == 0) r.drive.lengths[0] = r.drive.lengths[1] = 0;
@@ -352,14 +370,28 @@ static void a_thousand_steps_allocate_nothing(void **state)
     synth_free(&m);
 }
 
+static void a_thousand_steps_allocate_nothing(void **state)
+{
+    const variant idle = {.device = {{.idle = true}}},
+                  two = {.n_devices = 2,
+                         .split_layer = 1,
+                         .ends_elsewhere = true,
+                         .device = {{.idle = true, .hidden = true}, {.idle = true, .hidden = true}}};
+    run_a_thousand(&idle);
+    run_a_thousand(&two);
+}
+
 /* A step whose tokens are what the step before it sampled, both in flight at once. */
 static void two_steps_in_flight(void **state)
 {
     synth_model m;
     synth_make(&m, &synth_qwen3, 9);
     const uint32_t n = m.c.n_vocab;
-    for (uint32_t hidden = 0; hidden < 2; hidden++) {
-        const variant v = {.device = {{.hidden = hidden}}};
+    for (uint32_t hidden = 0; hidden < 3;
+         hidden++) { /* the last: what is sampled on one device is read on another */
+        const variant v = {.device = {{.hidden = hidden == 1}, {.hidden = true}},
+                           .n_devices = 1 + (hidden == 2),
+                           .ends_elsewhere = hidden == 2};
         rig r;
         assert_int_equal(rig_open(&r, &m, &v, NULL), RQ_OK);
         const uint32_t *table[1] = {r.drive.pages};

@@ -95,7 +95,6 @@ typedef struct rq_engine_args {
     rq_engine_params params; /* n_sessions and log are left to the program */
     bool list_devices;
     bool plan, plan_json;
-    const char *fit; /* "on" or "off" */
 } rq_engine_args;
 rq_engine_args rq_engine_args_default(void);
 /* -m --builtin -c -t -b --backend --device -ngl --cpu-experts --fit --plan and their like, -ctk -ctv --kv-recent --kv-sinks --kv-profile --cache-tokens

@@ -13,8 +13,16 @@
 rq_engine_args rq_engine_args_default(void)
 {
     return (rq_engine_args){
-        .params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .kv_recent = 128, .n_batch = 512},
-        .fit = "on"};
+        .params = {.backend = "auto", .type_k = "f16", .type_v = "f16", .kv_recent = 128, .n_batch = 512}};
+}
+
+static rq_status parse_fit(void *target, const char *value, rq_error *err)
+{
+    bool off = strcmp(value, "off") == 0;
+    if (!off && strcmp(value, "on") != 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "--fit is on or off, not \"%.40s\"", value);
+    *(bool *)target = off;
+    return RQ_OK;
 }
 
 /* "16G", "512M", "1000000": binary multiples, with or without "iB" or "B" behind. */
@@ -43,15 +51,18 @@ static void options_placement(rq_options *options, rq_engine_args *args)
          .kind = RQ_OPT_STRING,
          .target = &p->gpu_layers,
          .value = "N",
+         .env = "LLAMA_ARG_N_GPU_LAYERS",
          .shown = "as many as fit",
          .help = "so many of the last layers run on the cards; all, or auto"},
         {.names = "-cmoe,--cpu-experts,--cpu-moe",
          .kind = RQ_OPT_FLAG,
          .target = &p->cpu_experts,
+         .env = "LLAMA_ARG_CPU_MOE",
          .help = "mixtures: the experts stay on the processor"},
         {.names = "-ncmoe,--cpu-expert-layers,--n-cpu-moe",
          .kind = RQ_OPT_U32,
          .target = &p->cpu_expert_layers,
+         .env = "LLAMA_ARG_N_CPU_MOE",
          .max = 1 << 20,
          .shown = "as many as needed",
          .help = "mixtures: the experts of the first N layers stay on the processor"},
@@ -62,9 +73,11 @@ static void options_placement(rq_options *options, rq_engine_args *args)
          .shown = "by free memory",
          .help = "how several devices share the layers: 3,1"},
         {.names = "--fit",
-         .kind = RQ_OPT_STRING,
-         .target = &args->fit,
-         .choices = "on,off",
+         .kind = RQ_OPT_CALL,
+         .target = &p->no_fit,
+         .call = parse_fit,
+         .value = "on|off",
+         .shown = "on",
          .help = "find a placement and a context that fit before anything is loaded; off: everything on the "
                  "cards and the trained context, whatever happens"},
         {.names = "--plan",
@@ -309,10 +322,8 @@ static rq_status print_plan(const rq_engine_args *args, rq_error *err)
 {
     rq_model *model = NULL;
     char *text = NULL;
-    rq_engine_params params = args->params;
-    params.no_fit = strcmp(args->fit, "off") == 0;
     rq_status status = rq_engine_args_open(args, &model, NULL, err);
-    if (status == RQ_OK) status = rq_plan_text(model, &params, args->plan_json, &text, err);
+    if (status == RQ_OK) status = rq_plan_text(model, &args->params, args->plan_json, &text, err);
     if (status == RQ_OK) fputs(text, stdout);
     rq_string_free(text);
     rq_model_free(model);
@@ -356,9 +367,7 @@ rq_status rq_engine_args_open(const rq_engine_args *args, rq_model **model, rq_e
     if (status == RQ_OK) status = rq_model_load(file, &m, err);
     if (status != RQ_OK) return status;
     if (engine) {
-        rq_engine_params params = args->params;
-        params.no_fit = strcmp(args->fit, "off") == 0;
-        status = rq_engine_create(m, &params, engine, err);
+        status = rq_engine_create(m, &args->params, engine, err);
         if (status != RQ_OK) {
             rq_model_free(m);
             return status;
