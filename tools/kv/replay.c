@@ -146,6 +146,8 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
     if (!s && o->table && !(o->bound > 0)) s = kv_format_list_add(&o->list, yardstick, err);
     if (!s) s = kv_manifest_read(folder, &o->manifest, err);
     if (!s && o->profile) s = rq_kv_profile_read(o->profile, &profile, err);
+    if (!s && profile && profile->layers[0].klt_k && o->formats.names == kv_format_all)
+        s = kv_format_list_add(&o->list, "klt4,klt3,klt2", err);
     if (!s) {
         uint64_t heads = 0;
         for (uint32_t i = 0; i < o->manifest.n_layers; i++) heads += o->manifest.layers[i].n_heads_kv;
