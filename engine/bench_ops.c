@@ -55,6 +55,7 @@ static const row_spec ROWS[] = {
     {"generation c2", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C2},
     {"generation c3", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C3},
     {"generation c4", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C4},
+    {"generation c42", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_C42},
     {"generation q8_0", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_Q8_0},
     {"generation q4_0", ROW_ATTEND, RQ_TYPE_F16, false, 128, 32768, 32, 8, 1, RQ_KV_Q4_0},
     {"prompt", ROW_ATTEND, RQ_TYPE_F16, false, 128, 0, 32, 8, 512, EXACT},
@@ -427,8 +428,9 @@ static void report(const bench *b, const sums *m, double bandwidth, void (*row)(
                    void *user)
 {
     const row_spec *s = b->spec;
-    static const char *const coded[] = {[RQ_KV_Q8_0] = "q8_0", [RQ_KV_Q4_0] = "q4_0", [RQ_KV_C2] = "c2",
-                                        [RQ_KV_C3] = "c3",     [RQ_KV_C4] = "c4",     [RQ_KV_TRIP] = NULL};
+    static const char *const coded[] = {
+        [RQ_KV_Q8_0] = "q8_0", [RQ_KV_Q4_0] = "q4_0", [RQ_KV_C2] = "c2",  [RQ_KV_C3] = "c3",
+        [RQ_KV_C4] = "c4",     [RQ_KV_C42] = "c42",   [RQ_KV_TRIP] = NULL};
     uint32_t depth = s->kind == ROW_ATTEND ? s->m : 0;
     rq_cache_group group = group_of(b);
     for (uint32_t i = 0; i < m->n; i++) {
