@@ -15,6 +15,7 @@ static const rq_op_info catalogue[RQ_OP_COUNT] = {
     [RQ_OP_ADD] = {"add", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_MUL] = {"mul", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_SCALE] = {"scale", 1, 1, 1, 1, 0, 0, 0},
+    [RQ_OP_SOFTCAP] = {"softcap", 1, 1, 1, 1, 0, 0, 0},
     [RQ_OP_GLU] = {"glu", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_ROPE] = {"rope", 2, 2, 1, 1, 0, 0, STEP},
     [RQ_OP_ROTATE] = {"rotate", 4, 4, 1, 1, 1 << 1 | 1 << 2 | 1 << 3, 0, 0},
@@ -163,6 +164,7 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     case RQ_OP_DELTA_RULE:
         return 1e-9;
     case RQ_OP_GLU:
+    case RQ_OP_SOFTCAP:
     case RQ_OP_SHORT_CONV: /* a sum of up to 8 terms, then silu */
     case RQ_OP_ROPE:
     case RQ_OP_ROUTE:
@@ -228,6 +230,7 @@ static double flops_of(const rq_tape *tape, const rq_op *op, uint32_t kv_len, do
     case RQ_OP_SCALE:
         return elements(out);
     case RQ_OP_GLU:
+    case RQ_OP_SOFTCAP:
         return 8.0 * elements(out);
     case RQ_OP_ROPE:
         return 3.0 * elements(out);

@@ -26,6 +26,8 @@
  *     y[o,t] = sum_i w[i,o] x[i,t]. Block-quantised w may meet x quantised to int8 blocks: see tolerances.
  * ADD, MUL        a f32, b f32: shape of a, or one row [ne0]      f32, shape of a
  * SCALE           x f32                                           f32: factor * x. p.scale
+ * SOFTCAP         x f32                                           f32: cap * tanh(x / cap). p.softcap
+ *     (Bello et al. 2016, section 5.1, for logits)
  * GLU             gate, up f32: same shape, or gate [1, ...]      f32, shape of up: act(gate) * up. p.glu
  *     silu(g) = g / (1 + exp(-g)); gelu_tanh(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3)))
  *     (Hendrycks & Gimpel 2016; Shazeer 2020 for the gated forms); sigmoid(g) = 1 / (1 + exp(-g)). A gate with

@@ -1,4 +1,4 @@
-/* ops_pointwise.c - operations on rows: embedding, norm, add, multiply, scale, gates, rotary positions. */
+/* ops_pointwise.c - operations on rows: embedding, norm, add, multiply, scale, soft cap, gates, rotary positions. */
 #include "backends/cpu/program.h"
 
 #include <math.h>
@@ -143,6 +143,36 @@ void rq_cpu_scale(rq_cpu_builder *b, const rq_op *op)
     if (!a) return;
     a->f = op->p.scale.factor;
     rq_cpu_emit(b, run_scale, a, false);
+}
+
+/* tanh |z| = (1 - e) / (1 + e) with e = exp(-2 |z|); near 0, where that loses digits, its series up to |z|^7, whose
+ * next term is 62/2835 |z|^9. */
+static void run_softcap(rq_cpu_worker *w, const void *args)
+{
+    const row_args *a = args;
+    uint32_t n = a->rows.ne[0];
+    float cap = a->f, inverse = 1.0f / cap;
+    RQ_ROW_LOOP(a)
+    {
+        const float *x = rq_row_of(&a->a, &a->rows, r);
+        float *y = rq_row_of(&a->y, &a->rows, r);
+        for (uint32_t i = 0; i < n; i++) y[i] = -2.0f * fabsf(x[i] * inverse);
+        w->vec->exp(y, y, n);
+        for (uint32_t i = 0; i < n; i++) {
+            float z = fabsf(x[i] * inverse), zz = z * z;
+            float near = z * (1.0f - zz * (1.0f / 3 - zz * (2.0f / 15 - zz * (17.0f / 315))));
+            float far = (1.0f - y[i]) / (1.0f + y[i]);
+            y[i] = copysignf(cap * (z < 0.2f ? near : far), x[i]);
+        }
+    }
+}
+
+void rq_cpu_softcap(rq_cpu_builder *b, const rq_op *op)
+{
+    row_args *a = row_op(b, op->in[0], 0, op->out[0]);
+    if (!a) return;
+    a->f = op->p.softcap.cap;
+    rq_cpu_emit(b, run_softcap, a, false);
 }
 
 static void run_glu_one(rq_cpu_worker *w, const void *args)

@@ -304,6 +304,9 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
     case RQ_OP_SCALE:
         rq_cpu_scale(b, op);
         return;
+    case RQ_OP_SOFTCAP:
+        rq_cpu_softcap(b, op);
+        return;
     case RQ_OP_GLU:
         rq_cpu_glu(b, op);
         return;

@@ -159,6 +159,7 @@ void rq_cpu_embed(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_rms_norm(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_add_mul(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_scale(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_softcap(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_glu(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_rope(rq_cpu_builder *b, const rq_op *op);
 /* ops_rows.c */

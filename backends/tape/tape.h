@@ -60,6 +60,7 @@ typedef enum rq_op_kind {
     RQ_OP_ADD,
     RQ_OP_MUL,
     RQ_OP_SCALE,
+    RQ_OP_SOFTCAP,
     RQ_OP_GLU,
     RQ_OP_ROPE,
     RQ_OP_ROTATE,
@@ -97,6 +98,9 @@ typedef struct rq_op {
         struct {
             float factor;
         } scale;
+        struct {
+            float cap;
+        } softcap;
         struct {
             rq_act act;
         } glu;
@@ -179,6 +183,7 @@ rq_ref rq_op_matmul(rq_tape *t, rq_ref w, rq_ref x); /* w [n_in, n_out], x [n_in
 rq_ref rq_op_add(rq_tape *t, rq_ref a, rq_ref b);    /* b as a, or one row for all of a's */
 rq_ref rq_op_mul(rq_tape *t, rq_ref a, rq_ref b);    /* same */
 rq_ref rq_op_scale(rq_tape *t, rq_ref x, float factor);
+rq_ref rq_op_softcap(rq_tape *t, rq_ref x, float cap); /* cap > 0 */
 /* act(gate) * up; a gate with rows of one element gives it to the whole row of `up` */
 rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act);
 /* x [d, heads, T]; inv_freq f32 weight [n_rot/2], radians per position, scaling and YaRN folded in; magnitude

@@ -233,6 +233,16 @@ rq_ref rq_op_scale(rq_tape *t, rq_ref x, float factor)
     return op->out[0];
 }
 
+rq_ref rq_op_softcap(rq_tape *t, rq_ref x, float cap)
+{
+    if (!f32_operand(t, RQ_OP_SOFTCAP, x, "x")) return 0;
+    if (!positive(cap)) return rq_tape_fail(t, RQ_ERR_FORMAT, "softcap: the cap is not a positive number");
+    rq_op *op = append_like(t, RQ_OP_SOFTCAP, x, x, 0, 1);
+    if (!op) return 0;
+    op->p.softcap.cap = cap;
+    return op->out[0];
+}
+
 rq_ref rq_op_glu(rq_tape *t, rq_ref gate, rq_ref up, rq_act act)
 {
     const rq_value *g = f32_operand(t, RQ_OP_GLU, gate, "gate");

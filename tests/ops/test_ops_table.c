@@ -44,6 +44,12 @@ static void build_mul(rq_tape *t, const op_case *c)
     rq_op_mul(t, case_rows(t, c->n), b);
 }
 
+/* flag: nearly linear where most values are */
+static void build_softcap(rq_tape *t, const op_case *c)
+{
+    rq_op_softcap(t, case_rows(t, c->n), c->flag ? 30.0f : 0.7f);
+}
+
 static void build_scale(rq_tape *t, const op_case *c)
 {
     rq_op_scale(t, case_rows(t, c->n), -0.37f);
@@ -298,6 +304,7 @@ static void every_pointwise(walker *w)
             POINTWISE(RQ_OP_ADD, build_add);
             POINTWISE(RQ_OP_MUL, build_mul);
             POINTWISE(RQ_OP_SCALE, build_scale);
+            POINTWISE(RQ_OP_SOFTCAP, build_softcap);
             c.act = RQ_ACT_SILU;
             POINTWISE(RQ_OP_GLU, build_glu);
             c.act = RQ_ACT_GELU_TANH;

@@ -92,7 +92,7 @@ static double activate(rq_act act, double g)
     return 0.5 * g * (1 + tanh(0.79788456080286535588 /* sqrt(2/pi) */ * (g + 0.044715 * g * g * g)));
 }
 
-/* One element of add, mul, scale and glu. */
+/* One element of add, mul, scale, softcap and glu. */
 static double combine_two(const rq_op *op, double a, double b)
 {
     switch (op->kind) {
@@ -102,6 +102,8 @@ static double combine_two(const rq_op *op, double a, double b)
         return a * b;
     case RQ_OP_SCALE:
         return a * (double)op->p.scale.factor;
+    case RQ_OP_SOFTCAP:
+        return (double)op->p.softcap.cap * tanh(a / (double)op->p.softcap.cap);
     default:
         return activate(op->p.glu.act, a) * b;
     }
@@ -306,6 +308,7 @@ rq_status rq_reference_run(const rq_tape *tape, const rq_op *op, const rq_refere
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
+    case RQ_OP_SOFTCAP:
     case RQ_OP_GLU:
         return pointwise(&r);
     case RQ_OP_ROPE:
