@@ -26,6 +26,7 @@
     X(attend_2, 64)                                                                                          \
     X(attend_4, 64)                                                                                          \
     X(attend_8, 64)                                                                                          \
+    X(attend_coded, 128)                                                                                     \
     X(attend_merge, 64)                                                                                      \
     X(route, 64)                                                                                             \
     X(group, 256)                                                                                            \
@@ -39,8 +40,11 @@
 #define CUDA_WEIGHT_TYPES(X)                                                                                 \
     X(0)                                                                                                     \
     X(1)                                                                                                     \
-    X(2) X(3) X(6) X(7) X(8) X(10) X(11) X(12) X(13) X(14) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)   \
-        X(28) X(29) X(30) X(34) X(35) X(39) X(40) X(41) X(42)
+    X(2)                                                                                                     \
+    X(3)                                                                                                     \
+    X(6)                                                                                                     \
+    X(7) X(8) X(10) X(11) X(12) X(13) X(14) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(28) X(29)      \
+        X(30) X(34) X(35) X(39) X(40) X(41) X(42)
 
 enum {
     CUDA_SLABS = 256,       /* as RQ_MAX_SLABS */
@@ -55,13 +59,13 @@ typedef struct cuda_tables {
     uint64_t iq2xxs[256], iq2xs[512], iq2s[1024], iq1s[2048];
     uint32_t iq3xxs[256], iq3s[512];
     uint8_t ksigns[128];
-    int8_t iq4nl[16], mxfp4[16];
+    int8_t iq4nl[16], mxfp4[16],
+        levels[3][2][16]; /* read in words of 16 bytes; levels: of codec rows C2, C3, C4 */
     float e8m0[256], ue4m3[256];
-    /* codec rows C2, C3, C4 */
+    /* of the codec rows */
     float scales[3][256];
     float gain_k[3], gain_v[3];
     int32_t base[3], slope[3], offset[3];
-    int8_t levels[3][2][16];
     uint8_t log2[128];
 } cuda_tables;
 

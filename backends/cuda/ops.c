@@ -384,6 +384,16 @@ static void kv_encode(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_kv_encode, &a, sizeof a, cu_bindings(b)->caps->max_encodes, g->n_heads, 2, false);
 }
 
+/* Groups whose coded pages attend_coded reads: both sides coded, tiles of 16 elements within groups of one scale. */
+static bool on_matrix_units(const rq_cache_group *g)
+{
+    if (!rq_kv_bits(g->form_k) || !rq_kv_bits(g->form_v) || g->dim_k > 256 || g->dim_v > 256 || g->dim_v % 16)
+        return false;
+    for (uint32_t i = 0, n = rq_kv_groups(g->form_v, g->dim_v); i < n; i++)
+        if (rq_kv_group_size(g->form_v, g->dim_v, i) % 16) return false;
+    return true;
+}
+
 static void attend(cu_builder *b, const rq_op *op)
 {
     const rq_value *cache = &cu_tape(b)->values[op->in[0]];
@@ -419,6 +429,7 @@ static void attend(cu_builder *b, const rq_op *op)
     /* rows of a block: few need no more, and wide heads have no room for more */
     uint32_t rows = 1, kernel = CU_attend_1, most = g->dim_v > 256 ? 2 : g->dim_v > 128 ? 4 : 8;
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
+    if (on_matrix_units(g)) rows = 8, kernel = CU_attend_coded;
     cu_launch(b, kernel, &a, sizeof a, work, g->n_heads, divide_up(queries * group, rows), splits);
     if (splits) cu_launch(b, CU_attend_merge, &a, sizeof a, work, heads, queries, true);
 }

@@ -42,6 +42,8 @@ rq_status cu_tables_make(cu_device *d, rq_memory **out, rq_error *err)
     return status;
 }
 
+_Static_assert(offsetof(cuda_tables, iq4nl) % 16 == 0 && offsetof(cuda_tables, levels) % 16 == 0,
+               "words of 16 bytes");
 /* Words of the step that kernels know by number (cuda/step.cuh). */
 _Static_assert(offsetof(rq_step_header, n_tokens) == 1 * 4, "STEP_N_TOKENS");
 _Static_assert(offsetof(rq_step_header, n_rows) == 3 * 4, "STEP_N_ROWS");

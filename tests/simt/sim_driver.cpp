@@ -66,9 +66,8 @@ static int driver_version(int *v)
 }
 static int error_name(int code, const char **name)
 {
-    *name = code == LAUNCH_FAILED        ? "a failed launch"
-            : code == CUDA_OUT_OF_MEMORY ? "no memory"
-                                         : "a failed call";
+    const char *said = simt_message();
+    *name = said[0] ? said : code == CUDA_OUT_OF_MEMORY ? "no memory" : "a failed call";
     return 0;
 }
 static int device_count(int *n)

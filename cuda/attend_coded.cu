@@ -1,0 +1,244 @@
+// attend_coded.cu - attention over coded pages on matrix units (attend_coded.cuh). A block: one item of work, one KV
+// head, eight rows; a warp makes the scores of 16 keys of a page and a quarter of the elements of the result.
+#include "cuda/attend_coded.cuh"
+
+// Largest and sum over the 16 threads that share a row of scores.
+DEVICE float row_max(float v)
+{
+    for (uint32_t m = 8; m > 0; m >>= 1) v = fmaxf(v, shfl_xor(v, m));
+    return v;
+}
+DEVICE float row_sum(float v)
+{
+    for (uint32_t m = 8; m > 0; m >>= 1) v += shfl_xor(v, m);
+    return v;
+}
+
+KERNEL(attend_coded, cuda_attend_args, 128)
+{
+    SHARED(coded_state, shared_state, 1);
+    coded_state &sh = shared_state[0];
+    const cuda_pool *pool = p.pool;
+    uint32_t tid = thread_x(), warp = tid / 32, lane = tid % 32, g = lane / 4, quad = lane % 4,
+             kv_head = block_y();
+    uint32_t per = p.per_kv_head, dk = pool->dim_k, dv = pool->dim_v, form_k = pool->form_k,
+             form_v = pool->form_v;
+    uint32_t row = tid / 16, part = tid % 16; // of the scores: thread `part` has four keys of the row
+    work_item w;
+    if (!work_at(p, block_x(), w)) return;
+    uint32_t row_first = block_z() * AC_ROWS, n_rows = w.count * per;
+    if (row_first >= n_rows) return;
+    n_rows = min_u(n_rows - row_first, AC_ROWS);
+    const uint32_t *table = pool->table + (uint64_t)w.seq * pool->max_pages;
+    const uint32_t *coded_table = pool->coded_table + (uint64_t)w.seq * pool->max_pages;
+    float gain_k = is_codec(form_k) ? p.tables->gain_k[form_k - C2] : 1.0f;
+    float gain_v = is_codec(form_v) ? p.tables->gain_v[form_v - C2] : 1.0f;
+    uint32_t value_groups = groups_of(form_v, dv);
+    {
+        uint32_t r = row_first + min_u(row, n_rows - 1),
+                 t = w.first + r / per; // rows that are none repeat the last
+        const float *q = p.q + (kv_head * per + r % per) * p.head_stride + t * p.token_stride;
+        float largest = 0, shift = 0;
+        for (uint32_t i = part; i < dk; i += 16) {
+            float v = q[i] * p.scale;
+            sh.q[row][i] = v;
+            largest = fmaxf(largest, is_finite(v) ? fabsf(v) : 0.0f);
+            if (p.mean && p.softcap > 0) shift += v * p.mean[kv_head * p.mean_stride + i];
+        }
+        largest = row_max(largest);
+        shift = row_sum(shift);
+        float inverse = largest > 1e-30f ? 16256.0f / largest : 0.0f;
+        for (uint32_t i = part; i < AC_D + 64; i += 16) {
+            int8_t hi = 0, lo = 0;
+            if (i < dk && is_finite(sh.q[row][i])) split_planes(sh.q[row][i], inverse, hi, lo);
+            sh.planes[0][row][i] = hi;
+            sh.planes[1][row][i] = lo;
+        }
+        if (part == 0) {
+            uint32_t pos = p.step[p.step[STEP_TOKEN_POS] + t];
+            sh.q_scale[row] = largest > 1e-30f ? largest / 16256.0f : 0.0f;
+            sh.shift[row] = shift;
+            sh.pos[row] = pos;
+            sh.lowest[row] = pool->window != 0 && pos >= pool->window ? pos + 1 - pool->window : 0;
+            sh.boundary[row] = boundary_of(pool, pos);
+            sh.split_max[row] = sh.total_max[row] = NOTHING;
+            sh.split_sum[row] = sh.total_sum[row] = 0;
+        }
+    }
+    block_sync();
+    uint32_t last_pos = 0;
+    for (uint32_t r = 0; r < n_rows; r++) last_pos = max_u(last_pos, sh.pos[r]);
+    uint32_t page_end = min_u(min_u(w.page_end, last_pos / 64 + 1), pool->max_pages);
+    float total[AC_TILES][4], split[AC_TILES][4]; // element g or g + 8 of a tile, row 2 quad or 2 quad + 1
+#pragma unroll
+    for (uint32_t i = 0; i < AC_TILES; i++)
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) total[i][k] = split[i][k] = 0;
+    bool any = false;
+    for (uint32_t page_index = w.page_first; page_index < page_end; page_index++) {
+        for (uint32_t pass = 0; pass < 2;
+             pass++) { // the page's coded form for some rows, its exact form for others
+            bool exact = pass == 1;
+            uint32_t seen = 0;
+            for (uint32_t r = 0; r < AC_ROWS; r++) {
+                bool reads_exact = page_index < pool->sinks || page_index >= sh.boundary[r];
+                if (reads_exact == exact && sh.pos[r] >= page_index * 64 &&
+                    sh.lowest[r] < page_index * 64 + 64)
+                    seen |= 1u << r;
+            }
+            if (seen == 0) continue;
+            uint32_t page = exact ? table[page_index] : coded_table[page_index];
+            if (exact ? !page_exists(pool, page) : page >= pool->n_coded) continue;
+            const uint8_t *k, *v, *scales_k = 0, *scales_v = 0;
+            if (exact) {
+                k = page_block(pool, page, p.layer, kv_head);
+                v = k + pool->k_bytes;
+                for (uint32_t at = tid; at < AC_ROWS * 64; at += 128) { // a thread: one key, every other row
+                    uint32_t r = at / 64, token = at % 64;
+                    float s = 0;
+                    for (uint32_t i = 0; i < dk; i++)
+                        s = fmaf(sh.q[r][i], load_exact(k, i * 64 + token, pool->type_k), s);
+                    sh.s[r][token] = s;
+                }
+            } else {
+                k = coded_block(pool, page, p.layer, kv_head);
+                v = k + pool->coded_k_bytes;
+                scales_k = v + pool->coded_v_bytes;
+                scales_v = scales_k + pool->coded_k_scale_bytes;
+                if (form_k == Q8_0) coded_scores<(int)Q8_0>(sh, k, scales_k, p.tables, dk, gain_k);
+                if (form_k == C2) coded_scores<(int)C2>(sh, k, scales_k, p.tables, dk, gain_k);
+                if (form_k == C3) coded_scores<(int)C3>(sh, k, scales_k, p.tables, dk, gain_k);
+                if (form_k == C4) coded_scores<(int)C4>(sh, k, scales_k, p.tables, dk, gain_k);
+            }
+            block_sync();
+            float s[4], largest = NOTHING, sum = 0;
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                uint32_t j = page_index * 64 + 4 * part + i;
+                s[i] = sh.s[row][4 * part + i];
+                if (p.softcap > 0) s[i] = p.softcap * tanhf((s[i] + sh.shift[row]) / p.softcap);
+                if ((seen >> row & 1u) == 0 || j > sh.pos[row] || j < sh.lowest[row]) s[i] = NOTHING;
+                largest = fmaxf(largest, s[i]);
+            }
+            largest = row_max(largest);
+            float before = sh.split_max[row], new_max = fmaxf(before, largest);
+            float old = largest == NOTHING ? 1.0f : before == NOTHING ? 0.0f : exp_below(before - new_max);
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                s[i] = s[i] == NOTHING ? 0.0f : exp_below(s[i] - new_max);
+                sum += s[i];
+            }
+            sum = row_sum(sum);
+            warp_sync();
+            if (part == 0) {
+                sh.old[row] = old;
+                sh.split_max[row] = new_max;
+                sh.split_sum[row] = fmaf(sh.split_sum[row], old, sum);
+            }
+            if (exact) {
+#pragma unroll
+                for (uint32_t i = 0; i < 4; i++) sh.s[row][4 * part + i] = s[i];
+            } else {
+                for (uint32_t group = 0; group < value_groups; group++) {
+                    float x[4], most = 0;
+#pragma unroll
+                    for (uint32_t i = 0; i < 4; i++) {
+                        x[i] = s[i] * group_scale(p.tables, scales_v, form_v, group * 64 + 4 * part + i);
+                        most = fmaxf(most, x[i]);
+                    }
+                    most = row_max(most);
+                    float inverse = most > 1e-30f ? 16256.0f / most : 0.0f;
+                    uint32_t hi = 0, lo = 0;
+#pragma unroll
+                    for (uint32_t i = 0; i < 4; i++) {
+                        int8_t a, b;
+                        split_planes(x[i], inverse, a, b);
+                        hi |= (uint32_t)(uint8_t)a << 8 * i;
+                        lo |= (uint32_t)(uint8_t)b << 8 * i;
+                    }
+                    store4(&sh.weights[group][0][row][4 * part], hi);
+                    store4(&sh.weights[group][1][row][4 * part], lo);
+                    if (part == 0) sh.weight_scale[group][row] = most > 1e-30f ? most / 16256.0f : 0.0f;
+                }
+            }
+            block_sync();
+#pragma unroll
+            for (uint32_t i = 0; i < AC_TILES; i++)
+#pragma unroll
+                for (uint32_t c = 0; c < 4; c++) split[i][c] *= sh.old[2 * quad + c % 2];
+            if (exact) {
+#pragma unroll
+                for (uint32_t i = 0; i < AC_TILES; i++) {
+                    uint32_t d = 16 * (warp + 4 * i) + g;
+                    if (d >= dv) continue;
+                    float o[4] = {0, 0, 0, 0};
+                    for (uint32_t n = 0; n < 64; n++) {
+                        float p0 = sh.s[2 * quad][n], p1 = sh.s[2 * quad + 1][n];
+                        if (p0 == 0 && p1 == 0) continue; // what a row does not see may be no number
+                        float x0 = load_exact(v, n * dv + d, pool->type_v),
+                              x1 = load_exact(v, n * dv + d + 8, pool->type_v);
+                        if (p0 != 0) o[0] = fmaf(p0, x0, o[0]), o[2] = fmaf(p0, x1, o[2]);
+                        if (p1 != 0) o[1] = fmaf(p1, x0, o[1]), o[3] = fmaf(p1, x1, o[3]);
+                    }
+#pragma unroll
+                    for (uint32_t c = 0; c < 4; c++) split[i][c] += o[c];
+                }
+            } else {
+                if (form_v == Q8_0) coded_values<(int)Q8_0>(sh, v, p.tables, dv, gain_v, split);
+                if (form_v == C2) coded_values<(int)C2>(sh, v, p.tables, dv, gain_v, split);
+                if (form_v == C3) coded_values<(int)C3>(sh, v, p.tables, dv, gain_v, split);
+                if (form_v == C4) coded_values<(int)C4>(sh, v, p.tables, dv, gain_v, split);
+            }
+            block_sync();
+        }
+        if ((page_index + 1) % 8 != 0 && page_index + 1 != page_end) continue;
+        if (tid < AC_ROWS) { // the split ends
+            float a = 1, b = 0;
+            if (!any) {
+                a = 0, b = 1;
+                sh.total_max[tid] = sh.split_max[tid];
+            } else if (sh.split_max[tid] != NOTHING) {
+                merge_factors(sh.total_max[tid], sh.split_max[tid], a, b);
+            }
+            sh.total_sum[tid] = merged(sh.total_sum[tid], a, sh.split_sum[tid], b);
+            sh.a[tid] = a;
+            sh.b[tid] = b;
+            sh.split_max[tid] = NOTHING;
+            sh.split_sum[tid] = 0;
+        }
+        block_sync();
+#pragma unroll
+        for (uint32_t i = 0; i < AC_TILES; i++)
+#pragma unroll
+            for (uint32_t c = 0; c < 4; c++) {
+                total[i][c] =
+                    merged(total[i][c], sh.a[2 * quad + c % 2], split[i][c], sh.b[2 * quad + c % 2]);
+                split[i][c] = 0;
+            }
+        any = true;
+        block_sync();
+    }
+#pragma unroll
+    for (uint32_t c = 0; c < 2; c++) {
+        uint32_t r = 2 * quad + c, at = row_first + r, head = kv_head * per + at % per;
+        if (r >= n_rows) continue;
+        float *to, factor = 1;
+        if (w.n_splits > 1) {
+            to = p.partials + ((uint64_t)(w.partial + at / per) * p.heads + head) * p.partial_floats + 2;
+            if (warp == 0 && g == 0) {
+                to[-2] = sh.total_max[r];
+                to[-1] = sh.total_sum[r];
+            }
+        } else {
+            to = p.y + ((uint64_t)(w.first + at / per) * p.heads + head) * dv;
+            factor = sh.total_sum[r] > 0 ? 1.0f / sh.total_sum[r] : 0.0f;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < AC_TILES; i++) {
+            uint32_t d = 16 * (warp + 4 * i) + g;
+            if (d >= dv) continue;
+            to[d] = total[i][c] * factor;
+            to[d + 8] = total[i][2 + c] * factor;
+        }
+    }
+}

@@ -1,0 +1,136 @@
+// attend_coded.cuh - attention of up to eight rows (queries x the query heads of one KV head) over coded pages on matrix
+// units. Keys and values are unpacked once for all rows, straight from their words into the operands of 8-bit products;
+// queries, and weights times scales, are integers of 15 bits in two planes (hi * 128 + lo), so sums are exact and a row's
+// bits do not depend on the others. Pages in exact form (the latest few) are summed in floats.
+#ifndef RQ_CUDA_ATTEND_CODED_CUH
+#define RQ_CUDA_ATTEND_CODED_CUH
+
+#include "cuda/attend.cuh"
+#include "cuda/levels.cuh"
+
+CONSTANT uint32_t AC_ROWS = 8, AC_D = 256, AC_TILES = AC_D / 64 /* of 16 elements, of a warp */,
+                  AC_GROUPS = 8;
+
+struct coded_state { // in shared memory
+    float q[AC_ROWS][AC_D];
+    alignas(16) int8_t planes[2][AC_ROWS][AC_D + 64]; // of queries
+    float s[AC_ROWS][64];
+    alignas(16) int8_t weights[AC_GROUPS][2][AC_ROWS][64];
+    float weight_scale[AC_GROUPS][AC_ROWS];
+    float q_scale[AC_ROWS], shift[AC_ROWS], old[AC_ROWS], split_max[AC_ROWS], split_sum[AC_ROWS];
+    float total_max[AC_ROWS], total_sum[AC_ROWS], a[AC_ROWS], b[AC_ROWS];
+    uint32_t pos[AC_ROWS], lowest[AC_ROWS], boundary[AC_ROWS];
+};
+
+// v = scale * (128 hi + lo), |128 hi + lo| <= 16256
+DEVICE void split_planes(float v, float inverse, int8_t &hi, int8_t &lo)
+{
+    int i = (int)rintf(v * inverse), h = (i + 64) >> 7;
+    hi = (int8_t)h;
+    lo = (int8_t)(i - 128 * h);
+}
+
+// Scores of this warp's 16 keys of a coded page: rows of c are keys, columns the rows of the block.
+template <int FORM>
+DEVICE void coded_scores(coded_state &sh, const uint8_t *k, const uint8_t *scales, const cuda_tables *tables,
+                         uint32_t dk, float gain)
+{
+    uint32_t warp = thread_x() / 32, lane = thread_x() % 32, g = lane / 4, t = lane % 4,
+             token = 16 * warp + g;
+    level_table levels = load_levels<FORM>(tables);
+    const uint32_t *words = (const uint32_t *)k + token;
+    float sum[4] = {0, 0, 0, 0};
+    for (uint32_t group = 0, e = 0, n = groups_of(FORM, dk); group < n; group++) {
+        uint32_t size = group_size(FORM, dk, group), W = size / 8, last[2] = {0, 0};
+        int32_t hi[4] = {0, 0, 0, 0}, lo[4] = {0, 0, 0, 0};
+        if (FORM != (int)Q8_0 && W != 8)
+            for (uint32_t r = 0; r < 2; r++) last[r] = logical_word(words + 8 * r, 64, FORM, W - 1, W);
+        for (uint32_t unit = 0; 8 * unit < W; unit++) {
+            uint32_t P = 4 * unit + t, a0[4], a1[4];
+#pragma unroll
+            for (uint32_t r = 0; r < 2; r++) {
+                octets o = load_octets<FORM>(words + 8 * r, 64, P, W);
+                uint32_t before = 0;
+                if (FORM != (int)Q8_0) {
+                    uint32_t from = shfl(o.b, (lane & ~3u) | ((t + 3) & 3));
+                    before = from;
+                    if (t == 0) before = unit > 0 ? last[r] : (W == 8 ? from : last[r]) << 4;
+                    last[r] = from; // lane 0 of the quad needs lane 3's in the next unit
+                }
+                octet_levels<FORM>(levels, o.a, o.a2, before, a0[r], a0[2 + r]);
+                octet_levels<FORM>(levels, o.b, o.b2, o.a, a1[r], a1[2 + r]);
+                if (2 * P >= W) a0[r] = a0[2 + r] = 0;
+                if (2 * P + 1 >= W) a1[r] = a1[2 + r] = 0;
+            }
+            const int8_t *q = &sh.planes[0][g][e + 16 * P];
+#pragma unroll
+            for (uint32_t plane = 0; plane < 2; plane++) {
+                u32x2 q0 = load8(q + plane * AC_ROWS * (AC_D + 64)),
+                      q1 = load8(q + plane * AC_ROWS * (AC_D + 64) + 8);
+                const uint32_t b0[2] = {q0.x, q0.y}, b1[2] = {q1.x, q1.y};
+                mma_s8(plane == 0 ? hi : lo, a0, b0);
+                mma_s8(plane == 0 ? hi : lo, a1, b1);
+            }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            float scale = group_scale(tables, scales, FORM, group * 64 + token + i / 2 * 8);
+            sum[i] = fmaf((float)(128 * hi[i] + lo[i]), scale, sum[i]);
+        }
+        words += 64 * (FORM == (int)Q8_0 ? size / 4 : words_of(FORM, W));
+        e += size;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t row = 2 * t + i % 2;
+        sh.s[row][token + i / 2 * 8] = sum[i] * sh.q_scale[row] * gain;
+    }
+}
+
+// Adds to `out` what the keys of a coded page give to this warp's elements: tiles of 16 elements x 8 rows.
+template <int FORM>
+DEVICE void coded_values(coded_state &sh, const uint8_t *values, const cuda_tables *tables, uint32_t dv,
+                         float gain, float out[AC_TILES][4])
+{
+    uint32_t warp = thread_x() / 32, lane = thread_x() % 32, g = lane / 4, t = lane % 4;
+    level_table levels = load_levels<FORM>(tables);
+    const uint32_t *words = (const uint32_t *)values;
+#pragma unroll
+    for (uint32_t i = 0; i < AC_TILES; i++) {
+        uint32_t d = 16 * (warp + 4 * i);
+        if (d >= dv) continue;
+        uint32_t group = 0, start = 0, size = group_size(FORM, dv, 0);
+        while (d >= start + size) {
+            start += size;
+            size = group_size(FORM, dv, ++group);
+        }
+        uint32_t e = d - start + g, W = size / 8; // this lane's elements are e and e + 8 of the group
+        octets before = {0, 0, 0, 0};
+        if (FORM != (int)Q8_0 && e != 0)
+            before = load_octets<FORM>(words + start + (e >= 8 ? e - 8 : 8 * (W - 1) + e - 1), dv, t, 8);
+        uint32_t a0[4], a1[4];
+#pragma unroll
+        for (uint32_t r = 0; r < 2; r++) {
+            octets o = load_octets<FORM>(words + start + e + 8 * r, dv, t, 8);
+            octet_levels<FORM>(levels, o.a, o.a2, before.a, a0[r], a0[2 + r]);
+            octet_levels<FORM>(levels, o.b, o.b2, before.b, a1[r], a1[2 + r]);
+            before = o;
+        }
+        int32_t hi[4] = {0, 0, 0, 0}, lo[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (uint32_t plane = 0; plane < 2; plane++) {
+            const int8_t *w = &sh.weights[group][plane][g][16 * t];
+            u32x4 v = load16(w);
+            const uint32_t b0[2] = {v.x, v.y}, b1[2] = {v.z, v.w};
+            mma_s8(plane == 0 ? hi : lo, a0, b0);
+            mma_s8(plane == 0 ? hi : lo, a1, b1);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) {
+            uint32_t row = 2 * t + k % 2;
+            out[i][k] = fmaf((float)(128 * hi[k] + lo[k]), sh.weight_scale[group][row] * gain, out[i][k]);
+        }
+    }
+}
+
+#endif
