@@ -3,7 +3,6 @@
 #include "engine/kv.h"
 #include "engine/models/model.h"
 
-#include <math.h>
 #include <string.h>
 
 #define XXH_INLINE_ALL
@@ -23,8 +22,12 @@ static uint64_t hash_model(const rq_model *m)
     h = XXH3_64bits_withSeed(numbers, sizeof numbers, h);
     h = XXH3_64bits_withSeed(reals, sizeof reals, h);
     for (uint32_t i = 0; i < hp->n_layers; i++) {
-        const uint32_t heads[] = {m->layers[i].n_head, m->layers[i].n_head_kv, m->layers[i].n_ff};
+        const rq_layer *l = &m->layers[i];
+        const uint32_t heads[] = {l->n_head, l->n_head_kv, l->n_ff};
         h = XXH3_64bits_withSeed(heads, sizeof heads, h);
+        if (l->window == 0) continue;
+        const uint32_t window[] = {l->window, l->dim_k, l->dim_v};
+        h = XXH3_64bits_withSeed(window, sizeof window, h);
     }
     for (uint64_t i = 0; i < rq_gguf_n_tensors(m->gguf); i++) {
         const rq_gguf_tensor *t = rq_gguf_tensor_at(m->gguf, i);
@@ -44,7 +47,13 @@ static uint64_t hash_rope(const rq_model *m)
     const uint32_t numbers[] = {hp->n_rot, (uint32_t)m->family->pairing};
     uint64_t h = XXH3_64bits_withSeed(numbers, sizeof numbers, 2);
     h = XXH3_64bits_withSeed(&hp->rope_magnitude, sizeof hp->rope_magnitude, h);
-    return XXH3_64bits_withSeed(m->inv_freq_data, hp->n_rot / 2 * sizeof *m->inv_freq_data, h);
+    h = XXH3_64bits_withSeed(m->inv_freq_data, hp->n_rot / 2 * sizeof *m->inv_freq_data, h);
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        const rq_layer *l = &m->layers[i];
+        if (l->window == 0) continue; /* they all have the same frequencies */
+        return XXH3_64bits_withSeed(m->weights[l->inv_freq].host, m->weights[l->inv_freq].bytes, h);
+    }
+    return h;
 }
 
 void rq_kv_identify(const rq_model *model, rq_kv_identity *out)
@@ -60,10 +69,10 @@ rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq
     const rq_layer *l = &m->layers[layer];
     *out = (rq_kv_layer){.n_heads = l->n_head,
                          .n_heads_kv = l->n_head_kv,
-                         .dim_k = m->hp.dim_k,
-                         .dim_v = m->hp.dim_v,
-                         .window = l->mixer == RQ_MIXER_ATTENTION ? m->groups[l->group].window : 0,
-                         .scale = 1.0f / sqrtf((float)m->hp.dim_k),
+                         .dim_k = l->dim_k,
+                         .dim_v = l->dim_v,
+                         .window = l->window,
+                         .scale = l->scale,
                          .softcap = 0.0f};
     return RQ_OK;
 }
@@ -75,7 +84,7 @@ rq_status rq_kv_value_weight(const rq_model *m, uint32_t layer, uint32_t head, d
         return rq_fail(err, RQ_ERR_ARGUMENT, "layer %u has no key/value head %u", layer, head);
     const rq_weight *w = &m->weights[l->t[RQ_ROLE_ATTN_OUTPUT].weight];
     const rq_type_info *type = rq_type_get((uint32_t)w->type);
-    uint32_t d = m->hp.dim_v, group = l->n_head / l->n_head_kv, n = w->ne[0];
+    uint32_t d = l->dim_v, group = l->n_head / l->n_head_kv, n = w->ne[0];
     uint64_t row_bytes = (uint64_t)n / type->block_elems * type->block_bytes;
     float *row = rq_calloc(n, sizeof *row);
     if (row == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a row of weights");

@@ -118,6 +118,10 @@ static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_
     rq_pass_layer *out = &plan->layers[i];
     out->k = out->v = NOTHING;
     if (m->layers[i].mixer != RQ_MIXER_ATTENTION) return RQ_OK;
+    if (m->layers[i].kv_layer != i) { /* what it attends to was kept by another */
+        *out = plan->layers[m->layers[i].kv_layer];
+        return RQ_OK;
+    }
     const rq_cache_group *group = &plan->groups[m->layers[i].group];
     out->encode = rq_group_is_coded(group);
     if (!out->encode) return RQ_OK;
@@ -177,12 +181,13 @@ static rq_status plan_capture(rq_kv_plan *plan, const rq_model *m, const rq_engi
     uint64_t at = 0;
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         rq_pass_layer *l = &plan->layers[i];
-        l->capture = is_captured(plan, i) && m->layers[i].mixer == RQ_MIXER_ATTENTION;
+        l->capture =
+            is_captured(plan, i) && m->layers[i].mixer == RQ_MIXER_ATTENTION && m->layers[i].kv_layer == i;
         if (!l->capture) continue;
         l->q_at = at;
-        l->k_at = l->q_at + (uint64_t)m->hp.dim_k * m->layers[i].n_head;
-        l->v_at = l->k_at + (uint64_t)m->hp.dim_k * m->layers[i].n_head_kv;
-        at = l->v_at + (uint64_t)m->hp.dim_v * m->layers[i].n_head_kv;
+        l->k_at = l->q_at + (uint64_t)m->layers[i].dim_k * m->layers[i].n_head;
+        l->v_at = l->k_at + (uint64_t)m->layers[i].dim_k * m->layers[i].n_head_kv;
+        at = l->v_at + (uint64_t)m->layers[i].dim_v * m->layers[i].n_head_kv;
     }
     if (at > UINT32_MAX / 8)
         return rq_fail(err, RQ_ERR_ARGUMENT,
@@ -200,7 +205,7 @@ static rq_status hand_out(const rq_kv_plan *plan, uint32_t layer, rq_kv_which wh
     rq_kv_captured c = {.layer = layer,
                         .which = which,
                         .n_heads = which == RQ_KV_Q ? l->n_head : l->n_head_kv,
-                        .dim = which == RQ_KV_V ? m->hp.dim_v : m->hp.dim_k};
+                        .dim = which == RQ_KV_V ? l->dim_v : l->dim_k};
     const rq_run *runs = rq_step_at(step->words, step->header->runs);
     rq_status status = RQ_OK;
     for (uint32_t r = 0; r < step->header->n_runs && status == RQ_OK; r++) {

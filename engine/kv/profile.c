@@ -73,7 +73,7 @@ rq_status rq_kv_profile_new(const rq_model *m, uint32_t n_positions, rq_kv_profi
     p->rot_halves = m->family->pairing == RQ_ROPE_NEOX;
     for (uint32_t i = 0; i < p->n_layers; i++)
         p->layers[i] = (rq_kv_layer_profile){
-            .n_heads = m->layers[i].n_head_kv, .dim_k = m->hp.dim_k, .dim_v = m->hp.dim_v};
+            .n_heads = m->layers[i].n_head_kv, .dim_k = m->layers[i].dim_k, .dim_v = m->layers[i].dim_v};
     *out = p;
     return RQ_OK;
 }
@@ -119,7 +119,7 @@ static bool all_within(const float *x, size_t n, float low, float high)
 
 static bool pairs_equal(const rq_kv_profile *p, const float *x, size_t n, uint32_t dim)
 {
-    uint32_t half = p->n_rot / 2;
+    uint32_t half = (p->n_rot < dim ? p->n_rot : dim) / 2;
     for (size_t head = 0; head < n; head += dim)
         for (uint32_t i = 0; i < half; i++) {
             size_t a = head + (p->rot_halves ? i : 2 * i), b = head + (p->rot_halves ? i + half : 2 * i + 1);
@@ -176,9 +176,12 @@ rq_status rq_kv_profile_check(const rq_kv_profile *p, rq_error *err)
     if (p->n_layers == 0 || p->n_layers > RQ_MAX_LAYERS)
         return rq_fail(err, RQ_ERR_FORMAT, "a cache profile has 1 to %d layers, not %u", RQ_MAX_LAYERS,
                        p->n_layers);
+    uint32_t widest = 0; /* layers with a window may have smaller heads, all of which is turned */
+    for (uint32_t i = 0; i < p->n_layers; i++)
+        if (p->layers[i].dim_k > widest) widest = p->layers[i].dim_k;
     for (uint32_t i = 0; i < p->n_layers; i++) {
         const rq_kv_layer_profile *l = &p->layers[i];
-        if (l->n_heads > 4096 || l->dim_k > 1024 || l->dim_v > 1024 || p->n_rot % 2 || p->n_rot > l->dim_k)
+        if (l->n_heads > 4096 || l->dim_k > 1024 || l->dim_v > 1024 || p->n_rot % 2 || p->n_rot > widest)
             return rq_fail(err, RQ_ERR_FORMAT,
                            "cache profile, layer %u: %u heads of %u and %u elements do not exist", i,
                            l->n_heads, l->dim_k, l->dim_v);
@@ -203,8 +206,8 @@ rq_status rq_kv_profile_fits(const rq_kv_profile *p, const rq_model *m, uint32_t
     bool same = p->n_layers == m->hp.n_layers && p->n_rot == m->hp.n_rot &&
                 p->rot_halves == (m->family->pairing == RQ_ROPE_NEOX);
     for (uint32_t i = 0; same && i < p->n_layers; i++)
-        same = p->layers[i].n_heads == m->layers[i].n_head_kv && p->layers[i].dim_k == m->hp.dim_k &&
-               p->layers[i].dim_v == m->hp.dim_v;
+        same = p->layers[i].n_heads == m->layers[i].n_head_kv && p->layers[i].dim_k == m->layers[i].dim_k &&
+               p->layers[i].dim_v == m->layers[i].dim_v;
     if (!same)
         return rq_fail(err, RQ_ERR_ARGUMENT,
                        "the cache profile has other layers, heads or rotary pairs than %.200s", m->path);

@@ -2,8 +2,6 @@
  * feed-forward blocks, the head. */
 #include "engine/models/model.h"
 
-#include <math.h>
-
 rq_ref rq_block_weight(const rq_model *m, rq_tape *t, rq_tensor_ref ref)
 {
     const rq_weight *w = &m->weights[ref.weight];
@@ -66,27 +64,25 @@ static void capture(const rq_pass *p, rq_tape *t, rq_ref x, uint32_t n, uint64_t
 /* Attention over what the cache keeps: q and k after the rotary embedding, all [dim, heads, T]. */
 static rq_ref cached_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v)
 {
-    const rq_hparams *hp = &p->model->hp;
     const rq_pass_layer *own = p->layers ? &p->layers[t->layer] : NULL;
     rq_ref cache = rq_tape_cache(t, l->group, l->group_layer);
-    float scale = 1.0f / sqrtf((float)hp->dim_k);
     if (own && own->capture) {
-        capture(p, t, q, hp->dim_k * l->n_head, own->q_at);
-        capture(p, t, k, hp->dim_k * l->n_head_kv, own->k_at);
-        capture(p, t, v, hp->dim_v * l->n_head_kv, own->v_at);
+        capture(p, t, q, l->dim_k * l->n_head, own->q_at);
+        capture(p, t, k, l->dim_k * l->n_head_kv, own->k_at);
+        capture(p, t, v, l->dim_v * l->n_head_kv, own->v_at);
     }
     if (own && !is_plain(&own->k)) {
         q = forward(p, t, &own->k, own->k.dual, q, RQ_NO_WEIGHT, own->k.lambda_inverse);
-        k = forward(p, t, &own->k, own->k.data, k, own->k.mean, own->k.lambda);
+        if (k) k = forward(p, t, &own->k, own->k.data, k, own->k.mean, own->k.lambda);
     }
-    if (own && !is_plain(&own->v)) v = forward(p, t, &own->v, own->v.data, v, own->v.mean, RQ_NO_WEIGHT);
-    rq_op_kv_write(t, cache, k, v);
-    if (own && own->encode && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
-    rq_ref o = rq_op_attend(t, cache, q, hp->dim_v, scale, 0.0f);
+    if (own && v && !is_plain(&own->v)) v = forward(p, t, &own->v, own->v.data, v, own->v.mean, RQ_NO_WEIGHT);
+    if (k) rq_op_kv_write(t, cache, k, v);
+    if (k && own && own->encode && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
+    rq_ref o = rq_op_attend(t, cache, q, l->dim_v, l->scale, 0.0f);
     if (!own || is_plain(&own->v)) return o;
-    o = rq_op_rotate(t, rq_block_heads(t, o, hp->dim_v, l->n_head), table(p, t, own->v.dual),
+    o = rq_op_rotate(t, rq_block_heads(t, o, l->dim_v, l->n_head), table(p, t, own->v.dual),
                      table(p, t, own->v.mean), 0, own->v.blocks, own->v.n_blocks, true);
-    uint32_t n = hp->dim_v * l->n_head;
+    uint32_t n = l->dim_v * l->n_head;
     return rq_tape_view(t, o, 0, n, t->bucket, n, 1, 0);
 }
 
@@ -96,22 +92,23 @@ rq_ref rq_block_attend(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q
     const rq_hparams *hp = &m->hp;
     if (m->family->qk_norm) {
         q = rq_op_rms_norm(t, q, rq_block_vector(m, t, l->t[RQ_ROLE_ATTN_Q_NORM]), hp->eps);
-        k = rq_op_rms_norm(t, k, rq_block_vector(m, t, l->t[RQ_ROLE_ATTN_K_NORM]), hp->eps);
+        if (k) k = rq_op_rms_norm(t, k, rq_block_vector(m, t, l->t[RQ_ROLE_ATTN_K_NORM]), hp->eps);
     }
-    const rq_weight *f = &m->weights[m->inv_freq];
-    rq_ref freq = rq_tape_weight(t, m->inv_freq, f->type, f->ne, f->name);
-    q = rq_op_rope(t, q, freq, hp->n_rot, m->family->pairing, hp->rope_magnitude);
-    k = rq_op_rope(t, k, freq, hp->n_rot, m->family->pairing, hp->rope_magnitude);
+    const rq_weight *f = &m->weights[l->inv_freq];
+    rq_ref freq = rq_tape_weight(t, l->inv_freq, f->type, f->ne, f->name);
+    q = rq_op_rope(t, q, freq, l->n_rot, m->family->pairing, l->rope_magnitude);
+    if (k) k = rq_op_rope(t, k, freq, l->n_rot, m->family->pairing, l->rope_magnitude);
     return cached_attention(p, t, l, q, k, v);
 }
 
 /* ---- the rest of a block ------------------------------------------------------------------------------- */
 
-static rq_ref dense_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
+rq_ref rq_block_dense(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
 {
     rq_ref gate = rq_block_linear(m, t, l->t[RQ_ROLE_FFN_GATE], RQ_NO_TENSOR, h);
     rq_ref up = rq_block_linear(m, t, l->t[RQ_ROLE_FFN_UP], RQ_NO_TENSOR, h);
-    return rq_block_linear(m, t, l->t[RQ_ROLE_FFN_DOWN], RQ_NO_TENSOR, rq_op_glu(t, gate, up, RQ_ACT_SILU));
+    return rq_block_linear(m, t, l->t[RQ_ROLE_FFN_DOWN], RQ_NO_TENSOR,
+                           rq_op_glu(t, gate, up, m->family->act));
 }
 
 static rq_ref expert_linear(const rq_model *m, rq_tape *t, rq_tensor_ref w, rq_ref x, rq_ref ids,
@@ -121,18 +118,25 @@ static rq_ref expert_linear(const rq_model *m, rq_tape *t, rq_tensor_ref w, rq_r
     return w.scale == 1.0f ? y : rq_op_scale(t, y, w.scale);
 }
 
-static rq_ref expert_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
+rq_ref rq_block_experts(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h, rq_ref logits)
 {
     const rq_hparams *hp = &m->hp;
+    uint32_t k = hp->n_expert_used;
     rq_ref ids = 0, weights = 0;
-    rq_op_route(t, rq_block_linear(m, t, l->t[RQ_ROLE_FFN_ROUTER], RQ_NO_TENSOR, h), hp->n_expert_used,
-                hp->expert_scale, &ids, &weights);
+    rq_op_route(t, logits, k, hp->expert_scale, &ids, &weights);
     rq_ref group = rq_op_group(t, ids, hp->n_expert);
+    if (l->t[RQ_ROLE_EXPERTS_SCALE].weight !=
+        RQ_NO_WEIGHT) { /* [1, 1, n_expert]: a product of 1 x 1 matrices */
+        weights = rq_tape_view(t, weights, 0, 1, k, 1, t->bucket, k);
+        weights =
+            rq_op_matmul_experts(t, rq_block_weight(m, t, l->t[RQ_ROLE_EXPERTS_SCALE]), weights, ids, group);
+        weights = rq_tape_view(t, weights, 0, k, t->bucket, k, 1, 0);
+    }
     rq_ref x = rq_tape_view(t, h, 0, hp->n_embd, 1, hp->n_embd, t->bucket, hp->n_embd);
     rq_ref gate = expert_linear(m, t, l->t[RQ_ROLE_FFN_GATE_EXPS], x, ids, group);
     rq_ref up = expert_linear(m, t, l->t[RQ_ROLE_FFN_UP_EXPS], x, ids, group);
     rq_ref y =
-        expert_linear(m, t, l->t[RQ_ROLE_FFN_DOWN_EXPS], rq_op_glu(t, gate, up, RQ_ACT_SILU), ids, group);
+        expert_linear(m, t, l->t[RQ_ROLE_FFN_DOWN_EXPS], rq_op_glu(t, gate, up, m->family->act), ids, group);
     return rq_op_combine(t, y, weights);
 }
 
@@ -141,16 +145,17 @@ static rq_ref shared_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_re
 {
     rq_ref gate = rq_block_linear(m, t, l->t[RQ_ROLE_SHARED_GATE], RQ_NO_TENSOR, h);
     rq_ref up = rq_block_linear(m, t, l->t[RQ_ROLE_SHARED_UP], RQ_NO_TENSOR, h);
-    rq_ref y =
-        rq_block_linear(m, t, l->t[RQ_ROLE_SHARED_DOWN], RQ_NO_TENSOR, rq_op_glu(t, gate, up, RQ_ACT_SILU));
+    rq_ref y = rq_block_linear(m, t, l->t[RQ_ROLE_SHARED_DOWN], RQ_NO_TENSOR,
+                               rq_op_glu(t, gate, up, m->family->act));
     return rq_op_glu(t, rq_block_linear(m, t, l->t[RQ_ROLE_SHARED_ROUTER], RQ_NO_TENSOR, h), y,
                      RQ_ACT_SIGMOID);
 }
 
 rq_ref rq_block_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h)
 {
-    if (m->hp.n_expert == 0) return dense_ffn(m, t, l, h);
-    rq_ref y = expert_ffn(m, t, l, h);
+    if (m->hp.n_expert == 0) return rq_block_dense(m, t, l, h);
+    rq_ref logits = rq_block_linear(m, t, l->t[RQ_ROLE_FFN_ROUTER], RQ_NO_TENSOR, h);
+    rq_ref y = rq_block_experts(m, t, l, h, logits);
     return m->hp.n_ff_shared == 0 ? y : rq_op_add(t, y, shared_ffn(m, t, l, h));
 }
 
@@ -173,6 +178,7 @@ void rq_block_head(const rq_pass *p, rq_tape *t)
     t->layer = UINT32_MAX;
     rq_ref x = rq_op_select_rows(t, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, hp->n_embd));
     rq_ref logits = rq_block_linear(m, t, m->global[RQ_ROLE_OUTPUT], m->global[RQ_ROLE_OUTPUT_BIAS], x);
+    if (hp->logit_cap > 0) logits = rq_op_softcap(t, logits, hp->logit_cap);
     rq_op_copy(t, logits, persist(t, RQ_PERSIST_LOGITS, RQ_TYPE_F32, hp->n_vocab));
     rq_op_argmax(t, logits, persist(t, RQ_PERSIST_SAMPLED, RQ_TYPE_I32, 1));
 }

@@ -54,8 +54,32 @@ static const rq_family qwen35moe = {.arch = "qwen35moe",
                                     .build_trunk = rq_hybrid_trunk,
                                     .build_head = rq_block_head};
 
+static const rq_family gemma3 = {.arch = "gemma3",
+                                 .pairing = RQ_ROPE_NEOX,
+                                 .qk_norm = true,
+                                 .dense = true,
+                                 .gemma = true,
+                                 .strict = true,
+                                 .act = RQ_ACT_GELU_TANH,
+                                 .ffn_norm = RQ_ROLE_FFN_NORM,
+                                 .build_trunk = rq_gemma_trunk,
+                                 .build_head = rq_block_head};
+static const rq_family gemma4 = {.arch = "gemma4",
+                                 .pairing = RQ_ROPE_NEOX,
+                                 .qk_norm = true,
+                                 .dense = true,
+                                 .experts = true,
+                                 .gemma = true,
+                                 .gemma4 = true,
+                                 .strict = true,
+                                 .act = RQ_ACT_GELU_TANH,
+                                 .ffn_norm = RQ_ROLE_FFN_NORM,
+                                 .build_trunk = rq_gemma_trunk,
+                                 .build_head = rq_block_head};
+
 const rq_family *const *rq_families(void)
 {
-    static const rq_family *const all[] = {&llama, &qwen2, &qwen3, &qwen3moe, &qwen35, &qwen35moe, NULL};
+    static const rq_family *const all[] = {&llama,     &qwen2,  &qwen3,  &qwen3moe, &qwen35,
+                                           &qwen35moe, &gemma3, &gemma4, NULL};
     return all;
 }

@@ -51,8 +51,9 @@ static rq_status read_heads(rq_model *m, rq_error *err)
         s = rq_gguf_get_u32s(m->gguf, kv_key.text, n, 1, MAX_HEADS, kv, err);
     else if (!s)
         memcpy(kv, head, n * sizeof *kv);
-    if (!s && (hp->n_expert == 0 || rq_gguf_find(m->gguf, ff_key.text)))
-        s = rq_gguf_get_u32s(m->gguf, ff_key.text, n, hp->n_expert ? 0 : 1, MAX_DIM, ff, err);
+    bool dense = hp->n_expert == 0 || m->family->gemma4;
+    if (!s && (dense || rq_gguf_find(m->gguf, ff_key.text)))
+        s = rq_gguf_get_u32s(m->gguf, ff_key.text, n, dense ? 1 : 0, MAX_DIM, ff, err);
 
     for (uint32_t i = 0; !s && i < n; i++) {
         if (head[i] % kv[i])
@@ -91,6 +92,15 @@ static rq_status read_head_dims(rq_model *m, rq_error *err)
         return rq_fail(err, RQ_ERR_FORMAT,
                        "%s: %s.rope.dimension_count is %u, but this family rotates whole heads of %u", label,
                        m->arch, hp->n_rot, hp->dim_k);
+    for (uint32_t i = 0; i < hp->n_layers + hp->n_mtp; i++) {
+        rq_layer *l = &m->layers[i];
+        l->dim_k = hp->dim_k;
+        l->dim_v = hp->dim_v;
+        l->n_rot = hp->n_rot;
+        l->scale = 1.0f / sqrtf((float)hp->dim_k);
+        l->result_scale = 1.0f;
+        l->kv_layer = i;
+    }
     return RQ_OK;
 }
 
@@ -235,6 +245,104 @@ static rq_status read_mtp(rq_model *m, rq_error *err)
     return RQ_OK;
 }
 
+/* ---- gemma ---------------------------------------------------------------------------------------------- */
+
+/* Which layers see a window: a list in the file, or (Gemma 3) all but every n-th. */
+static rq_status read_windows(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    key pattern = key_of(m, "attention.sliding_window_pattern");
+    const rq_gguf_kv *kv = rq_gguf_find(m->gguf, pattern.text);
+    bool list = m->family->gemma4 || (kv && kv->is_array);
+    uint32_t window, period = 6, windowed[RQ_MAX_LAYERS] = {0};
+    rq_status s = m->family->gemma4 ? get_u32(m, "attention.sliding_window", 1, INT32_MAX, &window, err)
+                                    : opt_u32(m, "attention.sliding_window", 0, INT32_MAX, 0, &window, err);
+    if (!s && list) s = rq_gguf_get_u32s(m->gguf, pattern.text, hp->n_layers, 0, 1, windowed, err);
+    if (!s && !list) s = opt_u32(m, "attention.sliding_window_pattern", 1, RQ_MAX_LAYERS, 6, &period, err);
+    for (uint32_t i = 0; i < hp->n_layers && !s; i++)
+        if (list ? windowed[i] != 0 : i % period < period - 1) m->layers[i].window = window;
+    return s;
+}
+
+/* Head sizes and rotary embedding of the layers with a window. */
+static rq_status read_window_shapes(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    const char *label = rq_gguf_label(m->gguf);
+    uint32_t dim_k = hp->dim_k, dim_v = hp->dim_v, n_rot = hp->n_rot;
+    float base;
+    rq_status s = opt_f32(m, "rope.freq_base_swa", 10000.0f, &base, err);
+    if (!s && m->family->gemma4) {
+        s = opt_u32(m, "attention.key_length_swa", 8, MAX_HEAD_DIM, hp->dim_k, &dim_k, err);
+        if (!s) s = opt_u32(m, "attention.value_length_swa", 8, MAX_HEAD_DIM, hp->dim_v, &dim_v, err);
+        if (!s) s = opt_u32(m, "rope.dimension_count_swa", 2, MAX_HEAD_DIM, hp->n_rot, &n_rot, err);
+    }
+    if (s) return s;
+    if (!(base >= 1.001f && base <= 1e12f))
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.freq_base_swa is %g, expected 1.001 to 1e12", label,
+                       m->arch, base);
+    if (dim_k % 8 || dim_v % 8)
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "%s: head sizes %u and %u of layers with a window: only multiples of 8 can be run",
+                       label, dim_k, dim_v);
+    if (n_rot % 2 || n_rot > dim_k)
+        return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.dimension_count_swa is %u with a head size of %u",
+                       label, m->arch, n_rot, dim_k);
+    hp->window_rope_base = base;
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        rq_layer *l = &m->layers[i];
+        if (l->window == 0) continue;
+        l->dim_k = dim_k;
+        l->dim_v = dim_v;
+        l->n_rot = n_rot;
+    }
+    return RQ_OK;
+}
+
+/* The last layers attend to the keys and values of the last layer of their kind before them. */
+static rq_status read_shared(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    uint32_t n_shared;
+    rq_status s = opt_u32(m, "attention.shared_kv_layers", 0, hp->n_layers - 1, 0, &n_shared, err);
+    for (uint32_t i = hp->n_layers - n_shared; i < hp->n_layers && !s; i++) {
+        rq_layer *l = &m->layers[i];
+        uint32_t own = hp->n_layers - n_shared;
+        while (own > 0 && (m->layers[own - 1].window != 0) != (l->window != 0)) own--;
+        if (own == 0 || m->layers[own - 1].n_head_kv != l->n_head_kv)
+            s = rq_fail(
+                err, RQ_ERR_FORMAT,
+                "%s: layer %u shares the keys and values of an earlier layer (%s.attention.shared_kv_layers "
+                "is %u), but none before has its shape",
+                rq_gguf_label(m->gguf), i, m->arch, n_shared);
+        else
+            l->kv_layer = own - 1;
+    }
+    return s;
+}
+
+static rq_status read_gemma(rq_model *m, rq_error *err)
+{
+    rq_hparams *hp = &m->hp;
+    bool four = m->family->gemma4;
+    rq_status s = read_windows(m, err);
+    if (!s) s = read_window_shapes(m, err);
+    if (!s && four) s = read_shared(m, err);
+    if (!s) s = opt_f32(m, "final_logit_softcapping", four ? 30.0f : 0.0f, &hp->logit_cap, err);
+    if (!s && !(hp->logit_cap >= 0 && hp->logit_cap <= 1e6f))
+        s = rq_fail(err, RQ_ERR_FORMAT, "%s: %s.final_logit_softcapping is %g", rq_gguf_label(m->gguf),
+                    m->arch, hp->logit_cap);
+    if (!s && four) s = get_u32(m, "embedding_length_per_layer_input", 0, MAX_DIM, &hp->n_ple, err);
+    for (uint32_t i = 0; i < hp->n_layers && !s; i++) {
+        rq_layer *l = &m->layers[i];
+        if (four) l->scale = 1.0f; /* the norm of q has taken it in */
+        /* the one of 27B, known by its depth: query_pre_attn_scalar is n_embd / n_head there */
+        else if (hp->n_layers == 62)
+            l->scale = 1.0f / sqrtf((float)hp->n_embd / (float)l->n_head);
+    }
+    return s;
+}
+
 rq_status rq_hparams_read(rq_model *m, rq_error *err)
 {
     rq_hparams *hp = &m->hp;
@@ -256,9 +364,12 @@ rq_status rq_hparams_read(rq_model *m, rq_error *err)
     if (!s) s = read_head_dims(m, err);
     if (!s) s = read_rope(m, err);
     if (!s && m->family->hybrid) s = read_delta(m, err);
+    if (!s && m->family->gemma) s = read_gemma(m, err);
     if (!s && hp->n_expert) {
         uint32_t fallback = m->layers[0].n_ff / hp->n_expert_used;
-        s = opt_u32(m, "expert_feed_forward_length", 1, MAX_DIM, fallback, &hp->n_ff_expert, err);
+        s = m->family->gemma4
+                ? get_u32(m, "expert_feed_forward_length", 1, MAX_DIM, &hp->n_ff_expert, err)
+                : opt_u32(m, "expert_feed_forward_length", 1, MAX_DIM, fallback, &hp->n_ff_expert, err);
         /* Files of the llama family give the experts' size as feed_forward_length. */
         if (!s && m->family->dense && !rq_gguf_find(m->gguf, key_of(m, "expert_feed_forward_length").text))
             hp->n_ff_expert = m->layers[0].n_ff;

@@ -9,7 +9,7 @@
 static rq_ref gated_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a)
 {
     const rq_model *m = p->model;
-    uint32_t d = m->hp.dim_k, n = l->n_head;
+    uint32_t d = l->dim_k, n = l->n_head;
     rq_ref both = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_Q], RQ_NO_TENSOR, a);
     rq_ref k = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_K], RQ_NO_TENSOR, a);
     rq_ref v = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_V], RQ_NO_TENSOR, a);

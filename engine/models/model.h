@@ -19,6 +19,9 @@ typedef enum rq_role {
     RQ_ROLE_OUTPUT,
     RQ_ROLE_OUTPUT_BIAS,
     RQ_ROLE_ROPE_FREQS,
+    RQ_ROLE_PLE_TOKEN_EMBD, /* embeddings of every layer */
+    RQ_ROLE_PLE_PROJECTION,
+    RQ_ROLE_PLE_NORM,
     RQ_ROLE_GLOBAL_COUNT,
 
     RQ_ROLE_ATTN_NORM = RQ_ROLE_GLOBAL_COUNT,
@@ -35,7 +38,9 @@ typedef enum rq_role {
     RQ_ROLE_ATTN_OUTPUT,
     RQ_ROLE_ATTN_OUTPUT_BIAS,
     RQ_ROLE_FFN_NORM,
-    RQ_ROLE_POST_ATTENTION_NORM, /* before the feed-forward block of qwen35; other families put it elsewhere */
+    RQ_ROLE_POST_ATTENTION_NORM, /* before the feed-forward block of qwen35; behind attention in gemma */
+    RQ_ROLE_POST_FFN_NORM,       /* behind the feed-forward block */
+    RQ_ROLE_LAYER_SCALE,         /* one number: of the layer's result */
     RQ_ROLE_FFN_GATE,
     RQ_ROLE_FFN_UP,
     RQ_ROLE_FFN_DOWN,
@@ -44,6 +49,14 @@ typedef enum rq_role {
     RQ_ROLE_FFN_UP_EXPS,
     RQ_ROLE_FFN_GATE_UP_EXPS, /* gate rows then up rows per expert: split into the two roles above */
     RQ_ROLE_FFN_DOWN_EXPS,
+    RQ_ROLE_ROUTER_SCALE,  /* gemma4: of what the router sees, */
+    RQ_ROLE_EXPERTS_SCALE, /* of each expert's result */
+    RQ_ROLE_EXPERTS_NORM,  /* before its experts, behind them, */
+    RQ_ROLE_POST_EXPERTS_NORM,
+    RQ_ROLE_POST_DENSE_NORM, /* and behind the dense block beside them */
+    RQ_ROLE_PLE_GATE,        /* a layer's part in embeddings per layer */
+    RQ_ROLE_PLE_OUTPUT,
+    RQ_ROLE_PLE_POST_NORM,
     RQ_ROLE_SHARED_ROUTER, /* one row: the gate of the shared expert */
     RQ_ROLE_SHARED_GATE,
     RQ_ROLE_SHARED_UP,
@@ -83,6 +96,14 @@ typedef struct rq_layer {
     rq_mixer mixer;
     bool mtp; /* predicts a token further on; not part of the trunk */
     uint32_t n_head, n_head_kv, n_ff;
+    uint32_t dim_k, dim_v; /* head sizes */
+    uint32_t window;       /* positions a query sees, itself included; 0: all */
+    float scale;           /* of scores */
+    uint32_t n_rot;        /* elements of a head that the rotary embedding turns, */
+    uint32_t inv_freq;     /* its frequencies, f32 [n_rot / 2]: index of a weight, */
+    float rope_magnitude;  /* and what multiplies cos and sin */
+    float result_scale;    /* gemma4: of the layer's result */
+    uint32_t kv_layer;     /* whose keys and values it attends to: its own, or those of a layer before it */
     uint32_t group, group_layer; /* cache or state group, and index in it; of MTP blocks none */
     rq_tensor_ref t[RQ_ROLE_COUNT];
 } rq_layer;
@@ -91,7 +112,7 @@ typedef struct rq_hparams {
     uint32_t n_layers; /* of the trunk */
     uint32_t n_mtp;    /* blocks behind them that predict a token further on */
     uint32_t n_embd, n_vocab, n_ctx_train;
-    uint32_t dim_k, dim_v; /* head sizes */
+    uint32_t dim_k, dim_v; /* head sizes of layers that see everything; others: rq_layer */
     uint32_t n_rot;
     float eps;
     double rope_base;
@@ -106,6 +127,9 @@ typedef struct rq_hparams {
     uint32_t conv_taps, state_dim; /* delta rule: taps of its convolution, size of its heads */
     uint32_t n_key_heads, n_value_heads;
     float expert_scale;
+    uint32_t n_ple;          /* size of a layer's embeddings, 0: there are none */
+    float logit_cap;         /* 0: none */
+    double window_rope_base; /* of layers with a window */
 } rq_hparams;
 
 typedef struct rq_family rq_family;
@@ -119,8 +143,7 @@ struct rq_model {
     rq_tensor_ref global[RQ_ROLE_GLOBAL_COUNT];
     rq_weight *weights;
     uint32_t n_weights, cap_weights;
-    uint32_t inv_freq;    /* weight index of the rotary frequencies, f32 [n_rot/2] */
-    float *inv_freq_data; /* owned */
+    float *inv_freq_data; /* owned; of layers that see everything, [n_rot/2] */
     float **tables;       /* owned: vectors in another order than the file has them */
     size_t n_tables, cap_tables;
     rq_cache_group groups[RQ_MAX_GROUPS]; /* types F16; rq_engine_create replaces them in its own copy */
@@ -174,8 +197,12 @@ struct rq_family {
     bool gated;          /* attn_q holds a gate behind the query of each head */
     bool tiled;          /* value head j of a delta rule has key head j mod their number */
     bool shared;         /* its mixtures have a shared expert */
-    bool strict;         /* refuses files with tensors it has no use for */
-    rq_role ffn_norm;    /* the norm before the feed-forward block: names differ */
+    bool gemma;          /* norms around both blocks, scaled embeddings, layers with a window */
+    bool gemma4; /* and what Gemma 4 adds: shapes per kind of layer, shared caches, experts beside a dense
+                            block, embeddings per layer */
+    rq_act act;  /* of feed-forward blocks */
+    bool strict; /* refuses files with tensors it has no use for */
+    rq_role ffn_norm; /* the norm before the feed-forward block: names differ */
     void (*build_trunk)(const rq_pass *pass, rq_tape *tape);
     void (*build_head)(const rq_pass *pass, rq_tape *tape);
 };
@@ -200,9 +227,13 @@ rq_ref rq_block_linear(const rq_model *m, rq_tape *t, rq_tensor_ref w, rq_tensor
 /* x [dim * n, T] as [dim, n, T] */
 rq_ref rq_block_heads(rq_tape *t, rq_ref x, uint32_t dim, uint32_t n);
 /* Norms of q and k where the family has them, rotary positions, what the engine does to keys and values, and
- * attention over the cache: q, k, v [dim, heads, T] -> [dim_v * heads, T]. */
+ * attention over the cache: q, k, v [dim, heads, T] -> [dim_v * heads, T]. k and v are 0 in layers that attend to
+ * the keys and values of another. */
 rq_ref rq_block_attend(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v);
-/* The feed-forward block, dense or of experts, with the shared one: h [n_embd, T] -> [n_embd, T]. */
+/* Feed-forward blocks, h [n_embd, T] -> [n_embd, T]: a dense one; routed experts with these logits of the router
+ * [n_expert, T]; whichever of them the model has, with the shared expert. */
+rq_ref rq_block_dense(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h);
+rq_ref rq_block_experts(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h, rq_ref logits);
 rq_ref rq_block_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h);
 /* Final norm of the trunk's result and its copy to PERSIST hidden. */
 void rq_block_end_trunk(const rq_model *m, rq_tape *t, rq_ref x);
@@ -211,11 +242,15 @@ void rq_block_head(const rq_pass *p, rq_tape *t);
 
 void rq_transformer_trunk(const rq_pass *p, rq_tape *t); /* transformer.c */
 void rq_hybrid_trunk(const rq_pass *p, rq_tape *t);      /* hybrid.c */
+void rq_gemma_trunk(const rq_pass *p, rq_tape *t);       /* gemma.c */
 
 /* Parts of loading (hparams.c, tensors.c, rope.c), in this order. */
 rq_status rq_hparams_read(rq_model *model, rq_error *err);
 rq_status rq_tensors_bind(rq_model *model, rq_error *err);
 rq_status rq_rope_prepare(rq_model *model, rq_error *err);
+
+/* Room for n floats that live as long as the model; NULL: out of memory. */
+float *rq_model_own_table(rq_model *model, size_t n);
 
 /* Adds an entry to the weight table; the name is kept, not copied. */
 rq_status rq_model_add_weight(rq_model *model, const char *name, rq_type type, const uint32_t ne[4],

@@ -6,13 +6,12 @@
 static rq_ref attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a)
 {
     const rq_model *m = p->model;
-    const rq_hparams *hp = &m->hp;
     rq_ref q = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_Q], l->t[RQ_ROLE_ATTN_Q_BIAS], a);
     rq_ref k = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_K], l->t[RQ_ROLE_ATTN_K_BIAS], a);
     rq_ref v = rq_block_linear(m, t, l->t[RQ_ROLE_ATTN_V], l->t[RQ_ROLE_ATTN_V_BIAS], a);
-    q = rq_block_heads(t, q, hp->dim_k, l->n_head);
-    k = rq_block_heads(t, k, hp->dim_k, l->n_head_kv);
-    v = rq_block_heads(t, v, hp->dim_v, l->n_head_kv);
+    q = rq_block_heads(t, q, l->dim_k, l->n_head);
+    k = rq_block_heads(t, k, l->dim_k, l->n_head_kv);
+    v = rq_block_heads(t, v, l->dim_v, l->n_head_kv);
     return rq_block_attend(p, t, l, q, k, v);
 }
 

@@ -124,7 +124,8 @@ static logits evaluate(fixture *f, const rq_token *ids, size_t n, size_t head, u
 
 typedef struct oracle {
     const char *name;
-    double tolerance_f32, tolerance_f16; /* normalised squared error, by cache format; source: the README */
+    double tolerance_f32, tolerance_f16; /* normalised squared error, by cache format; source: the README
+                                            (gemma: both of its reasons at once with f16) */
 } oracle;
 
 static const oracle ORACLES[] = {
@@ -134,7 +135,15 @@ static const oracle ORACLES[] = {
     {"llama-IQ4_XS", 5e-3, 5e-3},  {"qwen35", 1e-7, 1e-5},        {"qwen35moe", 1e-7, 1e-5},
     {"qwen35-Q8_0", 5e-3, 5e-3},   {"qwen35-Q5_K_S", 5e-3, 5e-3}, {"qwen35-Q4_K_M", 5e-3, 5e-3},
     {"qwen35-Q3_K_M", 5e-3, 5e-3}, {"qwen35-Q2_K", 5e-3, 5e-3},   {"qwen35-IQ4_XS", 5e-3, 5e-3},
+    {"gemma3", 1e-5, 2e-5},        {"gemma4-dense", 1e-5, 2e-5},  {"gemma4-moe", 1e-5, 2e-5},
+    {"gemma4-ple", 1e-5, 2e-5},
 };
+
+/* Cards have no soft cap. */
+static bool is_absent(const char *name)
+{
+    return backend_name && strncmp(name, "gemma4", 6) == 0;
+}
 
 static void matches_the_other_engine(void **state)
 {
@@ -146,6 +155,7 @@ static void matches_the_other_engine(void **state)
     for (size_t i = 0; i < sizeof ORACLES / sizeof *ORACLES; i++)
         for (int f16 = 0; f16 < 2; f16++) {
             const oracle *o = &ORACLES[i];
+            if (is_absent(o->name)) continue;
             char file[64];
             snprintf(file, sizeof file, "%s.logits.f32", o->name);
             read_floats(file, want.rows, n * N_VOCAB);
@@ -193,7 +203,7 @@ static void pieces_have_the_same_bits(void **state)
     }
 }
 
-static void long_context_of(const char *name)
+static void long_context_of(const char *name, double tolerance)
 {
     char file[64];
     rq_token ids[MAX_TOKENS];
@@ -211,9 +221,9 @@ static void long_context_of(const char *name)
     }
     logits got = evaluate(&f, ids, n, 890, 890, 1);
     double error = nmse(got.rows + (n - 32) * N_VOCAB, want.rows, (size_t)32 * N_VOCAB);
-    printf("%s, 900 tokens: normalised squared error %.2e, %.3f of tolerance 1e-07\n", name, error,
-           error / 1e-7);
-    assert_true(error < 1e-7);
+    printf("%s, 900 tokens: normalised squared error %.2e, %.3f of tolerance %.0e\n", name, error,
+           error / tolerance, tolerance);
+    assert_true(error < tolerance);
     free(got.rows);
     free(want.rows);
     close_model(&f);
@@ -221,8 +231,9 @@ static void long_context_of(const char *name)
 
 static void long_context(void **state)
 {
-    long_context_of("llama");
-    long_context_of("qwen35");
+    long_context_of("llama", 1e-7);
+    long_context_of("qwen35", 1e-7);
+    if (!is_absent("gemma4-dense")) long_context_of("gemma4-dense", 1e-5);
 }
 
 int main(int argc, char **argv)
