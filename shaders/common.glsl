@@ -16,6 +16,7 @@ layout(buffer_reference, scalar, buffer_reference_align = 8) buffer U64 { uint64
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer V4 { uvec4 d[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer V16 { uvec4 d[]; };
 layout(buffer_reference, scalar, buffer_reference_align = 4) buffer F32x4 { vec4 d[]; };
+layout(buffer_reference, scalar, buffer_reference_align = 16) buffer F32x4A { vec4 d[]; };
 
 // The whole push block (128 bytes, what every device has): addresses and numbers; each shader names its own.
 layout(push_constant, scalar) uniform Push

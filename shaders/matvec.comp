@@ -21,6 +21,7 @@ layout(local_size_x = 64) in;
 layout(constant_id = 1) const uint COLS = 1u;
 layout(constant_id = 2) const uint EXPERTS = 0u;
 layout(constant_id = 3) const uint ROWS = 2u;
+layout(constant_id = 4) const uint X_ALIGN = 4u; // what divides the address of every row of x: 16 or 4
 // a: w, tables, x, y, step, ids; u: n_in, n_out, row bytes of w, stride of x in floats (USE_DOT: rows of x), of y, by
 // expert: k, n_expert, bytes from one expert to the next (low, high), has x a row for each slot, stride of these rows;
 // [11] LANES. With USE_DOT a[2] is what quantize.comp wrote, for each token or (token, slot).
@@ -70,9 +71,14 @@ void main()
             float v[ROWS][8];
             [[unroll]] for (uint r = 0u; r < ROWS; r++) floats8(row[r], e, n_in, v[r]);
             [[unroll]] for (uint c = 0u; c < COLS; c++) {
-                F32 xs = F32(x + 4ul * (c * push.u[3] + e));
+                uint64_t at = x + 4ul * (c * push.u[3] + e);
                 float a[8];
-                [[unroll]] for (uint i = 0u; i < 8u; i++) a[i] = e + i < n_in ? xs.d[i] : 0.0;
+                if (X_ALIGN >= 16u && e + 8u <= n_in) {
+                    vec4 lo = F32x4A(at).d[0], hi = F32x4A(at).d[1];
+                    [[unroll]] for (uint i = 0u; i < 8u; i++) a[i] = i < 4u ? lo[i] : hi[i - 4u];
+                } else {
+                    [[unroll]] for (uint i = 0u; i < 8u; i++) a[i] = e + i < n_in ? F32(at).d[i] : 0.0;
+                }
                 [[unroll]] for (uint r = 0u; r < ROWS; r++) {
                     precise float s = acc[r][c];
                     [[unroll]] for (uint i = 0u; i < 8u; i++) s = fma(v[r][i], a[i], s);
@@ -118,9 +124,9 @@ void main()
                     widen(q, scale, low, v[r]);
                 }
                 [[unroll]] for (uint c = 0u; c < COLS; c++) {
-                    F32x4 xs = F32x4(x + 4ul * (c * push.u[3] + e));
+                    uint64_t at = x + 4ul * (c * push.u[3] + e);
                     vec4 a[4];
-                    [[unroll]] for (uint i = 0u; i < 4u; i++) a[i] = xs.d[i];
+                    [[unroll]] for (uint i = 0u; i < 4u; i++) a[i] = X_ALIGN >= 16u ? F32x4A(at).d[i] : F32x4(at).d[i];
                     [[unroll]] for (uint r = 0u; r < ROWS; r++) {
                         precise float s = acc[r][c];
                         [[unroll]] for (uint i = 0u; i < 16u; i++) s = fma(v[r][i], a[i / 4u][i % 4u], s);

@@ -182,6 +182,13 @@ static uint32_t four_subgroups(const vk_builder *b)
     return 4 * vk_device_of(b)->features.subgroup_size;
 }
 
+/* What divides the address of every row of activations: 16 or 4; activations in another form are where they want. */
+static uint32_t row_alignment(const vk_view *x, vk_form form)
+{
+    bool all = x->address % 16 == 0 && x->stride[1] % 4 == 0 && x->stride[2] % 4 == 0;
+    return all || form != VK_FORM_F32 ? 16 : 4;
+}
+
 /* Buckets up to 8 take matvec, whose sums do not depend on the bucket (DESIGN 2.3). */
 static void matmul(vk_builder *b, const rq_op *op)
 {
@@ -197,9 +204,11 @@ static void matmul(vk_builder *b, const rq_op *op)
         push.u[3] = columns;
     }
     if (columns <= 8) {
+        uint32_t x_align = row_alignment(&x, product.form);
         push.u[11] = lanes_of(w);
-        dispatch_rows(b, product.shader, (uint32_t[VK_CONSTANTS]){type, columns, 0, OUTPUTS, [7] = align},
-                      &push, divide_up(w->ne[1], OUTPUTS * 64 / push.u[11]), 1, after);
+        dispatch_rows(b, product.shader,
+                      (uint32_t[VK_CONSTANTS]){type, columns, 0, OUTPUTS, x_align, [7] = align}, &push,
+                      divide_up(w->ne[1], OUTPUTS * 64 / push.u[11]), 1, after);
         return;
     }
     uint32_t word = vk_extent_word(b), tile = tile_columns(columns);
@@ -228,10 +237,11 @@ static void matmul_experts(vk_builder *b, const rq_op *op)
         push.u[3] = rows;
     }
     if (bucket <= 8) {
+        uint32_t x_align = row_alignment(&x, product.form);
         push.a[5] = ids.address;
         push.u[11] = lanes_of(w);
-        dispatch_rows(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 1, 1, OUTPUTS, [7] = align}, &push,
-                      divide_up(w->ne[1], OUTPUTS * 64 / push.u[11]), k * bucket, after);
+        dispatch_rows(b, product.shader, (uint32_t[VK_CONSTANTS]){type, 1, 1, OUTPUTS, x_align, [7] = align},
+                      &push, divide_up(w->ne[1], OUTPUTS * 64 / push.u[11]), k * bucket, after);
         return;
     }
     rq_group_layout l = rq_group_layout_of(w->ne[2], k, bucket);
