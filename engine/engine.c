@@ -18,7 +18,6 @@ struct rq_engine {
     rq_sched *sched;
     rq_engine_info info; /* device points to `device_text`, formats and profile into the decision */
     char device_text[420];
-    uint64_t snapshot_bytes;
     rq_engine_params voice; /* the log alone */
     bool said_not_finite;
 };
@@ -53,14 +52,6 @@ static rq_status after_step(void *user, rq_error *err)
     watch_numbers(e);
     rq_status status = check_file(e, err);
     return status == RQ_OK ? rq_kv_plan_capture(&e->decision.kv, e->executor, err) : status;
-}
-
-/* Copies of state: what was asked for, but never more than can be counted. */
-static uint64_t snapshot_bytes(const rq_engine_params *p)
-{
-    enum { DEFAULT_MIB = 1024 };
-    uint64_t asked = p->cache_ram_mib != 0 ? p->cache_ram_mib : DEFAULT_MIB;
-    return (asked < UINT64_MAX >> 20 ? asked : UINT64_MAX >> 20) << 20;
 }
 
 static rq_status make_executor(rq_engine *e, rq_error *err)
@@ -100,7 +91,7 @@ static rq_status make_scheduler(rq_engine *e, rq_error *err)
         .group_scratch_pages = d->pools.scratch_pages,
         .n_groups = d->place.n_groups,
         .recurrent = d->place.n_states > 0,
-        .snapshot_bytes = e->snapshot_bytes,
+        .snapshot_bytes = d->numbers.snapshot_bytes,
         .cache_seed = e->decision.kv.cache_seed,
         .n_vocab = e->model->hp.n_vocab,
         .n_ctx = d->numbers.n_ctx,
@@ -219,7 +210,7 @@ static void say_decisions(const rq_engine *e, const rq_engine_params *p)
                "state: %.1f MiB for each session; up to %.0f MiB of memory for copies at the ends of "
                "messages and "
                "answers (--cache-ram), the one unused for longest goes first",
-               mib(rq_executor_state_bytes(e->executor)), mib(e->snapshot_bytes));
+               mib(rq_executor_state_bytes(e->executor)), mib(d->numbers.snapshot_bytes));
     rq_say(p, "sessions: %u of up to %u tokens, at most %u requests waiting", i->n_sessions, i->n_ctx,
            d->n_queue);
     if (i->n_ctx > m->hp.n_ctx_train)
@@ -242,7 +233,6 @@ rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params
     rq_engine *e = rq_calloc(1, sizeof *e);
     if (e == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for an engine");
     e->model = model;
-    e->snapshot_bytes = snapshot_bytes(p);
     rq_status status = rq_decide(model, p, false, &e->decision, err);
     if (status == RQ_OK) status = make_executor(e, err);
     if (status == RQ_OK) status = check_scratch(e, err);

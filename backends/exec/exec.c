@@ -161,8 +161,7 @@ static rq_status plan_programs(rq_executor *ex, rq_error *err)
         ex->info.n_copies += split->n_copies;
         for (uint32_t c = 0; c < split->n_copies; c++) ex->info.copy_bytes += split->copies[c].bytes;
     }
-    ex->info.n_round_trips =
-        (ex->info.n_segments - 1) / 2; /* a piece of the trunk and one of the head: none */
+    ex->info.n_round_trips = (ex->info.n_segments - 2) / 2; /* trunk and head each begin where they are */
     ex->info.n_ops_trunk = ex->trunk[0].tape.n_ops;
     ex->info.n_ops_head = ex->head[0].tape.n_ops;
     return rq_exec_memory_list(ex, err);

@@ -62,6 +62,14 @@ static uint32_t default_context(const rq_decision *d)
     return n_ctx < trained ? n_ctx : trained;
 }
 
+/* Copies of state: what was asked for, but never more than can be counted. */
+static uint64_t snapshot_bytes(const rq_engine_params *p)
+{
+    enum { DEFAULT_MIB = 1024 };
+    uint64_t asked = p->cache_ram_mib != 0 ? p->cache_ram_mib : DEFAULT_MIB;
+    return (asked < UINT64_MAX >> 20 ? asked : UINT64_MAX >> 20) << 20;
+}
+
 /* What does not depend on where things go. */
 static rq_status decide_numbers(rq_decision *d, const rq_engine_params *p, rq_error *err)
 {
@@ -83,6 +91,7 @@ static rq_status decide_numbers(rq_decision *d, const rq_engine_params *p, rq_er
     d->available_bytes = p->host_memory != 0 ? p->host_memory : rq_memory_available();
     n->n_ctx = p->n_ctx;
     n->cache_tokens = p->cache_tokens;
+    n->snapshot_bytes = m->n_states != 0 ? snapshot_bytes(p) : 0;
     return RQ_OK;
 }
 
@@ -154,7 +163,7 @@ static rq_status list_memory(rq_decision *d, const rq_engine_params *p, rq_error
     rq_executor_params x = rq_place_executor(&d->place, &d->devices, &d->kv, &d->pools, &d->numbers);
     rq_status status = rq_executor_plan(&x, false, &d->list, &d->info, err);
     if (status != RQ_OK) return status;
-    rq_place_sum(&d->list, &d->devices, &d->need);
+    rq_place_sum(&d->list, &d->devices, d->numbers.snapshot_bytes, &d->need);
     d->listed = true;
     if (p->no_fit || d->devices.n_cards == 0) return RQ_OK;
     return rq_fit_check(&d->devices, &d->need, d->numbers.n_ctx, err);

@@ -36,9 +36,11 @@ static bool is(const rq_exec_line *line, const char *label)
     return strcmp(line->label, label) == 0;
 }
 
-void rq_place_sum(const rq_exec_list *list, const rq_place_devices *devices, rq_place_need *out)
+void rq_place_sum(const rq_exec_list *list, const rq_place_devices *devices, uint64_t heap,
+                  rq_place_need *out)
 {
     memset(out, 0, sizeof *out);
+    out->device[devices->n_cards] = out->other[devices->n_cards] = heap;
     for (uint32_t i = 0; i < list->n; i++) {
         const rq_exec_line *line = &list->lines[i];
         uint32_t d = line->device == RQ_EXEC_HOST ? devices->n_cards : line->device;
@@ -121,7 +123,7 @@ static rq_status plan_with(fitter *f, const rq_place_choice *choice, uint32_t n_
     f->place.pass = &f->kv.pass;
     rq_executor_params x = rq_place_executor(&f->place, f->devices, &f->kv, &f->pools, &numbers);
     status = rq_executor_plan(&x, true, &f->list, &f->info, err);
-    if (status == RQ_OK) rq_place_sum(&f->list, f->devices, &f->need);
+    if (status == RQ_OK) rq_place_sum(&f->list, f->devices, f->numbers.snapshot_bytes, &f->need);
     return status;
 }
 

@@ -87,7 +87,8 @@ void rq_place_describe(const rq_place *place, uint32_t device, char *text, size_
 
 typedef struct rq_place_numbers {
     uint32_t n_ctx, n_sessions, n_batch;
-    uint64_t cache_tokens; /* 0: as the sessions need */
+    uint64_t cache_tokens;   /* 0: as the sessions need */
+    uint64_t snapshot_bytes; /* of the heap, for copies of recurrent state; 0: the model has none */
 } rq_place_numbers;
 
 typedef struct rq_place_pools {
@@ -119,8 +120,10 @@ typedef struct rq_place_need {
     uint64_t file_bytes; /* weights the processor reads in the mapped file: not in the above */
 } rq_place_need;
 
-/* Sums a list by device. On cards weights count even if they are read in place. */
-void rq_place_sum(const rq_exec_list *list, const rq_place_devices *devices, rq_place_need *out);
+/* Sums a list by device; `heap` bytes are the processor's besides. On cards weights count even if they are read in
+ * place. */
+void rq_place_sum(const rq_exec_list *list, const rq_place_devices *devices, uint64_t heap,
+                  rq_place_need *out);
 
 typedef struct rq_fit {
     rq_place_choice choice;

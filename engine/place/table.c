@@ -75,6 +75,11 @@ static void put_table(rq_buf *out, const rq_decision *d)
     if (d->need.file_bytes != 0)
         rq_buf_printf(out, "\n%.1f MiB of weights are read where they are in the mapped file.\n",
                       mib(d->need.file_bytes));
+    if (d->numbers.snapshot_bytes != 0)
+        rq_buf_printf(
+            out,
+            "\n%.1f MiB of other memory of the processor are for copies of recurrent state (--cache-ram).\n",
+            mib(d->numbers.snapshot_bytes));
     rq_buf_printf(out, "\nfor every token: %u round trips between devices, %u copies, %llu bytes\n",
                   d->info.n_round_trips, d->info.n_copies, (unsigned long long)d->info.copy_bytes);
 }
@@ -141,6 +146,7 @@ static void put_json(rq_buf *out, const rq_decision *d)
     put_text(out, "type_v", d->kv.v.name);
     put_number(out, "cache_bytes_per_token", t.kept);
     put_number(out, "exact_bytes_per_token", t.exact);
+    put_number(out, "snapshot_bytes", d->numbers.snapshot_bytes);
     put_number(out, "cache_tokens", d->pools.cache_tokens);
     put_number(out, "gpu_layers", d->place.choice.gpu_layers);
     put_number(out, "cpu_expert_layers", d->place.choice.cpu_experts);
