@@ -46,7 +46,7 @@ static void every_rotation(walker *w)
                              .rotation = (rq_rotation_kind)kind,
                              .inverse = way & 1,
                              .flag = way >> 1};
-                if (kind == RQ_ROTATION_HAAR && way != d % 4) continue;
+                if ((kind == RQ_ROTATION_HAAR || walk_is_quick()) && way != d % 4) continue;
                 walk(w, &c, way == d % 4 ? 64 : 4);
             }
         }

@@ -298,6 +298,7 @@ static void every_pointwise(walker *w)
     static const uint32_t widths[] = {1, 5, 64, 257, 1024};
     for (uint32_t i = 0; i < 5; i++)
         for (uint32_t flag = 0; flag < 2; flag++) {
+            if (walk_is_quick() && i % 2 == 0) continue;
             op_case c = {.type = RQ_TYPE_F32, .what = "", .n = widths[i], .flag = flag};
 #define POINTWISE(k, b) c.kind = k, c.build = b, walk(w, &c, 64)
             POINTWISE(RQ_OP_RMS_NORM, build_norm);
@@ -324,6 +325,7 @@ static void every_attention(walker *w)
     static const uint32_t dims[] = {64, 80, 96, 128, 256}, ratios[] = {1, 2, 4, 7};
     for (uint32_t d = 0; d < 5; d++)
         for (uint32_t r = 0; r < 4; r++) {
+            if (walk_is_quick() && r != d % 4) continue;
             op_case c = {.type = (d + r) % 2 ? RQ_TYPE_F32 : RQ_TYPE_F16,
                          .what = "far",
                          .dim = dims[d],
@@ -420,6 +422,7 @@ static void every_recurrence(walker *w)
     } shapes[] = {{128, 128, 4, 2}, {64, 64, 6, 3}, {32, 40, 2, 1}, {16, 4, 4, 4}, {128, 72, 3, 1}};
     for (uint32_t i = 0; i < 5; i++)
         for (uint32_t flag = 0; flag < 2; flag++) {
+            if (walk_is_quick() && i % 2 == 0) continue;
             op_case c = {.kind = RQ_OP_DELTA_RULE,
                          .type = RQ_TYPE_F32,
                          .what = "goes on",
