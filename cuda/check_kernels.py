@@ -13,6 +13,10 @@ import sys
 OPCODES = {"HMMA": (0x23C,), "IMMA": (0x237,), "IDP": (0x226, 0x426, 0x826), "LDGSTS": (0xFAE,), "LDSM": (0x83B,),
            "LDL": (0x983,), "STL": (0x387,), "PRMT": (0x216, 0x416, 0x816), "BAR": (0xB1D,)}
 MOST_REGISTERS = 255
+# Loads, stores, shuffles and what fills the last line: not counted as unpacking.
+OTHER = (0x981, 0x986, 0x589, 0x918)
+PROBED_ELEMENTS = 32 * 16  # of a thread of probes.cu
+MOST_PER_ELEMENT = {"probe_keys_3": 2.5, "probe_values_3": 2.5}
 
 
 def sections(data):
@@ -61,6 +65,12 @@ def main():
                 bad.append(f"{name}: {stack} bytes of stack, {spilled} spilled")
             if registers > MOST_REGISTERS or not code[name]:
                 bad.append(f"{name}: {registers} registers, {len(code[name])} instructions")
+            if name.startswith("probe_"):
+                each = sum(c not in OTHER for c in code[name]) / PROBED_ELEMENTS
+                print(f"{name}: {each:.2f} instructions per element, {len(code[name]) / PROBED_ELEMENTS:.2f} with loads "
+                      "and stores")
+                if each > MOST_PER_ELEMENT.get(name, each):
+                    bad.append(f"{name}: more than {MOST_PER_ELEMENT[name]} instructions per element")
             kind, *rest = name.split("_")
             block_type = rest and rest[0].isdigit() and rest[0] not in ("0", "1", "28", "30")
             wanted = []

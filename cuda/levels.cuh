@@ -14,30 +14,31 @@ struct octets {
 template <int FORM> DEVICE octets load_octets(const uint32_t *words, uint32_t stride, uint32_t P, uint32_t W)
 {
     octets o = {0, 0, 0, 0};
+    bool first = W == 8 || 2 * P < W, second = W == 8 || 2 * P + 1 < W; // eight: the usual, and all of V
     if (FORM == (int)Q8_0) {
-        if (2 * P < W) o.a = words[4 * P * stride], o.a2 = words[(4 * P + 1) * stride];
-        if (2 * P + 1 < W) o.b = words[(4 * P + 2) * stride], o.b2 = words[(4 * P + 3) * stride];
+        if (first) o.a = words[4 * P * stride], o.a2 = words[(4 * P + 1) * stride];
+        if (second) o.b = words[(4 * P + 2) * stride], o.b2 = words[(4 * P + 3) * stride];
     }
     if (FORM == (int)C4) {
-        if (2 * P < W) o.a = words[2 * P * stride];
-        if (2 * P + 1 < W) o.b = words[(2 * P + 1) * stride];
+        if (first) o.a = words[2 * P * stride];
+        if (second) o.b = words[(2 * P + 1) * stride];
     }
-    if (FORM == (int)C2 && 2 * P < W) {
+    if (FORM == (int)C2 && first) {
         uint32_t v = words[P * stride];
         o.a = v & 0x33333333u;
-        o.b = 2 * P + 1 < W ? v >> 2 & 0x33333333u : 0;
+        o.b = second ? v >> 2 & 0x33333333u : 0;
     }
     if (FORM == (int)C3) {
         uint32_t set = P / 2, odd = P & 1;
         const uint32_t *w = words + 3 * set * stride;
-        if (4 * set + 4 <= W) {
+        if (W == 8 || 4 * set + 4 <= W) {
             uint32_t x = w[0], y = w[stride], z = w[2 * stride];
             uint32_t fourth = (x >> 3 & 0x11111111u) | (y >> 2 & 0x22222222u) | (z >> 1 & 0x44444444u);
             o.a = (odd ? z : x) & 0x77777777u;
             o.b = odd ? fourth : y & 0x77777777u;
         } else {
-            if (2 * P < W) o.a = w[2 * odd * stride] & 0x77777777u;
-            if (2 * P + 1 < W) o.b = w[(2 * odd + 1) * stride] & 0x77777777u;
+            if (first) o.a = w[2 * odd * stride] & 0x77777777u;
+            if (second) o.b = w[(2 * odd + 1) * stride] & 0x77777777u;
         }
     }
     return o;
