@@ -33,7 +33,7 @@ typedef struct rq_model_info {
     const char *name;         /* general.name, or the file's base name */
     const char *architecture; /* "llama", "qwen3", ... */
     const char *description;  /* for people: "qwen3 0.6B Q4_K_M" */
-    const char *chat_format;  /* "chatml", "llama3", or "none" */
+    const char *chat_format;  /* "chatml", "llama3", "gemma", "gemma4", or "none" */
     uint64_t n_params, file_bytes;
     uint32_t n_ctx_train, n_layers, n_embd, n_vocab;
     uint32_t n_expert, n_expert_used; /* 0 for dense models */

@@ -23,6 +23,8 @@ struct rq_chat_format {
     const char *mark;            /* a template with this text in it is of this format */
     bool starts_with_bos;        /* else only when the file asks for a BOS */
     bool strip;                  /* strip white space around contents */
+    bool system_first;           /* a system message begins the message behind it */
+    const char *answers;         /* what the role "assistant" is called, NULL: so */
     piece message[MAX_PIECES];   /* neighbouring texts are encoded as one */
     piece assistant[MAX_PIECES]; /* opens the answer */
 };
@@ -55,6 +57,53 @@ static const rq_chat_format formats[] = {
                     {PIECE_TEXT, "\n"}},
         .assistant = {{PIECE_CONTROL, "<|im_start|>"}, {PIECE_TEXT, "assistant\n"}},
     },
+    {
+        .name = "gemma",
+        .mark = "<start_of_turn>",
+        .starts_with_bos = true,
+        .strip = true,
+        .system_first = true,
+        .answers = "model",
+        .message = {{PIECE_CONTROL, "<start_of_turn>"},
+                    {PIECE_ROLE, NULL},
+                    {PIECE_TEXT, "\n"},
+                    {PIECE_CONTENT, NULL},
+                    {PIECE_CONTROL, "<end_of_turn>"},
+                    {PIECE_TEXT, "\n"}},
+        .assistant = {{PIECE_CONTROL, "<start_of_turn>"}, {PIECE_TEXT, "model\n"}},
+    },
+    {
+        .name = "gemma4",
+        .mark = "<|channel>thought\\n<channel|>", /* as templates write it: an answer without thoughts */
+        .starts_with_bos = true,
+        .strip = true,
+        .answers = "model",
+        .message = {{PIECE_CONTROL, "<|turn>"},
+                    {PIECE_ROLE, NULL},
+                    {PIECE_TEXT, "\n"},
+                    {PIECE_CONTENT, NULL},
+                    {PIECE_CONTROL, "<turn|>"},
+                    {PIECE_TEXT, "\n"}},
+        .assistant = {{PIECE_CONTROL, "<|turn>"},
+                      {PIECE_TEXT, "model\n"},
+                      {PIECE_CONTROL, "<|channel>"},
+                      {PIECE_TEXT, "thought\n"},
+                      {PIECE_CONTROL, "<channel|>"}},
+    },
+    {
+        .name = "gemma4",
+        .mark = "<|turn>",
+        .starts_with_bos = true,
+        .strip = true,
+        .answers = "model",
+        .message = {{PIECE_CONTROL, "<|turn>"},
+                    {PIECE_ROLE, NULL},
+                    {PIECE_TEXT, "\n"},
+                    {PIECE_CONTENT, NULL},
+                    {PIECE_CONTROL, "<turn|>"},
+                    {PIECE_TEXT, "\n"}},
+        .assistant = {{PIECE_CONTROL, "<|turn>"}, {PIECE_TEXT, "model\n"}},
+    },
 };
 
 static rq_token control_token(const rq_tokenizer *tok, const char *text)
@@ -62,9 +111,9 @@ static rq_token control_token(const rq_tokenizer *tok, const char *text)
     return rq_token_by_text(tok, text, strlen(text));
 }
 
-static bool vocabulary_fits(const rq_chat_format *f, const rq_tokenizer *tok)
+static bool has_pieces(const piece *p, const rq_tokenizer *tok)
 {
-    for (const piece *p = f->message; p->kind != PIECE_END; p++) {
+    for (; p->kind != PIECE_END; p++) {
         if (p->kind != PIECE_CONTROL) continue;
         rq_token id = control_token(tok, p->text);
         if (id < 0) return false;
@@ -72,6 +121,11 @@ static bool vocabulary_fits(const rq_chat_format *f, const rq_tokenizer *tok)
         if (type != RQ_TOKEN_CONTROL && type != RQ_TOKEN_USER_DEFINED) return false;
     }
     return true;
+}
+
+static bool vocabulary_fits(const rq_chat_format *f, const rq_tokenizer *tok)
+{
+    return has_pieces(f->message, tok) && has_pieces(f->assistant, tok);
 }
 
 const rq_chat_format *rq_chat_choose(const rq_tokenizer *tok, const char *text, size_t bytes)
@@ -125,7 +179,8 @@ static void strip(const char **text, size_t *bytes)
 typedef struct renderer {
     const rq_chat_format *format;
     const rq_tokenizer *tok;
-    rq_buf text; /* gathered since the last control token */
+    rq_buf text;  /* gathered since the last control token */
+    rq_buf first; /* what the next message begins with */
     rq_tokens *out;
     rq_error *err;
 } renderer;
@@ -143,19 +198,20 @@ static rq_status encode(renderer *r, const char *text, size_t bytes)
 {
     /* Where each piece's text is found next, SIZE_MAX: nowhere. Searched for again only when passed, so that the
      * whole costs a few passes over the text whatever it holds. */
-    size_t next[MAX_PIECES];
-    const piece *pieces = r->format->message;
+    size_t next[2 * MAX_PIECES];
+    const piece *pieces[2 * MAX_PIECES];
     size_t n = 0;
-    for (; pieces[n].kind != PIECE_END; n++) {
-        bool found_in_text =
-            pieces[n].kind == PIECE_CONTROL &&
-            rq_token_type_of(r->tok, control_token(r->tok, pieces[n].text)) != RQ_TOKEN_CONTROL;
-        next[n] = found_in_text ? find(text, 0, bytes, pieces[n].text) : SIZE_MAX;
-    }
+    for (int side = 0; side < 2; side++)
+        for (const piece *p = side ? r->format->assistant : r->format->message; p->kind != PIECE_END; p++) {
+            bool found_in_text = p->kind == PIECE_CONTROL &&
+                                 rq_token_type_of(r->tok, control_token(r->tok, p->text)) != RQ_TOKEN_CONTROL;
+            pieces[n] = p;
+            next[n++] = found_in_text ? find(text, 0, bytes, p->text) : SIZE_MAX;
+        }
     for (size_t done = 0;;) {
         size_t cut = bytes;
         for (size_t i = 0; i < n; i++) {
-            if (next[i] < done) next[i] = find(text, done, bytes, pieces[i].text);
+            if (next[i] < done) next[i] = find(text, done, bytes, pieces[i]->text);
             if (next[i] < cut) cut = next[i] + 1;
         }
         rq_status status = rq_tokenizer_encode(r->tok, text + done, cut - done, 0, r->out, r->err);
@@ -184,15 +240,29 @@ static rq_status render(renderer *r, const piece *pieces, const rq_message *m)
         } else if (p->kind == PIECE_TEXT) {
             rq_buf_puts(&r->text, p->text);
         } else if (p->kind == PIECE_ROLE) {
-            rq_buf_puts(&r->text, m->role);
+            bool answer = r->format->answers != NULL && strcmp(m->role, "assistant") == 0;
+            rq_buf_puts(&r->text, answer ? r->format->answers : m->role);
         } else {
             const char *content = m->content != NULL ? m->content : "";
             size_t bytes = m->content != NULL ? m->content_bytes : 0;
             if (r->format->strip) strip(&content, &bytes);
+            rq_buf_append(&r->text, r->first.data, r->first.len);
+            rq_buf_clear(&r->first);
             rq_buf_append(&r->text, content, bytes);
         }
     }
     return status == RQ_OK ? flush_text(r) : status;
+}
+
+/* Keeps a system message for the one behind it. */
+static rq_status hold(renderer *r, const rq_message *m)
+{
+    const char *content = m->content != NULL ? m->content : "";
+    size_t bytes = m->content != NULL ? m->content_bytes : 0;
+    if (r->format->strip) strip(&content, &bytes);
+    rq_buf_append(&r->first, content, bytes);
+    rq_buf_puts(&r->first, "\n\n");
+    return r->first.failed ? rq_fail(r->err, RQ_ERR_MEMORY, "out of memory for a conversation") : RQ_OK;
 }
 
 static bool role_is_fine(const char *role)
@@ -207,9 +277,9 @@ rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, 
                          rq_error *err)
 {
     if (format == NULL)
-        return rq_fail(
-            err, RQ_ERR_UNSUPPORTED,
-            "this file has no chat format that this build knows (chatml, llama3); use plain completion");
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "this file has no chat format that this build knows (chatml, llama3, gemma, gemma4); "
+                       "use plain completion");
     for (size_t i = 0; i < n_messages; i++)
         if (!role_is_fine(messages[i].role))
             return rq_fail(err, RQ_ERR_ARGUMENT,
@@ -219,20 +289,31 @@ rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, 
         if (messages[i].content_bytes > RQ_TOKENIZE_MAX_BYTES - 2 * RQ_MAX_ROLE_BYTES)
             return rq_fail(err, RQ_ERR_CAPACITY, "message %zu has %zu bytes; at most %zu can be encoded",
                            i + 1, messages[i].content_bytes, RQ_TOKENIZE_MAX_BYTES - 2 * RQ_MAX_ROLE_BYTES);
-    renderer r = {
-        .format = format, .tok = tok, .text = {.max = RQ_TOKENIZE_MAX_BYTES}, .out = out, .err = err};
+    renderer r = {.format = format,
+                  .tok = tok,
+                  .text = {.max = RQ_TOKENIZE_MAX_BYTES},
+                  .first = {.max = RQ_TOKENIZE_MAX_BYTES},
+                  .out = out,
+                  .err = err};
     size_t n_before = out->n;
     rq_status status = RQ_OK;
     rq_token bos = rq_tokenizer_special(tok, RQ_SPECIAL_BOS);
     if (bos >= 0 && (format->starts_with_bos || rq_tokenizer_add_bos(tok)) && !rq_tokens_push(out, bos))
         status = rq_fail(err, RQ_ERR_MEMORY, "out of memory for a conversation");
     for (size_t i = 0; i < n_messages && status == RQ_OK; i++) {
-        status = render(&r, format->message, &messages[i]);
+        bool waits = format->system_first && strcmp(messages[i].role, "system") == 0;
+        status = waits ? hold(&r, &messages[i]) : render(&r, format->message, &messages[i]);
         if (boundaries != NULL) boundaries[i] = out->n;
     }
+    if (status == RQ_OK && open_assistant && r.first.len > 0)
+        status =
+            rq_fail(err, RQ_ERR_ARGUMENT,
+                    "the last message is a system message, which this chat format puts at the start of the "
+                    "message behind it: end with a message of the user");
     static const rq_message nobody = {.role = ""}; /* the opening has no piece that reads it */
     if (status == RQ_OK && open_assistant) status = render(&r, format->assistant, &nobody);
     rq_buf_free(&r.text);
+    rq_buf_free(&r.first);
     if (status != RQ_OK) out->n = n_before;
     return status;
 }

@@ -8,10 +8,16 @@
  *   llama3   <|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>   after one BOS; CONTENT is stripped
  *            of white space at both ends, as the Llama 3 template does
  *
+ *   gemma    <start_of_turn>ROLE\nCONTENT<end_of_turn>\n      Gemma 2 and 3, after one BOS; CONTENT is stripped,
+ *            the assistant is called "model"; there is no system turn: such a message stands, with an empty line
+ *            behind it, at the start of the next one, as llama.cpp places it
+ *   gemma4   <|turn>ROLE\nCONTENT<turn|>\n, stripped, "model", after one BOS; an answer opens with the empty
+ *            <|channel>thought\n<channel|> where the file's template has that
+ *
  * These are the plain formats: no default system prompt (Qwen 2.5's template adds one when there is none), no
  * date lines in the system message (Llama 3.1's and later templates add "Cutting Knowledge Date ..."), earlier
- * answers as they are given, with their <think> parts (Qwen 3's template drops those). Llama 3 and Llama 3.1
- * models both know the plain form.
+ * answers as they are given, with their thoughts (Qwen 3's and Gemma 4's templates drop those), each a turn. Llama 3
+ * and Llama 3.1 models both know the plain form.
  *
  * Whatever the content is, it never becomes one of the control tokens: texts are encoded apart from them. */
 #ifndef RQ_CHAT_H
@@ -27,7 +33,7 @@ typedef struct rq_chat_format rq_chat_format;
 const rq_chat_format *rq_chat_choose(const rq_tokenizer *tok, const char *template_text,
                                      size_t template_bytes);
 
-/* "chatml", "llama3"; "none" for NULL. */
+/* "chatml", "llama3", "gemma", "gemma4"; "none" for NULL. */
 const char *rq_chat_format_name(const rq_chat_format *format);
 
 /* Longest role, in bytes; roles are letters, digits, '_' and '-'. */

@@ -44,12 +44,14 @@ rq_status tiny_tokenizer_create(rq_token_type type, rq_tokenizer **out, rq_error
     size_t m = put(merge_nl, spelled('\n'));
     merge_nl[m++] = ' ';
     m += put(merge_nl + m, spelled('\n'));
-    static const char *const controls[] = {"<|begin_of_text|>",   "<|im_start|>",      "<|im_end|>",
-                                           "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"};
+    static const char *const controls[] = {
+        "<|begin_of_text|>", "<|im_start|>", "<|im_end|>",      "<|start_header_id|>",
+        "<|end_header_id|>", "<|eot_id|>",   "<start_of_turn>", "<end_of_turn>",
+        "<|turn>",           "<turn|>",      "<|channel>",      "<channel|>"};
     tokens[TINY_AB] = (rq_vocab_text){ab, 2};
     tokens[TINY_NL_NL] = (rq_vocab_text){nl, n};
     types[TINY_AB] = types[TINY_NL_NL] = RQ_TOKEN_NORMAL;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < TINY_COUNT - TINY_BOS; i++) {
         tokens[TINY_BOS + i] = (rq_vocab_text){controls[i], strlen(controls[i])};
         types[TINY_BOS + i] = i == 0 ? RQ_TOKEN_CONTROL : type;
     }

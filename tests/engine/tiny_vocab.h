@@ -14,6 +14,12 @@ enum {
     TINY_HEADER,
     TINY_HEADER_END,
     TINY_EOT, /* ends a generation */
+    TINY_START_OF_TURN,
+    TINY_END_OF_TURN,
+    TINY_TURN,
+    TINY_TURN_END,
+    TINY_CHANNEL,
+    TINY_CHANNEL_END,
     TINY_COUNT
 };
 
