@@ -37,14 +37,11 @@
     X(short_conv, 64)                                                                                        \
     X(delta_rule, 64)
 
-#define CUDA_WEIGHT_TYPES(X)                                                                                 \
-    X(0)                                                                                                     \
-    X(1)                                                                                                     \
-    X(2)                                                                                                     \
-    X(3)                                                                                                     \
-    X(6)                                                                                                     \
-    X(7) X(8) X(10) X(11) X(12) X(13) X(14) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(28) X(29)      \
-        X(30) X(34) X(35) X(39) X(40) X(41) X(42)
+/* clang-format off */
+#define CUDA_WEIGHT_TYPES(X) \
+    X(0) X(1) X(2) X(3) X(6) X(7) X(8) X(10) X(11) X(12) X(13) X(14) X(16) X(17) X(18) X(19) X(20) X(21) X(22) \
+    X(23) X(28) X(29) X(30) X(34) X(35) X(39) X(40) X(41) X(42)
+/* clang-format on */
 
 enum {
     CUDA_SLABS = 256,       /* as RQ_MAX_SLABS */

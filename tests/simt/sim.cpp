@@ -15,11 +15,9 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if defined(                                                                                                 \
+    SIMT_THREAD) // this file itself is compiled without the thread sanitizer: its books are nobody's data
 #include <sanitizer/tsan_interface.h>
-#define UNSEEN __attribute__((no_sanitize("thread"), noinline))
-#else
-#define UNSEEN
 #endif
 
 namespace simt
@@ -77,7 +75,7 @@ static struct {
     const void *shared[64];
     uint32_t n_shared;
     size_t shared_bytes;
-    char barrier_mark, launch_mark;
+    char barrier_mark, start_mark, end_mark;
     char warp_mark[MAX_THREADS / WARP];
 } now;
 
@@ -136,7 +134,7 @@ static void *stack_of(char *stack, void (*entry)())
 #error "the simulator knows how to change stacks on x86-64 and aarch64"
 #endif
 
-UNSEEN static void go(uint32_t thread)
+static void go(uint32_t thread)
 {
     position.thread = thread;
 }
@@ -148,7 +146,7 @@ static void change(void **save, uint32_t thread, bool forever)
     fibre *f = home ? nullptr : &now.fibres[thread];
     void *sp = home ? now.home : f->sp;
     if (!home) go(thread);
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
     __tsan_switch_to_fiber(home ? now.home_tsan : f->tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -163,14 +161,13 @@ static void change(void **save, uint32_t thread, bool forever)
 #endif
 }
 
-// The functions below keep the books of all fibres; to the thread sanitizer they are not there.
-UNSEEN static void push(uint32_t thread)
+static void push(uint32_t thread)
 {
     now.fibres[thread].state = READY;
     now.queue[(now.head + now.n_ready++) % MAX_THREADS] = (uint16_t)thread;
 }
 
-UNSEEN static uint32_t pop()
+static uint32_t pop()
 {
     if (now.n_ready == 0) return MAX_THREADS;
     uint32_t thread = now.queue[now.head];
@@ -179,7 +176,7 @@ UNSEEN static uint32_t pop()
     return thread;
 }
 
-UNSEEN static void leave(fibre_state state)
+static void leave(fibre_state state)
 {
     uint32_t me = position.thread;
     now.fibres[me].state = state;
@@ -192,13 +189,15 @@ UNSEEN static void leave(fibre_state state)
 void fail(const char *format, ...)
 {
     if (!now.failed) {
-        int n = snprintf(now.message, sizeof now.message,
+        char text[sizeof now.message]; // on this fibre's stack: formatting is seen by the thread sanitizer
+        int n = snprintf(text, sizeof text,
                          "%s, block %u %u %u, thread %u: ", now.running ? now.running->name : "?",
                          position.block[0], position.block[1], position.block[2], position.thread);
         va_list args;
         va_start(args, format);
-        vsnprintf(now.message + n, sizeof now.message - (size_t)n, format, args);
+        vsnprintf(text + n, sizeof text - (size_t)n, format, args);
         va_end(args);
+        for (size_t i = 0; i < sizeof text; i++) ((volatile char *)now.message)[i] = text[i];
     }
     now.failed = true;
     leave(DONE);
@@ -216,12 +215,12 @@ static void entry()
         now.home_bytes = bytes;
     }
 #endif
-#if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&now.launch_mark);
+#if defined(SIMT_THREAD)
+    __tsan_acquire(&now.start_mark);
 #endif
     now.running->run(now.args);
-#if defined(__SANITIZE_THREAD__)
-    __tsan_release(&now.launch_mark);
+#if defined(SIMT_THREAD)
+    __tsan_release(&now.end_mark);
 #endif
     if (now.fibres[position.thread].n_copies) fail("it ends with asynchronous copies under way");
     now.n_done++;
@@ -229,15 +228,15 @@ static void entry()
     abort();
 }
 
-UNSEEN void barrier()
+void barrier()
 {
     if (++now.n_waiting < block_threads) {
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
         __tsan_release(&now.barrier_mark);
 #endif
         leave(AT_BARRIER);
     } else {
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
         __tsan_release(&now.barrier_mark);
 #endif
         now.n_waiting = 0;
@@ -247,12 +246,12 @@ UNSEEN void barrier()
             if (now.fibres[t].state == AT_BARRIER) push(t);
         }
     }
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
     __tsan_acquire(&now.barrier_mark);
 #endif
 }
 
-UNSEEN void meet(void *mine, void (*op)(void *const *all))
+void meet(void *mine, void (*op)(void *const *all))
 {
     uint32_t me = position.thread;
     warp *w = &now.warps[me / WARP];
@@ -271,23 +270,23 @@ UNSEEN void meet(void *mine, void (*op)(void *const *all))
 
 void warp_fence()
 {
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
     __tsan_release(&now.warp_mark[position.thread / WARP]);
 #endif
     meet(nullptr, nullptr);
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
     __tsan_acquire(&now.warp_mark[position.thread / WARP]);
 #endif
 }
 
 // ---- memory ------------------------------------------------------------------------------------------------
 
-UNSEEN static void fill_ones(void *p, size_t bytes)
+static void fill_ones(void *p, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i++) ((volatile unsigned char *)p)[i] = 0xff;
 }
 
-UNSEEN void shared_memory(void *p, size_t bytes)
+void shared_memory(void *p, size_t bytes)
 {
     for (uint32_t i = 0; i < now.n_shared; i++)
         if (now.shared[i] == p) return;
@@ -298,7 +297,7 @@ UNSEEN void shared_memory(void *p, size_t bytes)
     fill_ones(p, bytes);
 }
 
-UNSEEN static fibre *me()
+static fibre *me()
 {
     return &now.fibres[position.thread];
 }
@@ -349,7 +348,7 @@ uint16_t float_to_half(float x)
     return (uint16_t)(sign | ((a - 0x38000000) >> 13));
 }
 
-UNSEEN void ballot_op(void *const *all)
+void ballot_op(void *const *all)
 {
     uint32_t bits = 0;
     for (int i = 0; i < WARP; i++) bits |= (((exchange<uint32_t> *)all[i])->in & 1) << i;
@@ -435,15 +434,15 @@ static bool prepare(uint32_t n)
             void *p = mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
             if (p == MAP_FAILED) return false;
             f->stack = (char *)p;
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
             f->tsan = __tsan_create_fiber(0);
 #endif
         }
-        f->sp = stack_of(f->stack, entry);
-        f->n_copies = f->n_groups = 0;
 #if defined(__SANITIZE_ADDRESS__)
         __asan_unpoison_memory_region(f->stack, STACK_BYTES);
 #endif
+        f->sp = stack_of(f->stack, entry);
+        f->n_copies = f->n_groups = 0;
     }
     return true;
 }
@@ -466,14 +465,14 @@ static void run_block(const kernel *k)
         order[i - 1] = order[j], order[j] = swap;
     }
     for (uint32_t i = 0; i < k->threads; i++) push(order[i]);
-#if defined(__SANITIZE_THREAD__)
+#if defined(SIMT_THREAD)
     now.home_tsan = __tsan_get_current_fiber();
-    __tsan_release(&now.launch_mark);
+    __tsan_release(&now.start_mark);
 #endif
     now.home_stack = nullptr;
     change(&now.home, pop(), false);
-#if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&now.launch_mark);
+#if defined(SIMT_THREAD)
+    __tsan_acquire(&now.end_mark);
 #endif
     if (now.failed || now.n_done == k->threads) return;
     now.failed = true;
