@@ -71,7 +71,7 @@ static void norm(vk_builder *b, const rq_op *op)
                   false);
 }
 
-enum { OP_ADD, OP_MUL, OP_SCALE, OP_SILU, OP_GELU, OP_COPY, OP_SIGMOID };
+enum { OP_ADD, OP_MUL, OP_SCALE, OP_SILU, OP_GELU, OP_COPY, OP_SIGMOID, OP_SOFTCAP };
 
 static void pointwise(vk_builder *b, uint32_t kind, vk_view x, vk_view second, vk_view y, float factor)
 {
@@ -455,6 +455,10 @@ void vk_compile_op(vk_builder *b, const rq_op *op)
         in0 = vk_value(b, op->in[0]), out = vk_value(b, op->out[0]);
         pointwise(b, OP_SCALE, in0, in1, out, op->p.scale.factor);
         return;
+    case RQ_OP_SOFTCAP:
+        in0 = vk_value(b, op->in[0]), out = vk_value(b, op->out[0]);
+        pointwise(b, OP_SOFTCAP, in0, in1, out, op->p.softcap.cap);
+        return;
     case RQ_OP_COPY:
         in0 = vk_value(b, op->in[0]), out = vk_value(b, op->in[1]);
         pointwise(b, OP_COPY, in0, in1, out, 0);
@@ -542,6 +546,7 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
+    case RQ_OP_SOFTCAP:
     case RQ_OP_ROPE:
     case RQ_OP_ROTATE:
     case RQ_OP_KV_WRITE:
