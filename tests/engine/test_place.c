@@ -106,8 +106,8 @@ static void a_mixture(void **state)
 static void a_hybrid(void **state)
 {
     check_model("qwen35.gguf", "f16", 0);
-    check_model("qwen35moe.gguf", "f16", 1);
-    check_model("qwen35moe.gguf", "wht3", 50);
+    check_model("qwen35.gguf", "f16", 1);
+    check_model("qwen35.gguf", "wht3", 50);
 }
 
 static void compressed_caches(void **state)

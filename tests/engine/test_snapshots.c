@@ -150,7 +150,7 @@ static void test_same_bits(void **state)
 {
     conversation("qwen35.gguf", "f16");
     conversation("qwen35.gguf", "wht3");
-    conversation("qwen35moe.gguf", "planar4");
+    conversation("qwen35.gguf", "planar4");
 }
 
 /* From every position of a page: the copy's own, partial page and the tree's whole ones fit together. */
@@ -159,8 +159,8 @@ static void test_every_position(void **state)
     bench b, empty;
     static answer got;
     static rq_token ids[CTX], other[CTX];
-    open_bench(&b, "qwen35moe.gguf", "q8_0", 0);
-    open_bench(&empty, "qwen35moe.gguf", "q8_0", 0);
+    open_bench(&b, "qwen35.gguf", "q8_0", 0);
+    open_bench(&empty, "qwen35.gguf", "q8_0", 0);
     rb_tokens(ids, CTX, 1, b.n_vocab);
     for (size_t n = 120; n < 194; n += n % 64 < 2 ? 1 : 9) {
         compare(&b, &empty, 0, ids, n + 1, NULL, 0, 1, &got); /* leaves a copy at n */

@@ -16,8 +16,8 @@
 
 #include <cmocka.h>
 
-static const char *const files[] = {"llama",        "qwen2",  "qwen3",      "qwen3moe",
-                                    "llama-Q4_K_M", "gemma3", "gemma4-moe", "gemma4-ple"};
+static const char *const files[] = {"llama",        "qwen2",  "qwen3",        "qwen3moe",
+                                    "llama-Q4_K_M", "gemma3", "gemma4-dense", "qwen35"};
 enum { N_FILES = sizeof files / sizeof *files, N_SEQS = 3, MAX_PAGES = 4 };
 
 static rq_model *load(const char *name)
