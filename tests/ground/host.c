@@ -25,6 +25,7 @@ typedef struct host_program {
     rq_segment segment;
     rq_bindings bindings;
     rq_cache_pool pools[RQ_MAX_GROUPS]; /* with open memory */
+    rq_state_pool states[RQ_MAX_STATE_GROUPS];
     uint32_t *order;
 } host_program;
 
@@ -172,6 +173,12 @@ static rq_status host_compile(rq_device *device, const rq_segment *segment, cons
         p->pools[g].scratch = (rq_memory *)open_of(p->pools[g].scratch);
         p->pools[g].coded_table = (rq_memory *)open_of(p->pools[g].coded_table);
     }
+    for (uint32_t i = 0; i < segment->tape->n_values; i++) {
+        const rq_value *v = &segment->tape->values[i];
+        if (v->space != RQ_SPACE_STATE) continue;
+        p->states[v->index] = bindings->states[v->index];
+        p->states[v->index].memory = (rq_memory *)open_of(bindings->states[v->index].memory);
+    }
     *out = &p->base;
     return RQ_OK;
 }
@@ -203,6 +210,7 @@ static rq_status host_run(rq_program *program, const uint32_t *step_words, rq_er
     rq_reference_env env = {.address = address,
                             .user = p,
                             .pools = p->pools,
+                            .states = p->states,
                             .caps = p->bindings.caps,
                             .step_words = step_words,
                             .sampled = sampled ? sampled->host : NULL};

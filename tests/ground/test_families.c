@@ -112,6 +112,8 @@ static rq_executor_params params_of(placed *p, rq_device *const *devices, uint32
                                  .groups = m->groups,
                                  .group_pages = pages,
                                  .group_device = where,
+                                 .states = m->states,
+                                 .n_states = m->n_states,
                                  .n_embd = m->hp.n_embd,
                                  .n_vocab = m->hp.n_vocab,
                                  .build = build,
