@@ -169,15 +169,18 @@ static inline rq_kv_span rq_kv_span_of(rq_kv_form form, uint32_t d, uint32_t i)
     return i == 0 ? (rq_kv_span){RQ_KV_C4, 0, half} : (rq_kv_span){RQ_KV_C2, half, d - half};
 }
 
+static inline uint32_t rq_kv_span_group_count(rq_kv_span span)
+{
+    uint32_t whole = span.size / 64;
+    return whole > 1 ? whole : 1;
+}
+
 /* Groups of a row, and the size of one: as equal as multiples of 8 allow, the larger ones of a span first. */
 static inline uint32_t rq_kv_groups(rq_kv_form form, uint32_t d)
 {
     if (!rq_kv_form_is_code(form)) return (d + 31) / 32;
     uint32_t n = 0;
-    for (uint32_t i = 0; i < rq_kv_spans(form); i++) {
-        uint32_t size = rq_kv_span_of(form, d, i).size;
-        n += size < 64 ? 1 : size / 64;
-    }
+    for (uint32_t i = 0; i < rq_kv_spans(form); i++) n += rq_kv_span_group_count(rq_kv_span_of(form, d, i));
     return n;
 }
 
@@ -185,11 +188,11 @@ static inline uint32_t rq_kv_group_size(rq_kv_form form, uint32_t d, uint32_t i)
 {
     if (!rq_kv_form_is_code(form)) return d - 32 * i < 32 ? d - 32 * i : 32;
     rq_kv_span span = rq_kv_span_of(form, d, 0);
-    uint32_t n = rq_kv_groups(span.form, span.size);
+    uint32_t n = rq_kv_span_group_count(span);
     if (i >= n) {
         i -= n;
         span = rq_kv_span_of(form, d, 1);
-        n = rq_kv_groups(span.form, span.size);
+        n = rq_kv_span_group_count(span);
     }
     uint32_t units = span.size / 8;
     return 8 * (units / n + (i < units % n));

@@ -252,11 +252,11 @@ int main(int argc, char **argv)
 {
     rq_engine_args engine_args = rq_engine_args_default();
     bench b = {.args = &engine_args,
-               .prompt = {{512}, 1, 0, 1 << 24},
-               .gen = {{128}, 1, 0, 1 << 24},
-               .depth = {{0}, 1, 0, 1 << 24},
-               .sequences = {{1}, 1, 1, MAX_SEQUENCES},
-               .batch = {{512}, 1, 1, 2048},
+               .prompt = {.values = {512}, .n = 1, .min = 0, .max = 1 << 24},
+               .gen = {.values = {128}, .n = 1, .min = 0, .max = 1 << 24},
+               .depth = {.values = {0}, .n = 1, .min = 0, .max = 1 << 24},
+               .sequences = {.values = {1}, .n = 1, .min = 1, .max = MAX_SEQUENCES},
+               .batch = {.values = {512}, .n = 1, .min = 1, .max = 2048},
                .repetitions = 5,
                .warmup = true,
                .format_name = "md"};

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-rq_status rq_fail(rq_error *err, rq_status status, const char *format, ...)
+rq_status(rq_fail)(rq_error *err, rq_status status, const char *format, ...)
 {
     if (!err) return status;
     va_list args;

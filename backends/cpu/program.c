@@ -501,7 +501,7 @@ rq_status rq_cpu_compile(rq_device *device, const rq_segment *segment, const rq_
     rq_cpu_device *d = (rq_cpu_device *)device;
     rq_cpu_program *p = NULL;
     rq_status status = build(device, segment, bindings, false, &p, err);
-    if (status != RQ_OK) return status;
+    if (status != RQ_OK || !p) return status;
     status = rq_cpu_reserve_scratch(d, scratch_bytes(p, rq_pool_size(d->pool)), err);
     if (status == RQ_OK)
         *out = &p->base;
@@ -515,7 +515,7 @@ rq_status rq_cpu_scratch(rq_device *device, const rq_segment *segment, const rq_
 {
     rq_cpu_program *p = NULL;
     rq_status status = build(device, segment, bindings, true, &p, err);
-    if (status != RQ_OK) return status;
+    if (status != RQ_OK || !p) return status;
     uint64_t bytes = scratch_bytes(p, rq_pool_size(((rq_cpu_device *)device)->pool));
     if (bytes > sum->largest) sum->largest = bytes;
     rq_cpu_destroy(&p->base);

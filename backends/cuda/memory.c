@@ -72,7 +72,7 @@ rq_status cu_adopt(rq_device *device, const void *host, uint64_t bytes, const ch
 {
     rq_memory *m = NULL;
     rq_status status = cu_alloc(device, bytes, label, &m, err);
-    if (status != RQ_OK) return status;
+    if (status != RQ_OK || !m) return status;
     status = cu_upload(m, 0, host, bytes, err);
     if (status == RQ_OK)
         *out = m;

@@ -297,12 +297,13 @@ static rq_status learn_bases(sums *s, rq_kv_profile *p, uint32_t layer, rq_error
     float *klt_k = rq_kv_profile_add(p, layer, RQ_KV_KLT_K),
           *klt_v = rq_kv_profile_add(p, layer, RQ_KV_KLT_V);
     if (!klt_k || !klt_v) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a cache profile");
+    uint32_t group = s->shape.n_heads / heads;
     rq_status status = RQ_OK;
     for (uint32_t h = 0; !status && h < heads; h++) {
         double *k = moment_of(s->moment_k, h, dk), *q = moment_of(s->moment_q, h, dk),
                *v = moment_of(s->moment_v, h, dv);
         settle_moment(k, dk, (double)s->n_k, p->layers[layer].mean_k + (size_t)h * dk);
-        settle_moment(q, dk, (double)s->n_q * (s->shape.n_heads / heads), NULL);
+        settle_moment(q, dk, (double)s->n_q * group, NULL);
         settle_moment(v, dv, (double)s->n_v, p->layers[layer].mean_v + (size_t)h * dv);
         status = kv_klt(dk, k, q, klt_k + (size_t)h * dk * dk, &s->half_k[h], err);
         if (!status)

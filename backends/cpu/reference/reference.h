@@ -14,11 +14,11 @@ typedef struct rq_reference_env {
     void *(*address)(void *user, const rq_tape *tape, rq_ref value);
     void *user;
     const rq_cache_pool
-        *pools;               /* by group; slabs and tables in host memory. NULL: no cache operation comes */
+        *pools; /* by group; slabs and tables in host memory. NULL: no cache operation comes */
     const rq_state_pool *states; /* by state group, in host memory. NULL: no recurrent operation comes */
-    const rq_step_caps *caps; /* may be NULL where `pools` is */
-    const uint32_t *step_words; /* a finished step; NULL: no operation that reads STEP comes */
-    const int32_t *sampled;     /* PERSIST sampled; NULL: no token takes its id from there */
+    const rq_step_caps *caps;    /* may be NULL where `pools` is */
+    const uint32_t *step_words;  /* a finished step; NULL: no operation that reads STEP comes */
+    const int32_t *sampled;      /* PERSIST sampled; NULL: no token takes its id from there */
 } rq_reference_env;
 
 /* Runs one operation, primitive or fused. RQ_ERR_MEMORY, or RQ_ERR_UNSUPPORTED for a kind that is none. */
