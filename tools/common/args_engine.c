@@ -166,7 +166,7 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                .target = &p->type_k,
                                .value = "FORMAT",
                                .help = "format of the cached keys: f16, f32, bf16; q8_0, q4_0; planar, "
-                                       "rotor, iso, so8, wht, haar or none followed by 2, 3 or 4 bits "
+                                       "rotor, iso, so8, wht, haar, none or klt followed by 2, 3 or 4 bits "
                                        "(wht3); or auto: what rqvk-kv replay found for this model"});
     rq_options_add(options, (rq_option){.names = "-ctv,--cache-type-v",
                                         .kind = RQ_OPT_STRING,
