@@ -202,6 +202,7 @@ static void test_gemma(void **state)
         assert_int_equal(rq_chat_render(gemma, tok, system.messages, 1, true, &ids, NULL, &err),
                          RQ_ERR_ARGUMENT);
         assert_true(err.text[0] != 0 && ids.n == 0);
+        rq_free(ids.ids);
         /* contents make no control tokens, those of an opened answer neither */
         const rq_chat_format *all[] = {gemma, gemma4, plain};
         for (int f = 0; f < 3; f++) {
