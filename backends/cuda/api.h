@@ -1,6 +1,6 @@
 /* api.h - the CUDA driver as a table of functions. On a machine with a card it is filled from the driver's library
  * (driver.c); tests fill it with a simulator and let calls fail. Signatures are those of cuda.h with its handles as
- * plain pointers and numbers; tests/simt/driver_types.c holds them to that header where a toolkit is installed. */
+ * plain pointers and numbers, written from its documentation; no test holds them to that header yet. */
 #ifndef RQ_CUDA_API_H
 #define RQ_CUDA_API_H
 

@@ -115,6 +115,13 @@ rq_status cu_profile(rq_program *program, const uint32_t *step_words, uint64_t *
 /* Launches of a compiled program. */
 uint32_t cu_program_launches(const rq_program *program);
 
+/* What every backend over a driver table has beside a name, `count` and `open`. */
+#define CU_BACKEND_FUNCTIONS                                                                                 \
+    .close = cu_close, .describe = cu_describe, .alloc = cu_alloc, .adopt = cu_adopt, .release = cu_release, \
+    .upload = cu_upload, .download = cu_download, .supports = cu_supports,                                   \
+    .implementation = cu_implementation, .compile = cu_compile, .destroy = cu_destroy, .run = cu_run,        \
+    .wait = cu_wait, .profile = cu_profile
+
 /* For ops.c: the operation being compiled. */
 typedef struct cu_view {
     uint64_t address; /* of the first element; 0: none */

@@ -29,6 +29,13 @@ struct rq_chat_format {
     piece assistant[MAX_PIECES]; /* opens the answer */
 };
 
+/* A message between two control tokens: its role on the first line, then its content. */
+#define TURN(open, close)                                                                                    \
+    {                                                                                                        \
+        {PIECE_CONTROL, open}, {PIECE_ROLE, NULL}, {PIECE_TEXT, "\n"}, {PIECE_CONTENT, NULL},                \
+            {PIECE_CONTROL, close}, {PIECE_TEXT, "\n"},                                                      \
+    }
+
 static const rq_chat_format formats[] = {
     {
         .name = "llama3",
@@ -49,12 +56,7 @@ static const rq_chat_format formats[] = {
     {
         .name = "chatml",
         .mark = "<|im_start|>",
-        .message = {{PIECE_CONTROL, "<|im_start|>"},
-                    {PIECE_ROLE, NULL},
-                    {PIECE_TEXT, "\n"},
-                    {PIECE_CONTENT, NULL},
-                    {PIECE_CONTROL, "<|im_end|>"},
-                    {PIECE_TEXT, "\n"}},
+        .message = TURN("<|im_start|>", "<|im_end|>"),
         .assistant = {{PIECE_CONTROL, "<|im_start|>"}, {PIECE_TEXT, "assistant\n"}},
     },
     {
@@ -64,12 +66,7 @@ static const rq_chat_format formats[] = {
         .strip = true,
         .system_first = true,
         .answers = "model",
-        .message = {{PIECE_CONTROL, "<start_of_turn>"},
-                    {PIECE_ROLE, NULL},
-                    {PIECE_TEXT, "\n"},
-                    {PIECE_CONTENT, NULL},
-                    {PIECE_CONTROL, "<end_of_turn>"},
-                    {PIECE_TEXT, "\n"}},
+        .message = TURN("<start_of_turn>", "<end_of_turn>"),
         .assistant = {{PIECE_CONTROL, "<start_of_turn>"}, {PIECE_TEXT, "model\n"}},
     },
     {
@@ -78,12 +75,7 @@ static const rq_chat_format formats[] = {
         .starts_with_bos = true,
         .strip = true,
         .answers = "model",
-        .message = {{PIECE_CONTROL, "<|turn>"},
-                    {PIECE_ROLE, NULL},
-                    {PIECE_TEXT, "\n"},
-                    {PIECE_CONTENT, NULL},
-                    {PIECE_CONTROL, "<turn|>"},
-                    {PIECE_TEXT, "\n"}},
+        .message = TURN("<|turn>", "<turn|>"),
         .assistant = {{PIECE_CONTROL, "<|turn>"},
                       {PIECE_TEXT, "model\n"},
                       {PIECE_CONTROL, "<|channel>"},
@@ -96,12 +88,7 @@ static const rq_chat_format formats[] = {
         .starts_with_bos = true,
         .strip = true,
         .answers = "model",
-        .message = {{PIECE_CONTROL, "<|turn>"},
-                    {PIECE_ROLE, NULL},
-                    {PIECE_TEXT, "\n"},
-                    {PIECE_CONTENT, NULL},
-                    {PIECE_CONTROL, "<turn|>"},
-                    {PIECE_TEXT, "\n"}},
+        .message = TURN("<|turn>", "<turn|>"),
         .assistant = {{PIECE_CONTROL, "<|turn>"}, {PIECE_TEXT, "model\n"}},
     },
 };

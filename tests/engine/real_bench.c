@@ -94,3 +94,62 @@ uint64_t rb_failing_allocations(const rq_model *model, const rq_engine_params *p
     }
     return failures;
 }
+
+void rb_submit(rq_session *s, const rq_token *ids, size_t n, const size_t *ends, size_t n_ends, uint32_t max,
+               bool fresh)
+{
+    rq_request r = rq_request_default();
+    rq_error err = {0};
+    r.max_tokens = max;
+    r.sampling.seed = n;
+    r.sampling.temperature = 1;
+    r.ignore_eos = true;
+    r.n_logprobs = RQ_MAX_LOGPROBS;
+    r.fresh = fresh;
+    if (rq_submit(s, ids, n, ends, n_ends, &r, &err) != RQ_OK) fail_msg("%s", err.text);
+}
+
+void rb_collect(rq_session *s, rb_answer *a)
+{
+    rq_event e;
+    memset(a, 0, sizeof *a);
+    for (;;) {
+        assert_int_equal(rq_next(s, &e, -1, NULL), RQ_OK);
+        if (e.finish != RQ_FINISH_NONE) break;
+        assert_true(a->n < RB_MOST);
+        memcpy(a->top[a->n], e.top, e.n_top * sizeof *e.top);
+        a->ids[a->n++] = e.token;
+    }
+    assert_int_equal(e.finish, RQ_FINISH_LENGTH);
+    a->n_reused = e.n_reused;
+    snprintf(a->note, sizeof a->note, "%s", e.reuse_note);
+}
+
+void rb_same_answer(const rb_answer *a, const rb_answer *b)
+{
+    assert_int_equal(a->n, b->n);
+    assert_memory_equal(a->ids, b->ids, a->n * sizeof *a->ids);
+    assert_memory_equal(a->top, b->top, sizeof a->top);
+}
+
+uint64_t rb_step_tokens(const rq_engine *engine)
+{
+    rq_engine_stats st;
+    rq_engine_get_stats(engine, &st);
+    return st.step_tokens;
+}
+
+uint32_t rb_reuse(const rq_engine *engine, rq_session *s, rq_session *other, const rq_token *ids, size_t n,
+                  const size_t *ends, size_t n_ends, uint32_t max, rb_answer *got)
+{
+    static rb_answer want;
+    uint64_t before = rb_step_tokens(engine);
+    rb_submit(s, ids, n, ends, n_ends, max, false);
+    rb_collect(s, got);
+    assert_int_equal(rb_step_tokens(engine) - before, n - got->n_reused + got->n - 1);
+    rb_submit(other, ids, n, NULL, 0, max, true);
+    rb_collect(other, &want);
+    assert_int_equal(want.n_reused, 0);
+    rb_same_answer(got, &want);
+    return got->n_reused;
+}

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-enum { CTX = 900, MOST = 64, SESSIONS = 4 };
+enum { CTX = 900, SESSIONS = 4 };
 
 typedef struct format {
     const char *k, *v;
@@ -53,76 +53,17 @@ static void close_bench(bench *b)
     rq_model_free(b->model);
 }
 
-/* An answer, with the log-probabilities that show every bit of the logits that matter. */
-typedef struct answer {
-    rq_token ids[MOST];
-    rq_token_logprob top[MOST][RQ_MAX_LOGPROBS];
-    uint32_t n, n_reused;
-} answer;
-
-static void submit(rq_session *s, const rq_token *ids, size_t n, const size_t *ends, size_t n_ends,
-                   uint32_t max, bool fresh)
-{
-    rq_request r = rq_request_default();
-    rq_error err = {0};
-    r.max_tokens = max;
-    r.sampling.seed = n;
-    r.sampling.temperature = 1;
-    r.ignore_eos = true;
-    r.n_logprobs = RQ_MAX_LOGPROBS;
-    r.fresh = fresh;
-    if (rq_submit(s, ids, n, ends, n_ends, &r, &err) != RQ_OK) fail_msg("%s", err.text);
-}
-
-static void collect(rq_session *s, answer *a)
-{
-    rq_event e;
-    memset(a, 0, sizeof *a);
-    for (;;) {
-        assert_int_equal(rq_next(s, &e, -1, NULL), RQ_OK);
-        if (e.finish != RQ_FINISH_NONE) break;
-        assert_true(a->n < MOST);
-        memcpy(a->top[a->n], e.top, e.n_top * sizeof *e.top);
-        a->ids[a->n++] = e.token;
-    }
-    assert_int_equal(e.finish, RQ_FINISH_LENGTH);
-    a->n_reused = e.n_reused;
-}
-
-static void check_same(const answer *a, const answer *b)
-{
-    assert_int_equal(a->n, b->n);
-    assert_memory_equal(a->ids, b->ids, a->n * sizeof *a->ids);
-    assert_memory_equal(a->top, b->top, sizeof a->top);
-}
-
-static uint64_t step_tokens(const bench *b)
-{
-    rq_engine_stats st;
-    rq_engine_get_stats(b->engine, &st);
-    return st.step_tokens;
-}
-
 /* A request that reuses what it finds; then the same from scratch, on another engine with nothing in it. */
 static uint32_t compare(bench *b, bench *empty, int session, const rq_token *ids, size_t n,
-                        const size_t *ends, size_t n_ends, uint32_t max, answer *got)
+                        const size_t *ends, size_t n_ends, uint32_t max, rb_answer *got)
 {
-    static answer want;
-    uint64_t before = step_tokens(b);
-    submit(b->s[session], ids, n, ends, n_ends, max, false);
-    collect(b->s[session], got);
-    assert_int_equal(step_tokens(b) - before, n - got->n_reused + got->n - 1);
-    submit(empty->s[0], ids, n, NULL, 0, max, true);
-    collect(empty->s[0], &want);
-    assert_int_equal(want.n_reused, 0);
-    check_same(got, &want);
-    return got->n_reused;
+    return rb_reuse(b->engine, b->s[session], empty->s[0], ids, n, ends, n_ends, max, got);
 }
 
 static void conversation(const char *file, const format *f)
 {
     bench b, empty;
-    static answer got;
+    static rb_answer got;
     static rq_token ids[CTX], other[CTX];
     open_bench(&b, file, f);
     open_bench(&empty, file, f);
@@ -161,19 +102,19 @@ static void test_choices(void **state)
 {
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
         bench b, empty;
-        static answer want, got;
+        static rb_answer want, got;
         static rq_token ids[CTX];
         open_bench(&b, "llama.gguf", &formats[i]);
         open_bench(&empty, "llama.gguf", &formats[i]);
         rb_tokens(ids, CTX, 1, b.n_vocab);
-        submit(empty.s[0], ids, 600, NULL, 0, 20, true);
-        collect(empty.s[0], &want);
-        for (int k = 0; k < SESSIONS; k++) submit(b.s[k], ids, 600, NULL, 0, 20, false);
+        rb_submit(empty.s[0], ids, 600, NULL, 0, 20, true);
+        rb_collect(empty.s[0], &want);
+        for (int k = 0; k < SESSIONS; k++) rb_submit(b.s[k], ids, 600, NULL, 0, 20, false);
         for (int k = 0; k < SESSIONS; k++) {
-            collect(b.s[k], &got);
-            check_same(&got, &want);
+            rb_collect(b.s[k], &got);
+            rb_same_answer(&got, &want);
         }
-        assert_true(step_tokens(&b) <= 600 + SESSIONS * (16 + 19));
+        assert_true(rb_step_tokens(b.engine) <= 600 + SESSIONS * (16 + 19));
         close_bench(&b);
         close_bench(&empty);
     }

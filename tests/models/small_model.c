@@ -1,6 +1,8 @@
 #include "tests/models/small_model.h"
 
+#include "backends/base/mem.h"
 #include "backends/formats/half.h"
+#include "engine/rqvk.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -293,23 +295,24 @@ static void write_values(rq_gguf_writer *w, const sm_tensor *t)
     }
 }
 
-static char path[64];
+static char written[64];
 
 static void remove_file(void)
 {
-    unlink(path);
+    unlink(written);
 }
 
 const char *sm_write(small_model *m)
 {
-    if (!path[0]) {
+    if (!written[0]) {
         const char *folder = getenv("TMPDIR");
-        snprintf(path, sizeof path, "%.24s/rqvk-models-%ld.gguf", folder ? folder : P_tmpdir, (long)getpid());
+        snprintf(written, sizeof written, "%.24s/rqvk-models-%ld.gguf", folder ? folder : P_tmpdir,
+                 (long)getpid());
         atexit(remove_file);
     }
     rq_gguf_writer *w = NULL;
     rq_error err = {0};
-    assert_int_equal(rq_gguf_writer_create(path, m->alignment, &w, &err), RQ_OK);
+    assert_int_equal(rq_gguf_writer_create(written, m->alignment, &w, &err), RQ_OK);
     for (uint32_t i = 0; i < m->n_keys; i++) {
         const sm_key *k = &m->keys[i];
         if (k->type == RQ_GGUF_U32)
@@ -328,5 +331,30 @@ const char *sm_write(small_model *m)
     for (uint32_t i = 0; i < m->n_tensors; i++) write_values(w, &m->tensors[i]);
     if (rq_gguf_writer_finish(w, &err) != RQ_OK) fail_msg("%s", err.text);
     rq_gguf_writer_free(w);
-    return path;
+    return written;
+}
+
+void sm_memory_runs_out(small_model *m)
+{
+    const char *path = sm_write(m);
+    sm_free(m);
+    rq_model *model = NULL;
+    rq_mem_fail_at(0);
+    assert_int_equal(rq_model_load(path, &model, NULL), RQ_OK);
+    uint64_t total = rq_mem_count(), n_failed = 0;
+    rq_model_free(model);
+    int64_t alive = rq_mem_alive();
+    for (uint64_t n = 1; n <= total; n++) {
+        rq_error err = {0};
+        model = NULL;
+        rq_mem_fail_at(n);
+        rq_status s = rq_model_load(path, &model, &err);
+        rq_mem_fail_at(0);
+        if (s != RQ_OK && (s != RQ_ERR_MEMORY || model || !err.text[0]))
+            fail_msg("allocation %lu: status %d, \"%s\"", (unsigned long)n, (int)s, err.text);
+        n_failed += s != RQ_OK;
+        rq_model_free(model);
+        assert_int_equal(rq_mem_alive(), alive);
+    }
+    assert_true(n_failed > total / 2);
 }

@@ -74,4 +74,8 @@ void sm_fuse(small_model *m, const char *fused, const char *const *parts, uint32
 /* Writes the file to a path of this process (removed at exit) and returns it; the same path every time. */
 const char *sm_write(small_model *m);
 
+/* Writes and frees the model, then loads it with each allocation failing in turn: a failure has its sentence and
+ * leaves nothing. Fails the test otherwise, and when fewer than half of the allocations were needed. */
+void sm_memory_runs_out(small_model *m);
+
 #endif

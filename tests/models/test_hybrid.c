@@ -234,27 +234,7 @@ static void test_memory_runs_out(void **state)
 {
     small_model m;
     hybrid(&m, true, true);
-    const char *path = sm_write(&m);
-    sm_free(&m);
-    rq_model *model = NULL;
-    rq_mem_fail_at(0);
-    assert_int_equal(rq_model_load(path, &model, NULL), RQ_OK);
-    uint64_t total = rq_mem_count(), n_failed = 0;
-    rq_model_free(model);
-    int64_t alive = rq_mem_alive();
-    for (uint64_t n = 1; n <= total; n++) {
-        rq_error err = {0};
-        model = NULL;
-        rq_mem_fail_at(n);
-        rq_status s = rq_model_load(path, &model, &err);
-        rq_mem_fail_at(0);
-        if (s != RQ_OK && (s != RQ_ERR_MEMORY || model || !err.text[0]))
-            fail_msg("allocation %lu: status %d, \"%s\"", (unsigned long)n, (int)s, err.text);
-        n_failed += s != RQ_OK;
-        rq_model_free(model);
-        assert_int_equal(rq_mem_alive(), alive);
-    }
-    assert_true(n_failed > total / 2);
+    sm_memory_runs_out(&m);
 }
 
 int main(void)

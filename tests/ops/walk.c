@@ -63,11 +63,12 @@ static bool refused(const walker *w, const op_case *c)
            !(rq_kv_form_on_cards(c->form_k) && rq_kv_form_on_cards(c->form_v));
 }
 
-/* What cards may do without: models that need it are refused by them when they are loaded. */
-static bool is_optional(rq_op_kind kind)
+/* What a card does without so far: models that need it are refused by it when they are loaded. */
+static bool is_absent(const walker *w, rq_op_kind kind)
 {
-    return kind == RQ_OP_L2_NORM || kind == RQ_OP_SHORT_CONV || kind == RQ_OP_DELTA_RULE ||
-           kind == RQ_OP_SOFTCAP;
+    bool cuda =
+        strcmp(w->device->backend->name, "cuda") == 0 || strcmp(w->device->backend->name, "simt") == 0;
+    return cuda && kind == RQ_OP_SOFTCAP;
 }
 
 /* Runs the case with n tokens; false when the device refuses it. */
@@ -82,9 +83,8 @@ static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
         w->unfused[c->kind] = true;
         return false;
     }
-    bool card = w->device->backend != &rq_backend_cpu;
-    if (!by && card && (is_optional(c->kind) || (c->kind == RQ_OP_GLU && c->gate))) {
-        w->absent[c->kind] = is_optional(c->kind);
+    if (!by && is_absent(w, c->kind)) {
+        w->absent[c->kind] = true;
         return false;
     }
     if (!by) {

@@ -21,20 +21,7 @@ const rq_backend rq_backend_simt = {
     .name = "simt",
     .count = count,
     .open = open_simulator,
-    .close = cu_close,
-    .describe = cu_describe,
-    .alloc = cu_alloc,
-    .adopt = cu_adopt,
-    .release = cu_release,
-    .upload = cu_upload,
-    .download = cu_download,
-    .supports = cu_supports,
-    .implementation = cu_implementation,
-    .compile = cu_compile,
-    .destroy = cu_destroy,
-    .run = cu_run,
-    .wait = cu_wait,
-    .profile = cu_profile,
+    CU_BACKEND_FUNCTIONS,
 };
 
 static const rq_backend *const backends[] = {&rq_backend_cpu, &rq_backend_simt, NULL};
