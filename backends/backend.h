@@ -113,6 +113,13 @@ static inline uint8_t *rq_pool_state(const rq_state_pool *pool, uint32_t slot, u
     return (uint8_t *)pool->memory->host + slot * pool->layout.slot_bytes + layer * pool->layout.layer_bytes;
 }
 
+/* The layer's part of a slot's pending area; of a pool whose group has one. */
+static inline uint8_t *rq_pool_pending(const rq_state_pool *pool, uint32_t slot, uint32_t layer)
+{
+    const rq_state_layout *l = &pool->layout;
+    return (uint8_t *)pool->memory->host + slot * l->slot_bytes + l->state_bytes + layer * l->pending_bytes;
+}
+
 typedef struct rq_bindings {
     const rq_binding *weights; /* by weight index */
     rq_memory *arena;

@@ -68,7 +68,10 @@
  *     S *= exp(rate softplus(alpha + offset)); d = sigmoid(beta) (v - S^T k); S += k d^T; y = scale S^T q, with S
  *     [dv, dk] the head's matrix in the state of the run's slot (Yang, Kautz & Hatamizadeh 2024, gated delta
  *     networks, eq. 10). softplus(x) = log(1 + e^x). Reads STEP.
- *     Both: a run that starts at position 0 begins with zeros; padding touches no state.
+ *     Both: a sequence begins with zeros where a run's start - n_accepted is 0; padding touches no state. The first
+ *     n_accepted tokens of the sequence's last draft check are applied to the state before the run's own (their results
+ *     are nobody's); a run with n_pending > 0 leaves the state so and its own inputs in the pending area (step.h,
+ *     state.h).
  * ROUTE           logits f32 [E, T]                               ids i32 [k, T], weights f32 [k, T]. p.route
  *     P = softmax(logits) over all E; the k largest, descending, ties to the lower index; weight =
  *     P / max(sum of the k, 2^-14) * scale. Ids are in [0, E) and distinct whatever the logits are.

@@ -138,6 +138,19 @@ int32_t rq_step_add_run(rq_step *step, uint32_t seq, const int32_t *ids, uint32_
     return (int32_t)first;
 }
 
+bool rq_step_set_draft(rq_step *step, uint32_t n_accepted, uint32_t n_pending)
+{
+    rq_step_header *h = step->header;
+    if (h->n_runs == 0) return false;
+    rq_run *run = (rq_run *)at(step, h->runs) + h->n_runs - 1;
+    if (n_accepted > RQ_MAX_PENDING || n_accepted > run->start || n_pending > RQ_MAX_PENDING ||
+        (n_pending != 0 && n_pending != run->count))
+        return false;
+    run->n_accepted = n_accepted;
+    run->n_pending = n_pending;
+    return true;
+}
+
 bool rq_step_add_edit(rq_step *step, uint32_t group, rq_page_form form, uint32_t seq, uint32_t index,
                       uint32_t page)
 {

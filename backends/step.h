@@ -18,6 +18,7 @@ enum {
     RQ_HEAD_ROWS = 64,    /* most rows of one head run */
     RQ_TILE_TOKENS = 64,  /* most queries of one attention work item */
     RQ_MAX_RUNS = 256,
+    RQ_MAX_PENDING = 8, /* most tokens of a draft check */
     RQ_STEP_MAGIC = 0x52515354
 };
 
@@ -39,7 +40,16 @@ typedef struct rq_step_header {
     uint32_t words; /* size of the whole block */
 } rq_step_header;
 
-/* A contiguous piece of one sequence. */
+/* A contiguous piece of one sequence.
+ *
+ * Lazy commit of recurrent state (DESIGN section 5). A run with n_pending > 0 is a draft check: n_pending == count, its
+ * tokens are computed from the state in token form but change nothing of it; the inputs of the recurrence are kept in
+ * the slot's pending area (state.h) instead, at the places of their positions. n_accepted = m: before anything else the
+ * tokens at positions start - m .. start - 1, which the sequence's last run left pending, are applied to the state (now
+ * it is written), then the run proceeds, as a check or not. A sequence therefore goes
+ *     check of n at s, m <= n accepted -> the next run starts at s + m with n_accepted = m;
+ * with m = 0 (the check is forgotten) it starts at s again. Every bit is the one that processing the accepted tokens
+ * as ordinary runs of a bucket up to 8 would give. A sequence begins with zeros where start - n_accepted is 0. */
 typedef struct rq_run {
     uint32_t seq;   /* sequence slot: row of the page tables */
     uint32_t first; /* first token of the run in the step */
@@ -47,7 +57,7 @@ typedef struct rq_run {
     uint32_t start;                 /* position of its first token */
     uint32_t kv_len;                /* start + count: positions visible to its last token */
     uint32_t state;                 /* slot of recurrent state; the sequence slot */
-    uint32_t n_pending, n_accepted; /* lazy commit of draft checks */
+    uint32_t n_pending, n_accepted; /* lazy commit of draft checks: 0 or count; up to RQ_MAX_PENDING */
 } rq_run;
 
 /* One item of attention work: `count` queries of a run against whole pages [page_first, page_end). Tiles are
@@ -116,6 +126,10 @@ void rq_step_reset(rq_step *step);
  * run writes to (exact ones). Returns the index of its first token, or -1 when it does not fit into the step. */
 int32_t rq_step_add_run(rq_step *step, uint32_t seq, const int32_t *ids, uint32_t count, uint32_t start,
                         const uint32_t *const *table);
+/* Says of the run appended last that it begins with committing the first n_accepted tokens of the sequence's last draft
+ * check and, where n_pending is not 0, that it is a draft check (n_pending = its count). Both are at most the n_pending
+ * of every state group. false, and nothing is changed, where there is no run or these numbers cannot be. */
+bool rq_step_set_draft(rq_step *step, uint32_t n_accepted, uint32_t n_pending);
 /* false when the edit list is full: the step must go first. */
 bool rq_step_add_edit(rq_step *step, uint32_t group, rq_page_form form, uint32_t seq, uint32_t index,
                       uint32_t page);

@@ -65,6 +65,10 @@ static rq_status check_states(const rq_executor_params *p, rq_error *err)
         bool conv = g->conv_channels != 0 && g->conv_taps >= 2 && g->conv_taps <= RQ_MAX_CONV_TAPS;
         if (!conv || g->n_layers == 0 || g->n_heads == 0 || g->dim_k == 0 || g->dim_v == 0)
             return rq_fail(err, RQ_ERR_ARGUMENT, "state group %u is empty", i);
+        if (g->n_pending > RQ_MAX_PENDING || (g->n_key_heads != 0 && g->n_heads % g->n_key_heads != 0))
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "state group %u cannot keep %u tokens of %u heads for %u, at most %d", i,
+                           g->n_pending, g->n_heads, g->n_key_heads, RQ_MAX_PENDING);
         if (p->state_device && p->state_device[i] >= p->n_devices)
             return rq_fail(err, RQ_ERR_ARGUMENT, "state group %u was placed on device %u of %u", i,
                            p->state_device[i], p->n_devices);

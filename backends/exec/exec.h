@@ -120,10 +120,15 @@ const rq_exec_list *rq_executor_list(const rq_executor *ex);
 rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err);
 
 /* The recurrent state of one sequence: its bytes (0: the model has none), a copy of it, and the copy put into the
- * slot of any sequence. Steps in flight are waited for. */
+ * slot of any sequence. Steps in flight are waited for. What a draft check left pending is no part of it: where tokens
+ * of one were accepted and no run has applied them yet (rq_run.n_accepted), their inputs are kept and restored beside
+ * it, with the functions that follow, for a run that starts at the same position with the same n_accepted. */
 uint64_t rq_executor_state_bytes(const rq_executor *ex);
 rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err);
 rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err);
+uint64_t rq_executor_pending_bytes(const rq_executor *ex); /* 0: no state group has n_pending */
+rq_status rq_executor_pending_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err);
+rq_status rq_executor_pending_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err);
 
 /* The bytes of an exact page (all layers of its group), and the same for one page. */
 uint64_t rq_executor_page_bytes(const rq_executor *ex, uint32_t group);

@@ -124,7 +124,8 @@ static rq_status check_state(const rq_executor *ex, const rq_tape *t, const rq_o
     const rq_value *a = &t->values[op->in[2]], *b = &t->values[op->in[3]];
     bool fits = op->kind == RQ_OP_SHORT_CONV
                     ? a->ne[0] == g->conv_channels && a->ne[1] == g->conv_taps
-                    : a->ne[0] == g->dim_k && b->ne[0] == g->dim_v && b->ne[1] == g->n_heads;
+                    : a->ne[0] == g->dim_k && b->ne[0] == g->dim_v && b->ne[1] == g->n_heads &&
+                          (g->n_key_heads == 0 || a->ne[1] == g->n_key_heads);
     if (fits) return RQ_OK;
     return rq_fail(err, RQ_ERR_INTERNAL, "state group %u has another shape than the forward pass uses",
                    s->index);

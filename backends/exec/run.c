@@ -233,6 +233,23 @@ static rq_status run_head(rq_executor *ex, rq_step_slot *slot, rq_error *err)
     return slot->logits->device->backend->fetch(slot->logits, 0, slot->fetched, bytes, err);
 }
 
+/* No run may keep or commit more tokens than a state group has places for. */
+static rq_status check_drafts(const rq_executor *ex, const rq_step *step, rq_error *err)
+{
+    const rq_run *runs = rq_step_at(step->words, step->header->runs);
+    for (uint32_t r = 0; r < step->header->n_runs; r++)
+        for (uint32_t i = 0; i < ex->params.n_states; i++) {
+            uint32_t most = ex->state_groups[i].n_pending;
+            if (runs[r].n_pending > most || runs[r].n_accepted > most)
+                return rq_fail(
+                    err, RQ_ERR_ARGUMENT,
+                    "a draft check of %u tokens after one of which %u were accepted does not fit: the "
+                    "recurrent state keeps %u",
+                    runs[r].n_pending, runs[r].n_accepted, most);
+        }
+    return RQ_OK;
+}
+
 rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
 {
     rq_step_slot *slot = slot_of(ex, step);
@@ -241,6 +258,7 @@ rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
     bool encodes;
     uint32_t bucket = rq_step_finish(step);
     rq_status status = check_encodes(ex, step, &encodes, err);
+    if (status == RQ_OK) status = check_drafts(ex, step, err);
     if (status == RQ_OK) status = apply_edits(ex, step, err);
     if (status == RQ_OK) status = bring_sampled(ex, step, err);
     if (status != RQ_OK) return status;
@@ -344,7 +362,17 @@ uint64_t rq_executor_state_bytes(const rq_executor *ex)
 {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < ex->params.n_states; i++)
-        bytes += rq_state_layout_of(&ex->state_groups[i]).slot_bytes;
+        bytes += rq_state_layout_of(&ex->state_groups[i]).state_bytes;
+    return bytes;
+}
+
+uint64_t rq_executor_pending_bytes(const rq_executor *ex)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < ex->params.n_states; i++) {
+        rq_state_layout l = rq_state_layout_of(&ex->state_groups[i]);
+        bytes += l.slot_bytes - l.state_bytes;
+    }
     return bytes;
 }
 
@@ -355,29 +383,43 @@ static rq_status state_ready(rq_executor *ex, uint32_t seq, rq_error *err)
     return any_flying(ex) ? wait_all(ex, err) : RQ_OK;
 }
 
-rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
+/* The state of a sequence, or what is pending behind it, group after group: one of `to` and `from` is NULL. */
+static rq_status move_state(rq_executor *ex, uint32_t seq, bool pending, char *to, const char *from,
+                            rq_error *err)
 {
     rq_status status = state_ready(ex, seq, err);
-    char *to = bytes;
     for (uint32_t i = 0; i < ex->params.n_states && status == RQ_OK; i++) {
-        uint64_t n = ex->states[i].layout.slot_bytes;
+        const rq_state_layout *l = &ex->states[i].layout;
+        uint64_t n = pending ? l->slot_bytes - l->state_bytes : l->state_bytes;
+        uint64_t at = seq * l->slot_bytes + (pending ? l->state_bytes : 0);
         rq_memory *memory = ex->states[i].memory;
-        status = memory->device->backend->download(memory, seq * n, to, n, err);
-        to += n;
+        if (n == 0) continue;
+        status =
+            to ? memory->device->backend->download(memory, at, to, n, err) : upload(memory, at, from, n, err);
+        if (to) to += n;
+        if (from) from += n;
     }
     return status;
 }
 
+rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
+{
+    return move_state(ex, seq, false, bytes, NULL, err);
+}
+
 rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err)
 {
-    rq_status status = state_ready(ex, seq, err);
-    const char *from = bytes;
-    for (uint32_t i = 0; i < ex->params.n_states && status == RQ_OK; i++) {
-        uint64_t n = ex->states[i].layout.slot_bytes;
-        status = upload(ex->states[i].memory, seq * n, from, n, err);
-        from += n;
-    }
-    return status;
+    return move_state(ex, seq, false, NULL, bytes, err);
+}
+
+rq_status rq_executor_pending_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
+{
+    return move_state(ex, seq, true, bytes, NULL, err);
+}
+
+rq_status rq_executor_pending_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err)
+{
+    return move_state(ex, seq, true, NULL, bytes, err);
 }
 
 uint64_t rq_executor_page_bytes(const rq_executor *ex, uint32_t group)

@@ -453,7 +453,8 @@ static void assign_state(rq_model *m, rq_layer *l)
                          .conv_taps = hp->conv_taps,
                          .n_heads = hp->n_value_heads,
                          .dim_k = hp->state_dim,
-                         .dim_v = hp->state_dim};
+                         .dim_v = hp->state_dim,
+                         .n_key_heads = hp->n_key_heads};
 }
 
 /* What gemma4 keeps as a number of one layer or of one expert. */
