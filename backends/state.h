@@ -42,10 +42,16 @@ typedef struct rq_state_layout {
     uint64_t slot_bytes;    /* n_layers * (layer_bytes + pending_bytes) */
 } rq_state_layout;
 
+/* Heads of a row of pending keys. */
+static inline uint32_t rq_state_key_heads(const rq_state_group *g)
+{
+    return g->n_key_heads ? g->n_key_heads : g->n_heads;
+}
+
 static inline rq_state_layout rq_state_layout_of(const rq_state_group *g)
 {
     rq_state_layout l;
-    uint64_t n = g->n_pending, key_heads = g->n_key_heads ? g->n_key_heads : g->n_heads;
+    uint64_t n = g->n_pending, key_heads = rq_state_key_heads(g);
     l.tail_bytes = (4ull * g->conv_channels * (g->conv_taps - 1) + 63) & ~63ull;
     l.matrix_bytes = (4ull * g->dim_k * g->dim_v + 63) & ~63ull;
     l.layer_bytes = l.tail_bytes + g->n_heads * l.matrix_bytes;

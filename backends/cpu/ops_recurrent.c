@@ -50,31 +50,54 @@ typedef struct conv_args {
 
 enum { CONV_CHANNELS = 256 }; /* of a unit, which is these channels of one run */
 
-/* One run: tail and inputs are rows of a sequence, of which a row of the result sees `taps`. */
+/* Row i of what a run's channels [c, ..) see: the tail, the accepted rows of the last draft check, the run's own. */
+typedef struct conv_rows {
+    const float *tail, *x; /* tail NULL: the sequence begins */
+    float *pending;        /* channel c of the slot's pending rows, of `places` */
+    uint64_t channels, x_stride;
+    uint32_t kept, accepted, places, start;
+} conv_rows;
+
+static float *conv_pending(const conv_rows *r, uint32_t position)
+{
+    return r->pending + position % r->places * r->channels;
+}
+
+static const float *conv_row(const conv_rows *r, uint32_t i)
+{
+    static const float zeros[CONV_CHANNELS];
+    if (i < r->kept) return r->tail ? r->tail + i * r->channels : zeros;
+    i -= r->kept;
+    if (i < r->accepted) return conv_pending(r, r->start - r->accepted + i);
+    return r->x + (i - r->accepted) * r->x_stride;
+}
+
+/* n channels of one run: a row of the result sees `taps` rows. */
 static void conv_run(const rq_cpu_worker *w, const conv_args *a, const rq_run *run, uint32_t c, uint32_t n)
 {
-    uint32_t channels = a->x.ne[0], taps = a->w.ne[1], kept = taps - 1;
+    uint32_t channels = a->x.ne[0], taps = a->w.ne[1], kept = taps - 1, m = run->n_accepted;
     float *tail = (float *)(void *)rq_pool_state(a->pool, run->state, a->layer) + c;
     const float *weights = (const float *)(const void *)a->w.p + c;
-    if (run->start == 0)
-        for (uint32_t j = 0; j < kept; j++) memset(tail + (size_t)j * channels, 0, n * sizeof *tail);
+    conv_rows rows = {.tail = run->start == m ? NULL : tail,
+                      .x = (const float *)(const void *)(a->x.p + run->first * a->x.nb[1]) + c,
+                      .pending = (float *)(void *)rq_pool_pending(a->pool, run->state, a->layer) + c,
+                      .channels = channels,
+                      .x_stride = a->x.nb[1] / sizeof *weights,
+                      .kept = kept,
+                      .accepted = m,
+                      .places = a->pool->group->n_pending,
+                      .start = run->start};
     for (uint32_t i = 0; i < run->count; i++) {
-        const float *rows[RQ_MAX_CONV_TAPS];
-        for (uint32_t j = 0; j < taps; j++)
-            rows[j] =
-                i + j < kept
-                    ? tail + (size_t)(i + j) * channels
-                    : (const float *)(const void *)(a->x.p + (run->first + i + j - kept) * a->x.nb[1]) + c;
-        w->vec->conv_silu(rows, weights, a->w.nb[1] / sizeof *weights, taps,
+        const float *seen[RQ_MAX_CONV_TAPS];
+        for (uint32_t j = 0; j < taps; j++) seen[j] = conv_row(&rows, m + i + j);
+        w->vec->conv_silu(seen, weights, a->w.nb[1] / sizeof *weights, taps,
                           (float *)(void *)(a->y.p + (run->first + i) * a->y.nb[1]) + c, n);
     }
-    for (uint32_t j = 0; j < kept; j++) { /* ascending: a row is read before it is overwritten */
-        uint32_t from = run->count + j;
-        const float *row =
-            from < kept ? tail + (size_t)from * channels
-                        : (const float *)(const void *)(a->x.p + (run->first + from - kept) * a->x.nb[1]) + c;
-        memcpy(tail + (size_t)j * channels, row, n * sizeof *row);
-    }
+    uint32_t done = m + (run->n_pending ? 0 : run->count);
+    for (uint32_t j = 0; j < kept && done; j++) /* ascending: a row is read before it is overwritten */
+        memcpy(tail + (size_t)j * channels, conv_row(&rows, done + j), n * sizeof *tail);
+    for (uint32_t i = 0; i < run->n_pending; i++)
+        memcpy(conv_pending(&rows, run->start + i), rows.x + i * rows.x_stride, n * sizeof *tail);
 }
 
 static void run_conv(rq_cpu_worker *w, const void *args)
@@ -132,29 +155,111 @@ static float decay_of(float rate, double x)
     return (float)exp((double)rate * softplus);
 }
 
+/* One head of one run. */
+typedef struct delta_head {
+    const delta_args *a;
+    const rq_run *run;
+    uint32_t head, from; /* value head, its key head */
+    bool keeps_k;        /* the first head of those that share a key keeps it for all */
+    uint8_t *pending;    /* the layer's part of the slot's pending area */
+    rq_delta_token t;
+} delta_head;
+
+static float *pending_row(const delta_head *h, uint64_t part, uint64_t position, uint64_t places,
+                          uint64_t row, uint64_t rows, uint64_t n)
+{
+    return (float *)(void *)(h->pending + part) + (position % places * rows + row) * n;
+}
+
+static float *pending_k(const delta_head *h, uint32_t position)
+{
+    const rq_state_pool *pool = h->a->pool;
+    return pending_row(h, pool->layout.pending_k, position, 2 * pool->group->n_pending, h->from,
+                       rq_state_key_heads(pool->group), h->a->k.ne[0]);
+}
+
+static float *pending_v(const delta_head *h, uint32_t position)
+{
+    const rq_state_pool *pool = h->a->pool;
+    return pending_row(h, pool->layout.pending_v, position, pool->group->n_pending, h->head, h->a->v.ne[1],
+                       h->a->v.ne[0]);
+}
+
+static float *pending_gates(const delta_head *h, uint32_t position)
+{
+    const rq_state_pool *pool = h->a->pool;
+    return pending_row(h, pool->layout.pending_gates, position, 2 * pool->group->n_pending, h->head,
+                       h->a->v.ne[1], 2);
+}
+
+/* Applies the tokens of the last draft check that were accepted; nobody wants their results. */
+static void commit(const rq_cpu_worker *w, delta_head *h, float *nowhere)
+{
+    h->t.y = nowhere;
+    for (uint32_t p = h->run->start - h->run->n_accepted; p < h->run->start; p++) {
+        h->t.q = h->t.k = pending_k(h, p);
+        h->t.v = pending_v(h, p);
+        h->t.decay = pending_gates(h, p)[0];
+        h->t.write = pending_gates(h, p)[1];
+        w->vec->delta_token(&h->t);
+    }
+}
+
+static void keep(const delta_head *h, uint32_t position)
+{
+    memcpy(pending_v(h, position), h->t.v, h->t.dim_v * sizeof(float));
+    if (h->keeps_k) memcpy(pending_k(h, position), h->t.k, h->t.dim_k * sizeof(float));
+    pending_gates(h, position)[0] = h->t.decay;
+    pending_gates(h, position)[1] = h->t.write;
+}
+
+static void delta_tokens(const rq_cpu_worker *w, delta_head *h)
+{
+    const delta_args *a = h->a;
+    const rq_run *run = h->run;
+    for (uint32_t i = run->first; i < run->first + run->count; i++) {
+        h->t.q = (const float *)(const void *)(a->q.p + h->from * a->q.nb[1] + i * a->q.nb[2]);
+        h->t.k = (const float *)(const void *)(a->k.p + h->from * a->k.nb[1] + i * a->k.nb[2]);
+        h->t.v = (const float *)(const void *)(a->v.p + h->head * a->v.nb[1] + i * a->v.nb[2]);
+        h->t.y = (float *)(void *)(a->y.p + h->head * a->y.nb[1] + i * a->y.nb[2]);
+        h->t.decay = decay_of(element(&a->rate, h->head, 0), (double)element(&a->alpha, h->head, i) +
+                                                                 (double)element(&a->offset, h->head, 0));
+        h->t.write = (float)(1 / (1 + exp(-(double)element(&a->beta, h->head, i))));
+        w->vec->delta_token(&h->t);
+        if (run->n_pending) keep(h, run->start + i - run->first);
+    }
+}
+
 /* A unit is a head of one run: the matrix stays with one worker. */
 static void run_delta(rq_cpu_worker *w, const void *args)
 {
     const delta_args *a = args;
     uint32_t n_k = a->k.ne[1], n_v = a->v.ne[1], unit;
+    size_t bytes = (size_t)a->pool->layout.matrix_bytes;
     while (rq_cpu_take(w, w->header->n_runs * n_v, &unit)) {
         const rq_run *run = &runs_of(w)[unit / n_v];
-        uint32_t head = unit % n_v, from = a->tiled ? head % n_k : head / (n_v / n_k);
-        uint8_t *state = rq_pool_state(a->pool, run->state, a->layer) + a->pool->layout.tail_bytes +
-                         head * a->pool->layout.matrix_bytes;
-        if (run->start == 0) memset(state, 0, (size_t)a->pool->layout.matrix_bytes);
-        rq_delta_token t = {
-            .s = (float *)(void *)state, .dim_k = a->k.ne[0], .dim_v = a->v.ne[0], .scale = a->scale};
-        for (uint32_t i = run->first; i < run->first + run->count; i++) {
-            t.q = (const float *)(const void *)(a->q.p + from * a->q.nb[1] + i * a->q.nb[2]);
-            t.k = (const float *)(const void *)(a->k.p + from * a->k.nb[1] + i * a->k.nb[2]);
-            t.v = (const float *)(const void *)(a->v.p + head * a->v.nb[1] + i * a->v.nb[2]);
-            t.y = (float *)(void *)(a->y.p + head * a->y.nb[1] + i * a->y.nb[2]);
-            t.decay = decay_of(element(&a->rate, head, 0),
-                               (double)element(&a->alpha, head, i) + (double)element(&a->offset, head, 0));
-            t.write = (float)(1 / (1 + exp(-(double)element(&a->beta, head, i))));
-            w->vec->delta_token(&t);
+        uint32_t head = unit % n_v, shared = n_v / n_k;
+        delta_head h = {.a = a,
+                        .run = run,
+                        .head = head,
+                        .from = a->tiled ? head % n_k : head / shared,
+                        .keeps_k = a->tiled ? head < n_k : head % shared == 0,
+                        .pending = rq_pool_pending(a->pool, run->state, a->layer),
+                        .t = {.dim_k = a->k.ne[0], .dim_v = a->v.ne[0], .scale = a->scale}};
+        uint8_t *state =
+            rq_pool_state(a->pool, run->state, a->layer) + a->pool->layout.tail_bytes + head * bytes;
+        bool begins = run->start == run->n_accepted;
+        if (begins && (run->n_accepted || !run->n_pending)) memset(state, 0, bytes);
+        h.t.s = (float *)(void *)state;
+        if (run->n_accepted) commit(w, &h, (float *)(void *)(w->own + bytes));
+        if (run->n_pending) { /* on a copy */
+            h.t.s = (float *)(void *)w->own;
+            if (begins && !run->n_accepted)
+                memset(w->own, 0, bytes);
+            else
+                memcpy(w->own, state, bytes);
         }
+        delta_tokens(w, &h);
     }
 }
 
@@ -168,5 +273,7 @@ void rq_cpu_delta_rule(rq_cpu_builder *b, const rq_op *op)
     a->y = rq_cpu_tensor(b, op->out[0]);
     a->scale = op->p.delta.scale;
     a->tiled = op->p.delta.tiled;
+    if (a->pool && a->pool->group->n_pending)
+        rq_cpu_own(b, a->pool->layout.matrix_bytes + a->v.ne[0] * sizeof(float));
     rq_cpu_emit(b, run_delta, a, false);
 }
