@@ -58,6 +58,12 @@ static inline bool rq_group_is_coded(const rq_cache_group *g)
     return g->form_k != RQ_KV_SAME || g->form_v != RQ_KV_SAME;
 }
 
+/* The first page index that a query at position p sees; pages below it are never read again. */
+static inline uint32_t rq_kv_first_page(const rq_cache_group *g, uint32_t p)
+{
+    return g->window != 0 && p >= g->window ? (p + 1 - g->window) / RQ_PAGE_TOKENS : 0;
+}
+
 /* B(p): a query at position p reads page index s exact if s < S or s >= B(p), else coded. A page is full for
  * at least 64 tokens before anybody reads it coded. */
 static inline uint32_t rq_kv_boundary(const rq_cache_group *g, uint32_t p)

@@ -131,14 +131,37 @@ static void fill_info(rq_engine *e, const rq_engine_params *p, const rq_device_i
         .cache_tokens = d->pools.cache_tokens,
         .cache_bytes = x.cache_bytes,
         .exact_bytes_per_session = d->pools.exact_bytes / d->numbers.n_sessions,
+        .window_bytes = d->pools.window_bytes,
         .scratch_bytes = x.arena_bytes + x.persist_bytes + x.step_bytes + x.program_bytes,
     };
     for (uint32_t g = 0; g < d->place.n_groups; g++) {
         const rq_cache_group *group = &d->place.groups[g];
+        if (group->window != 0) continue;
         uint64_t exact = rq_page_layout_of(group).page_bytes;
         uint64_t kept = rq_group_is_coded(group) ? rq_coded_layout_of(group).page_bytes : exact;
         e->info.exact_bytes_per_token += exact / RQ_PAGE_TOKENS;
         e->info.cache_bytes_per_token += kept / RQ_PAGE_TOKENS;
+    }
+}
+
+/* The groups whose layers see a window. */
+static void say_windows(const rq_engine *e, const rq_engine_params *p)
+{
+    const rq_decision *d = &e->decision;
+    for (uint32_t g = 0; g < d->place.n_groups; g++) {
+        const rq_cache_group *group = &d->place.groups[g];
+        if (group->window == 0) continue;
+        bool coded = rq_group_is_coded(group);
+        uint32_t max_pages = rq_cache_pages_for(e->info.n_ctx);
+        rq_say(p,
+               "cache: %u layers that see the last %u tokens keep %u pages of 64 for each session, %u of "
+               "%.1f KiB in "
+               "all, whatever the context",
+               group->n_layers, group->window,
+               rq_cache_share(group, coded ? RQ_PAGE_CODED : RQ_PAGE_EXACT, max_pages),
+               coded ? d->pools.coded_pages[g] : d->pools.exact_pages[g],
+               (double)(coded ? rq_coded_layout_of(group).page_bytes : rq_page_layout_of(group).page_bytes) /
+                   1024);
     }
 }
 
@@ -150,6 +173,7 @@ static void say_cache(const rq_engine *e, const rq_engine_params *p)
     rq_say(p, "cache: %s/%s, %.6g/%.6g bits, %llu bytes per token, %llu tokens, %.1f MiB (planned %.1f MiB)",
            i->type_k, i->type_v, i->bits_k, i->bits_v, (unsigned long long)i->cache_bytes_per_token,
            (unsigned long long)i->cache_tokens, mib(i->cache_bytes), mib(d->pools.cache_bytes));
+    say_windows(e, p);
     if (d->pools.coded_bytes == 0) return;
     char sinks[64] = "";
     if (i->kv_sinks != 0) snprintf(sinks, sizeof sinks, "the first %u tokens and ", i->kv_sinks);

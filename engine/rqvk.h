@@ -136,6 +136,7 @@ typedef struct rq_engine_info {
     uint64_t cache_bytes_per_token;   /* for as long as a token is kept: coded, where there is a code */
     uint64_t exact_bytes_per_token;   /* while a token is read as it was written */
     uint64_t exact_bytes_per_session; /* of pages for such tokens, 0 where nothing is coded */
+    uint64_t window_bytes;            /* of layers that see a window, whatever the context; in no number per token */
     bool failed; /* the device or the file is gone: every request is refused from now on */
     char failure[512];
 } rq_engine_info;

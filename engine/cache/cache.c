@@ -36,16 +36,21 @@ static uint64_t hash_of_formats(const rq_cache *c, uint64_t seed)
 static bool make_tree(rq_cache *c)
 {
     uint64_t n = UINT32_MAX - 1;
+    bool bounded = false;
     for (uint32_t g = 0; g < c->n_groups; g++) {
+        if (!rq_has_main(c, g)) continue;
+        bounded = true;
         uint64_t pages = (uint64_t)c->pools[g][0].n_pages + c->pools[g][1].n_pages;
         if (pages < n) n = pages;
     }
+    /* what sequences have, and as much again for later ones; ids of unused pages tell nothing without a page */
+    if (!bounded && 2ull * c->n_seqs * c->max_pages < n) n = 2ull * c->n_seqs * c->max_pages;
     c->n_nodes = (uint32_t)n;
     c->n_buckets = 1;
     while (c->n_buckets < c->n_nodes && c->n_buckets < 1u << 31) c->n_buckets *= 2;
     c->nodes = rq_calloc(n + 1, sizeof *c->nodes);
     c->node_pages = rq_calloc(n + 1, c->n_groups * sizeof *c->node_pages);
-    c->links = rq_calloc(n + 1, (1 + c->n_groups) * sizeof *c->links);
+    c->links = rq_calloc(n + 1, (1 + (uint64_t)RQ_PAGE_FORMS * c->n_groups) * sizeof *c->links);
     c->buckets = rq_calloc(c->n_buckets, sizeof *c->buckets);
     if (c->nodes == NULL || c->node_pages == NULL || c->links == NULL || c->buckets == NULL) return false;
     memset(c->buckets, 0xff, (size_t)c->n_buckets * sizeof *c->buckets); /* RQ_NO_NODE */
@@ -54,7 +59,8 @@ static bool make_tree(rq_cache *c)
     c->root_child = RQ_NO_NODE;
     c->unused = (rq_list){RQ_NO_NODE, RQ_NO_NODE};
     for (uint32_t g = 0; g < c->n_groups; g++)
-        c->loose[g][0] = c->loose[g][1] = (rq_list){RQ_NO_NODE, RQ_NO_NODE};
+        for (int form = 0; form < RQ_PAGE_FORMS; form++)
+            c->loose[form][g][0] = c->loose[form][g][1] = (rq_list){RQ_NO_NODE, RQ_NO_NODE};
     return true;
 }
 
@@ -94,14 +100,20 @@ static rq_status check_group(const rq_cache_params *p, uint32_t g, rq_error *err
     if (p->pages[g] + scratch > UINT32_MAX / RQ_PAGE_TOKENS)
         return rq_fail(err, RQ_ERR_ARGUMENT, "a cache of %u pages is more than page numbers can tell apart",
                        p->pages[g]);
-    if (!rq_group_is_coded(group)) return RQ_OK;
-    if (p->coded_pages == NULL || p->coded_pages[g] > UINT32_MAX / RQ_PAGE_TOKENS)
+    if (!rq_group_is_coded(group) && group->window == 0) return RQ_OK;
+    if (rq_group_is_coded(group) &&
+        (p->coded_pages == NULL || p->coded_pages[g] > UINT32_MAX / RQ_PAGE_TOKENS))
         return rq_fail(err, RQ_ERR_ARGUMENT, "a group with a coded form needs a pool of coded pages");
-    uint64_t held = (uint64_t)p->n_seqs * rq_cache_exact_share(group, p->max_pages) +
-                    rq_cache_wide_share(group, p->max_pages);
-    if (group->recent_pages < 1 || p->pages[g] < held)
+    if (group->window != 0 && group->sink_pages != 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "a group with a window has no sinks: they leave it");
+    uint64_t held = rq_cache_held(group, RQ_PAGE_EXACT, p->n_seqs, p->max_pages, p->n_batch);
+    if ((rq_group_is_coded(group) && group->recent_pages < 1) || p->pages[g] < held)
         return rq_fail(err, RQ_ERR_ARGUMENT, "%u exact pages are too few for %u sequences, which read %llu",
                        p->pages[g], p->n_seqs, (unsigned long long)held);
+    held = rq_cache_held(group, RQ_PAGE_CODED, p->n_seqs, p->max_pages, p->n_batch);
+    if (rq_group_is_coded(group) && p->coded_pages[g] < held)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u coded pages are too few for %u sequences, which read %llu",
+                       p->coded_pages[g], p->n_seqs, (unsigned long long)held);
     return RQ_OK;
 }
 
@@ -128,8 +140,8 @@ rq_status rq_cache_create(const rq_cache_params *p, rq_cache **out, rq_error *er
              make_pool(&c->pools[g][RQ_PAGE_CODED], coded ? p->coded_pages[g] : 0);
         if (!coded) continue;
         c->n_scratch[g] = p->scratch_pages != NULL ? p->scratch_pages[g] : 0;
-        c->n_retained[g] = p->pages[g] - p->n_seqs * rq_cache_exact_share(&p->groups[g], p->max_pages) -
-                           rq_cache_wide_share(&p->groups[g], p->max_pages);
+        c->n_retained[g] = p->pages[g] - (uint32_t)rq_cache_held(&p->groups[g], RQ_PAGE_EXACT, p->n_seqs,
+                                                                 p->max_pages, p->n_batch);
     }
     c->root_key = hash_of_formats(c, p->seed);
     c->key_mask = p->key_mask != 0 ? p->key_mask : UINT64_MAX;
@@ -164,6 +176,7 @@ void rq_cache_free(rq_cache *c)
 static uint32_t pages_missing(const rq_cache *c, const rq_seq *s, uint32_t g, uint64_t n)
 {
     bool coded = rq_group_is_coded(&c->groups[g]);
+    if (!rq_has_main(c, g)) return 0;
     uint32_t want = coded ? (uint32_t)(n / RQ_PAGE_TOKENS) : rq_cache_pages_for(n);
     uint32_t have = coded ? (uint32_t)(s->n_tokens / RQ_PAGE_TOKENS) : rq_cache_pages_for(s->n_tokens);
     return want > have ? rq_main_pages(c, g, want) - rq_main_pages(c, g, have) : 0;
@@ -173,6 +186,7 @@ void rq_seq_reserve(rq_cache *c, rq_seq *s)
 {
     for (uint32_t g = 0; g < c->n_groups; g++) {
         uint32_t need = pages_missing(c, s, g, s->limit);
+        if (!rq_has_main(c, g)) continue;
         c->pools[g][rq_main_form(c, g)].n_reserved += need - s->reserved[g];
         s->reserved[g] = need;
     }
@@ -183,8 +197,8 @@ bool rq_cache_reserve(rq_cache *c, uint32_t seq, uint64_t n_tokens)
     rq_seq *s = &c->seqs[seq];
     if (rq_cache_pages_for(n_tokens) > c->max_pages) return false;
     for (uint32_t g = 0; g < c->n_groups; g++)
-        if (pages_missing(c, s, g, n_tokens) >
-            rq_pool_left(&c->pools[g][rq_main_form(c, g)]) + s->reserved[g])
+        if (rq_has_main(c, g) && pages_missing(c, s, g, n_tokens) >
+                                     rq_pool_left(&c->pools[g][rq_main_form(c, g)]) + s->reserved[g])
             return false;
     s->limit = n_tokens;
     rq_seq_reserve(c, s);
@@ -209,6 +223,7 @@ uint64_t rq_cache_tokens_used(const rq_cache *c)
     uint64_t used = 0, ends = 0; /* partial pages, which are not coded yet */
     for (uint32_t i = 0; i < c->n_seqs; i++) ends += c->seqs[i].n_tokens % RQ_PAGE_TOKENS != 0;
     for (uint32_t g = 0; g < c->n_groups; g++) {
+        if (!rq_has_main(c, g)) continue;
         const rq_pool *p = &c->pools[g][rq_main_form(c, g)];
         uint64_t tokens = (uint64_t)(p->n_pages - p->n_free - p->n_idle) * RQ_PAGE_TOKENS;
         if (rq_group_is_coded(&c->groups[g])) tokens += ends * RQ_PAGE_TOKENS;
@@ -224,5 +239,6 @@ uint32_t rq_cache_nodes(const rq_cache *c)
 
 uint32_t rq_cache_available(const rq_cache *c, uint32_t group)
 {
+    if (!rq_has_main(c, group)) return c->pools[group][RQ_PAGE_EXACT].n_free;
     return rq_pool_left(&c->pools[group][rq_main_form(c, group)]);
 }

@@ -10,11 +10,12 @@
  * A node keeps its coded page as long as it lives. Its exact page it keeps while a sequence may read it (page
  * index >= B(next position), and the sinks), and after that as long as there is room: those marked as an end of
  * a message or a prompt longest, because what follows such an end can be computed only where the exact pages
- * before it are still there.
+ * before it are still there. Pages of a group with a window, of both forms, are kept in the same way: a sequence
+ * holds those its window touches, and their entries in its tables vanish as the window moves on.
  *
  * Reservations make running out of pages impossible in the middle of a request: what a sequence may still need
  * is set aside when the request is admitted, and nobody else can take it. Exact pages of a group with a coded
- * form need no reservation; their pool holds every sequence's share (size.h). After rq_cache_create nothing is
+ * form and all pages of a window need no reservation; their pools hold every sequence's share (size.h). After rq_cache_create nothing is
  * allocated. Only ids live here; the bytes are the executor's.
  *
  * Not thread-safe: the scheduler calls it under its lock. */
@@ -41,13 +42,14 @@ typedef struct rq_cache_params {
     uint32_t n_groups;
     const uint32_t *pages, *coded_pages, *scratch_pages; /* of each group; the last two NULL: none */
     uint32_t n_seqs, max_pages;                          /* sequences, and pages of each */
+    uint32_t n_batch;                                    /* most tokens of a step */
     uint64_t seed;                                       /* what else the pages' content depends on */
     uint64_t
         key_mask; /* bits of a key that count, 0: all; few in tests, so that different tokens share keys */
 } rq_cache_params;
 
-/* Page numbers must fit: pages * 64 <= UINT32_MAX. A group with a coded form needs n_seqs times its share of exact
- * pages and that of a wide step (size.h). */
+/* Page numbers must fit: pages * 64 <= UINT32_MAX. Pools hold what rq_cache_held says. Groups with a window have no
+ * sinks. */
 rq_status rq_cache_create(const rq_cache_params *params, rq_cache **out, rq_error *err);
 void rq_cache_free(rq_cache *cache);
 
@@ -118,11 +120,12 @@ void rq_cache_unmark(rq_cache *cache, uint32_t seq);
 /* ---- numbers ----------------------------------------------------------------------------------------------- */
 
 /* The largest share of a pool used by sequences, as whole pages' tokens. Of a group with a coded form the coded
- * pool counts. */
+ * pool counts, of one with a window none. */
 uint64_t rq_cache_tokens_used(const rq_cache *cache);
 /* Nodes of the tree, in use or not. */
 uint32_t rq_cache_nodes(const rq_cache *cache);
-/* Pages of a group (coded ones where it has them) that are neither in use nor set aside. */
+/* Pages of a group (coded ones where it has them) that are neither in use nor set aside; of a window, exact ones that
+ * are free. */
 uint32_t rq_cache_available(const rq_cache *cache, uint32_t group);
 
 /* Checks every invariant (tree, lists, reference counts, tables, reservations); for tests. */

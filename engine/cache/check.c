@@ -8,11 +8,16 @@
 /* What the check counts itself. */
 typedef struct tally {
     const rq_cache *c;
-    uint32_t *node_refs;  /* [n_nodes] */
-    uint32_t *exact_refs; /* [n_nodes][n_groups] */
-    uint8_t *in_tree;     /* [n_nodes] */
+    uint32_t *node_refs; /* [n_nodes] */
+    uint32_t *page_refs; /* [n_nodes][n_groups][forms] */
+    uint8_t *in_tree;    /* [n_nodes] */
     uint32_t n_in_tree;
 } tally;
+
+static uint32_t *page_refs(const tally *t, uint32_t node, uint32_t g, rq_page_form form)
+{
+    return &t->page_refs[((size_t)node * t->c->n_groups + g) * RQ_PAGE_FORMS + form];
+}
 
 /* Marks a page as seen; false if it was, or is not one of the pool. */
 static bool see(uint8_t *seen, const rq_pool *p, uint32_t page)
@@ -35,16 +40,24 @@ static bool count_seq(tally *t, const rq_seq *s)
         t->node_refs[n]++;
         for (uint32_t g = 0; g < c->n_groups; g++) {
             const rq_node_pages *p = rq_pages_of(c, n, g);
-            bool bound = rq_exact_is_bound(c, g, i), held = bound || i >= s->low[g];
-            if (!bound && held) t->exact_refs[(size_t)n * c->n_groups + g]++;
-            uint32_t exact = held ? p->page[RQ_PAGE_EXACT] : RQ_NO_PAGE;
-            if (held && exact == RQ_NO_PAGE) return false;
-            if (s->pages[RQ_PAGE_EXACT][g][i] != exact) return false;
-            if (s->pages[RQ_PAGE_CODED][g][i] != p->page[RQ_PAGE_CODED]) return false;
+            for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+                bool has = form == RQ_PAGE_EXACT || rq_has_coded(c, g, i);
+                bool bound = rq_is_bound(c, g, form, i), held = has && (bound || i >= s->low[form][g]);
+                if (!bound && held) ++*page_refs(t, n, g, form);
+                uint32_t page = held ? p->page[form] : RQ_NO_PAGE;
+                if (held && page == RQ_NO_PAGE) return false;
+                if (s->pages[form][g][i] != page) return false;
+            }
         }
     }
-    for (uint32_t g = 0; g < c->n_groups; g++) /* what the next token reads is there */
-        if (s->low[g] > rq_kv_boundary(&c->groups[g], (uint32_t)s->n_done)) return false;
+    for (uint32_t g = 0; g < c->n_groups; g++) /* what the next token reads is there, and not much more */
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            if (!rq_form_is_loose(c, g, form)) continue;
+            uint32_t first = rq_first_read(c, g, form, s->n_done), low = s->low[form][g];
+            if (low > first) return false;
+            if (low < c->groups[g].sink_pages) low = c->groups[g].sink_pages;
+            if (low + RQ_CACHE_SLACK_PAGES < first && low < s->n_nodes) return false;
+        }
     return true;
 }
 
@@ -55,9 +68,12 @@ static bool check_node(const tally *t, uint32_t n)
     if (node->refs != t->node_refs[n]) return false;
     for (uint32_t g = 0; g < c->n_groups; g++) {
         const rq_node_pages *p = rq_pages_of(c, n, g);
-        if (p->exact_refs != t->exact_refs[(size_t)n * c->n_groups + g]) return false;
-        if (rq_exact_is_bound(c, g, node->index) && p->page[RQ_PAGE_EXACT] == RQ_NO_PAGE) return false;
-        if (rq_has_coded(c, g, node->index) != (p->page[RQ_PAGE_CODED] != RQ_NO_PAGE)) return false;
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            bool has = form == RQ_PAGE_EXACT || rq_has_coded(c, g, node->index),
+                 there = p->page[form] != RQ_NO_PAGE;
+            if (p->refs[form] != *page_refs(t, n, g, form)) return false;
+            if (rq_is_bound(c, g, form, node->index) ? there != has : there && !has) return false;
+        }
     }
     return true;
 }
@@ -117,19 +133,19 @@ static bool check_lists(const tally *t, uint8_t *member)
             if (!member[child]) return false;
         member[at] = 1;
     }
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        for (int marked = 0; marked < 2; marked++) {
-            memset(member, 0, c->n_nodes + 1);
-            if (list_length(c, &c->loose[g][marked], 1 + g, member) < 0) return false;
-            for (uint32_t n = 0; n < c->n_nodes; n++) {
-                const rq_node_pages *p = rq_pages_of(c, n, g);
-                bool loose = t->in_tree[n] && !rq_exact_is_bound(c, g, c->nodes[n].index) &&
-                             p->page[RQ_PAGE_EXACT] != RQ_NO_PAGE && p->exact_refs == 0 &&
-                             c->nodes[n].marked == marked;
-                if (member[n] != loose) return false;
+    for (uint32_t g = 0; g < c->n_groups; g++)
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++)
+            for (int marked = 0; marked < 2; marked++) {
+                memset(member, 0, c->n_nodes + 1);
+                if (list_length(c, &c->loose[form][g][marked], rq_chain(g, form), member) < 0) return false;
+                for (uint32_t n = 0; n < c->n_nodes; n++) {
+                    const rq_node_pages *p = rq_pages_of(c, n, g);
+                    bool loose = t->in_tree[n] && !rq_is_bound(c, g, form, c->nodes[n].index) &&
+                                 p->page[form] != RQ_NO_PAGE && p->refs[form] == 0 &&
+                                 (c->nodes[n].marked >> g & 1) == marked;
+                    if (member[n] != loose) return false;
+                }
             }
-        }
-    }
     return true;
 }
 
@@ -182,18 +198,18 @@ bool rq_cache_consistent(const rq_cache *c)
             if (c->pools[g][form].n_pages > most) most = c->pools[g][form].n_pages;
     tally t = {.c = c,
                .node_refs = rq_calloc(most, sizeof *t.node_refs),
-               .exact_refs = rq_calloc(most, c->n_groups * sizeof *t.exact_refs),
+               .page_refs = rq_calloc(most, c->n_groups * RQ_PAGE_FORMS * sizeof *t.page_refs),
                .in_tree = rq_calloc(most, 1)};
     uint8_t *seen = rq_calloc(most, 1);
     bool ok =
-        t.node_refs != NULL && t.exact_refs != NULL && t.in_tree != NULL && seen != NULL && walk_tree(&t);
+        t.node_refs != NULL && t.page_refs != NULL && t.in_tree != NULL && seen != NULL && walk_tree(&t);
     for (uint32_t i = 0; i < c->n_seqs && ok; i++) ok = count_seq(&t, &c->seqs[i]);
     for (uint32_t n = 0; n < c->n_nodes && ok; n++) ok = !t.in_tree[n] || check_node(&t, n);
     ok = ok && check_lists(&t, seen);
     for (uint32_t g = 0; g < c->n_groups && ok; g++)
         ok = check_pool(&t, g, RQ_PAGE_EXACT, seen) && check_pool(&t, g, RQ_PAGE_CODED, seen);
     rq_free(t.node_refs);
-    rq_free(t.exact_refs);
+    rq_free(t.page_refs);
     rq_free(t.in_tree);
     rq_free(seen);
     return ok;

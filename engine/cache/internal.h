@@ -9,7 +9,7 @@
 #define RQ_NO_NODE UINT32_MAX
 
 /* A pool of pages of one form of one group. n_idle pages belong to nodes nobody uses, and can be had by evicting
- * them; counted and reserved where rq_pool_is_counted. n_reserved <= n_free + n_idle always. */
+ * them; counted and reserved in main pools (rq_main_form). n_reserved <= n_free + n_idle always. */
 typedef struct rq_pool {
     uint32_t n_pages, n_free, n_idle, n_reserved;
     uint32_t *free_ids; /* a stack of n_free ids */
@@ -22,7 +22,7 @@ typedef struct rq_node {
     uint32_t refs;                          /* sequences whose path goes through it */
     uint32_t parent, child, elder, younger; /* elder, younger: among its parent's children */
     uint32_t hash_next;                     /* also the list of unused nodes */
-    bool marked;
+    uint8_t marked;                         /* a bit for each group */
     int32_t ids[RQ_PAGE_TOKENS];
 } rq_node;
 
@@ -30,7 +30,7 @@ typedef struct rq_node {
 typedef struct rq_node_pages {
     uint32_t page[RQ_PAGE_FORMS];
     uint32_t
-        exact_refs; /* sequences that may read the exact page; counted where it can be let go by itself */
+        refs[RQ_PAGE_FORMS]; /* sequences that may read the page; counted where it can be let go by itself */
 } rq_node_pages;
 
 typedef struct rq_list {
@@ -47,10 +47,10 @@ typedef struct rq_seq {
     uint64_t limit;    /* tokens its reservation is for; 0: none */
     uint32_t n_nodes;  /* n_done / 64 */
     uint32_t *path;
-    uint8_t *marks; /* by page index */
+    uint8_t *marks; /* by page index, a bit for each group */
     int32_t tail[RQ_PAGE_TOKENS];
-    uint32_t
-        low[RQ_MAX_GROUPS]; /* exact pages of path nodes that can be let go are held from this index on */
+    /* pages of path nodes that can be let go are held from this index on */
+    uint32_t low[RQ_PAGE_FORMS][RQ_MAX_GROUPS];
     uint32_t reserved[RQ_MAX_GROUPS];
     uint32_t *pages[RQ_PAGE_FORMS][RQ_MAX_GROUPS]; /* the tables */
     uint32_t *sent[RQ_PAGE_FORMS][RQ_MAX_GROUPS];  /* what the device knows */
@@ -71,10 +71,10 @@ struct rq_cache {
     rq_node_pages *node_pages; /* [n_nodes][n_groups] */
     uint32_t *buckets;
     uint32_t n_buckets; /* a power of two */
-    /* Lists by last use. Chain 0: nodes nobody uses, children before their parents. Chain 1 + group: exact pages
-     * that can be let go and that no sequence holds; plain ones and marked ones. */
-    rq_link *links; /* [1 + n_groups][n_nodes] */
-    rq_list unused, loose[RQ_MAX_GROUPS][2];
+    /* Lists by last use. Chain 0: nodes nobody uses, children before their parents. Others (rq_chain): pages that
+     * can be let go and that no sequence holds; plain ones and marked ones. */
+    rq_link *links; /* [1 + 2 n_groups][n_nodes] */
+    rq_list unused, loose[RQ_PAGE_FORMS][RQ_MAX_GROUPS][2];
 
     rq_seq *seqs;
     uint32_t *words; /* behind the sequences' arrays */
@@ -84,10 +84,31 @@ struct rq_cache {
     uint32_t n_copies;
 };
 
-/* Does the group's exact page of this index live and die with its node? Else it can be let go before. */
-static inline bool rq_exact_is_bound(const rq_cache *c, uint32_t g, uint32_t index)
+/* Can pages of this form be let go while their node stays? Those of a window, which ends somewhere, and the exact
+ * ones where there is a code; but sinks cannot. */
+static inline bool rq_form_is_loose(const rq_cache *c, uint32_t g, rq_page_form form)
 {
-    return !rq_group_is_coded(&c->groups[g]) || index < c->groups[g].sink_pages;
+    bool coded = rq_group_is_coded(&c->groups[g]);
+    return c->groups[g].window != 0 ? form == RQ_PAGE_EXACT || coded : form == RQ_PAGE_EXACT && coded;
+}
+
+/* Does the group's page of this form and index live and die with its node? */
+static inline bool rq_is_bound(const rq_cache *c, uint32_t g, rq_page_form form, uint32_t index)
+{
+    return !rq_form_is_loose(c, g, form) || index < c->groups[g].sink_pages;
+}
+
+/* The first page index, beside the sinks, that a token at position m or a later one reads in this form. */
+static inline uint32_t rq_first_read(const rq_cache *c, uint32_t g, rq_page_form form, uint64_t m)
+{
+    uint32_t seen = rq_kv_first_page(&c->groups[g], (uint32_t)m);
+    uint32_t b = form == RQ_PAGE_EXACT ? rq_kv_boundary(&c->groups[g], (uint32_t)m) : 0;
+    return b > seen ? b : seen;
+}
+
+static inline uint32_t rq_chain(uint32_t g, rq_page_form form)
+{
+    return 1 + RQ_PAGE_FORMS * g + form;
 }
 
 /* Has the group a coded page of this index? */
@@ -96,10 +117,17 @@ static inline bool rq_has_coded(const rq_cache *c, uint32_t g, uint32_t index)
     return rq_group_is_coded(&c->groups[g]) && index >= c->groups[g].sink_pages;
 }
 
-/* The pool of the group that holds what it was made for, and whose pages are reserved. */
+/* The pool of the group that holds what it was made for, and whose pages are reserved. RQ_PAGE_FORMS where there is
+ * none: pools of windows hold every sequence's share. */
 static inline rq_page_form rq_main_form(const rq_cache *c, uint32_t g)
 {
+    if (c->groups[g].window != 0) return RQ_PAGE_FORMS;
     return rq_group_is_coded(&c->groups[g]) ? RQ_PAGE_CODED : RQ_PAGE_EXACT;
+}
+
+static inline bool rq_has_main(const rq_cache *c, uint32_t g)
+{
+    return rq_main_form(c, g) != RQ_PAGE_FORMS;
 }
 
 /* Pages of the main pool that indices [0, n_pages) take. */
@@ -136,13 +164,13 @@ uint32_t rq_node_add(rq_cache *c, uint32_t parent, const int32_t *ids);
 void rq_node_remove(rq_cache *c, uint32_t node);
 void rq_node_ref(rq_cache *c, uint32_t node);
 void rq_node_unref(rq_cache *c, uint32_t node);
-/* A sequence begins, or ends, to hold an exact page that can be let go. */
-void rq_exact_hold(rq_cache *c, uint32_t node, uint32_t g);
-void rq_exact_drop(rq_cache *c, uint32_t node, uint32_t g);
-/* Puts an exact page that nobody holds into the node, which has none. */
-void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page);
-/* Marks it; marked again, its exact pages count as used just now. */
-void rq_node_mark(rq_cache *c, uint32_t node);
+/* A sequence begins, or ends, to hold a page that can be let go. */
+void rq_page_hold(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
+void rq_page_drop(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
+/* Puts a page that nobody holds into the node, which has none. */
+void rq_page_put(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form, uint32_t page);
+/* Marks its pages of the groups whose bits are set; marked again, they count as used just now. */
+void rq_node_mark(rq_cache *c, uint32_t node, uint8_t groups);
 
 /* ---- seq.c ------------------------------------------------------------------------------------------------ */
 
@@ -151,10 +179,10 @@ void rq_table_set(rq_seq *s, rq_page_form form, uint32_t g, uint32_t index, uint
 void rq_table_show(rq_cache *c, rq_seq *s, uint32_t index);
 /* Undoes an extension that was not committed. */
 void rq_seq_undo(rq_cache *c, rq_seq *s);
-/* The path ends after n_nodes nodes from now on (path[] is filled), and exact pages are held as position m, the
- * next to be written, demands; they are there. */
+/* The path ends after n_nodes nodes from now on (path[] is filled), and pages are held as position m, the next to be
+ * written, demands; they are there. */
 void rq_seq_hold(rq_cache *c, rq_seq *s, uint32_t n_nodes, uint64_t m);
-/* Are the exact pages there that the token at position m reads, in these n_nodes nodes? */
+/* Are the pages there that the token at position m and later ones read, in these n_nodes nodes? */
 bool rq_path_serves(const rq_cache *c, const uint32_t *path, uint32_t n_nodes, uint64_t m);
 /* Gives the sequence a partial last page, a copy of pages from[g] (NULL: of nothing). False, with nothing changed, when there is
  * no page for it. */

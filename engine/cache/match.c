@@ -60,6 +60,7 @@ static bool affordable(const rq_cache *c, const rq_seq *s, uint32_t n_nodes, boo
     if (tail && c->n_copies + c->n_groups > rq_cache_most_copies(c)) return false;
     for (uint32_t g = 0; g < c->n_groups; g++) {
         rq_page_form form = rq_main_form(c, g);
+        if (!rq_has_main(c, g)) continue;
         uint64_t cost = 0, room = rq_pool_left(&c->pools[g][form]) + s->reserved[g];
         for (uint32_t i = s->n_nodes; i < n_nodes; i++)
             cost +=

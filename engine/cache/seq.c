@@ -21,10 +21,11 @@ void rq_table_show(rq_cache *c, rq_seq *s, uint32_t index)
 {
     for (uint32_t g = 0; g < c->n_groups; g++) {
         const rq_node_pages *p = rq_pages_of(c, s->path[index], g);
-        bool held = rq_exact_is_bound(c, g, index) || index >= s->low[g];
-        rq_table_set(s, RQ_PAGE_EXACT, g, index, held ? p->page[RQ_PAGE_EXACT] : RQ_NO_PAGE);
-        if (rq_group_is_coded(&c->groups[g]))
-            rq_table_set(s, RQ_PAGE_CODED, g, index, p->page[RQ_PAGE_CODED]);
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            bool held = rq_is_bound(c, g, form, index) || index >= s->low[form][g];
+            if (form == RQ_PAGE_EXACT || rq_group_is_coded(&c->groups[g]))
+                rq_table_set(s, form, g, index, held ? p->page[form] : RQ_NO_PAGE);
+        }
     }
 }
 
@@ -78,41 +79,53 @@ void rq_cache_resend(rq_cache *c, uint32_t seq)
 
 bool rq_path_serves(const rq_cache *c, const uint32_t *path, uint32_t n_nodes, uint64_t m)
 {
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        if (!rq_group_is_coded(&c->groups[g])) continue;
-        for (uint32_t i = rq_kv_boundary(&c->groups[g], (uint32_t)m); i < n_nodes; i++)
-            if (rq_pages_of(c, path[i], g)->page[RQ_PAGE_EXACT] == RQ_NO_PAGE) return false;
-    }
+    for (uint32_t g = 0; g < c->n_groups; g++)
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            if (!rq_form_is_loose(c, g, form)) continue;
+            for (uint32_t i = rq_first_read(c, g, form, m); i < n_nodes; i++)
+                if (rq_pages_of(c, path[i], g)->page[form] == RQ_NO_PAGE &&
+                    (form == RQ_PAGE_EXACT || rq_has_coded(c, g, i)))
+                    return false;
+        }
     return true;
 }
 
-/* The first index to hold at position m: B(m), and the slack below it where that is still there. */
-static uint32_t low_for(const rq_cache *c, const rq_seq *s, uint32_t g, uint32_t n_nodes, uint64_t m)
+/* The first index to hold at position m: what is read, and the slack below it where that is still there. */
+static uint32_t low_for(const rq_cache *c, const rq_seq *s, uint32_t g, rq_page_form form, uint32_t n_nodes,
+                        uint64_t m)
 {
-    uint32_t low = rq_kv_boundary(&c->groups[g], (uint32_t)m);
+    uint32_t low = rq_first_read(c, g, form, m);
     for (uint32_t i = 0; i < RQ_CACHE_SLACK_PAGES; i++) {
-        if (low == 0 || low > n_nodes || rq_exact_is_bound(c, g, low - 1)) break;
-        if (rq_pages_of(c, s->path[low - 1], g)->page[RQ_PAGE_EXACT] == RQ_NO_PAGE) break;
+        if (low == 0 || low > n_nodes || rq_is_bound(c, g, form, low - 1)) break;
+        if (rq_pages_of(c, s->path[low - 1], g)->page[form] == RQ_NO_PAGE) break;
         low--;
     }
     return low;
 }
 
+/* Holds the pages of one form from `low` on in n_nodes nodes instead of what it held. Returns the first index whose
+ * entry in the table may change. */
+static uint32_t hold_form(rq_cache *c, rq_seq *s, uint32_t g, rq_page_form form, uint32_t n_nodes, uint64_t m)
+{
+    uint32_t old_nodes = s->n_nodes, old_low = s->low[form][g], low = low_for(c, s, g, form, n_nodes, m);
+    uint32_t sinks = c->groups[g].sink_pages;
+    for (uint32_t i = at_least(low, sinks); i < n_nodes; i++)
+        if (i < old_low || i >= old_nodes) rq_page_hold(c, s->path[i], g, form);
+    for (uint32_t i = at_least(old_low, sinks); i < old_nodes; i++)
+        if (i < low || i >= n_nodes) rq_page_drop(c, s->path[i], g, form);
+    s->low[form][g] = low;
+    return low < old_low ? low : old_low;
+}
+
 void rq_seq_hold(rq_cache *c, rq_seq *s, uint32_t n_nodes, uint64_t m)
 {
     uint32_t old_nodes = s->n_nodes, first = n_nodes < old_nodes ? n_nodes : old_nodes;
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        if (!rq_group_is_coded(&c->groups[g])) continue;
-        uint32_t old_low = s->low[g], low = low_for(c, s, g, n_nodes, m);
-        uint32_t sinks = c->groups[g].sink_pages;
-        for (uint32_t i = at_least(low, sinks); i < n_nodes; i++)
-            if (i < old_low || i >= old_nodes) rq_exact_hold(c, s->path[i], g);
-        for (uint32_t i = at_least(old_low, sinks); i < old_nodes; i++)
-            if (i < low || i >= n_nodes) rq_exact_drop(c, s->path[i], g);
-        s->low[g] = low;
-        if (low < first) first = low;
-        if (old_low < first) first = old_low;
-    }
+    for (uint32_t g = 0; g < c->n_groups; g++)
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            if (!rq_form_is_loose(c, g, form)) continue;
+            uint32_t low = hold_form(c, s, g, form, n_nodes, m);
+            if (low < first) first = low;
+        }
     for (uint32_t i = first; i < n_nodes; i++) rq_table_show(c, s, i);
     s->n_nodes = n_nodes;
 }
@@ -136,7 +149,7 @@ void rq_seq_undo(rq_cache *c, rq_seq *s)
 }
 
 /* Takes the exact pages of indices [first, end). In a wide step those below B(last position), less the slack, are
- * scratch, unless they are marked: the last of these get pages of their own, as many as are kept for reuse. */
+ * scratch where there is a code, unless they are marked: the last of these get pages of their own, as many as are kept for reuse. */
 static bool take_exact(rq_cache *c, rq_seq *s, uint32_t g, uint32_t first, uint32_t end,
                        uint32_t last_position, bool wide)
 {
@@ -148,7 +161,7 @@ static bool take_exact(rq_cache *c, rq_seq *s, uint32_t g, uint32_t first, uint3
     }
     for (uint32_t i = end; i-- > first;) {
         bool scratch = i < keep && i >= c->groups[g].sink_pages && n_scratch < c->n_scratch[g];
-        if (scratch && s->marks[i] && n_marked < c->n_retained[g]) {
+        if (scratch && s->marks[i] >> g & 1 && n_marked < c->n_retained[g]) {
             scratch = false;
             n_marked++;
         }
@@ -172,19 +185,21 @@ bool rq_cache_extend(rq_cache *c, uint32_t seq, uint64_t n_tokens, bool wide)
     uint32_t full = (uint32_t)(n_tokens / RQ_PAGE_TOKENS);
     for (uint32_t g = 0; g < c->n_groups; g++) {
         bool coded = rq_group_is_coded(&c->groups[g]);
+        if (!rq_has_main(c, g)) continue;
         uint32_t need = coded ? rq_main_pages(c, g, full) - rq_main_pages(c, g, s->n_nodes) : n_pages - had;
         if (need > rq_pool_left(&c->pools[g][rq_main_form(c, g)]) + s->reserved[g]) return false;
     }
     /* what nobody reads any more goes first: a wide step has no use for the slack */
-    for (uint32_t g = 0; wide && g < c->n_groups; g++) {
-        if (!rq_group_is_coded(&c->groups[g])) continue;
-        uint32_t b = rq_kv_boundary(&c->groups[g], (uint32_t)s->n_done), low = s->low[g];
-        for (; low < b && low < s->n_nodes; low++) {
-            if (!rq_exact_is_bound(c, g, low)) rq_exact_drop(c, s->path[low], g);
-            s->low[g] = low + 1;
-            rq_table_show(c, s, low);
+    for (uint32_t g = 0; wide && g < c->n_groups; g++)
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            if (!rq_form_is_loose(c, g, form)) continue;
+            uint32_t b = rq_first_read(c, g, form, s->n_done), low = s->low[form][g];
+            for (; low < b && low < s->n_nodes; low++) {
+                if (!rq_is_bound(c, g, form, low)) rq_page_drop(c, s->path[low], g, form);
+                s->low[form][g] = low + 1;
+                rq_table_show(c, s, low);
+            }
         }
-    }
     s->n_tokens = n_tokens;
     bool ok = true;
     for (uint32_t g = 0; g < c->n_groups && ok; g++) {
@@ -226,20 +241,16 @@ static void make_node(rq_cache *c, rq_seq *s, uint32_t i, const int32_t *ids)
     else
         node = rq_node_add(c, parent, ids);
     s->path[i] = node;
-    if (s->marks[i]) rq_node_mark(c, node);
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        uint32_t exact = s->pages[RQ_PAGE_EXACT][g][i], coded = s->pages[RQ_PAGE_CODED][g][i];
-        rq_node_pages *p = rq_pages_of(c, node, g);
-        if (exact >= c->pools[g][RQ_PAGE_EXACT].n_pages) exact = RQ_NO_PAGE; /* scratch */
-        if (p->page[RQ_PAGE_EXACT] != RQ_NO_PAGE)
-            rq_give_page(c, g, RQ_PAGE_EXACT, exact);
-        else if (exact != RQ_NO_PAGE)
-            rq_exact_put(c, node, g, exact);
-        if (known)
-            rq_give_page(c, g, RQ_PAGE_CODED, coded);
-        else
-            p->page[RQ_PAGE_CODED] = coded;
-    }
+    if (s->marks[i] != 0) rq_node_mark(c, node, s->marks[i]);
+    for (uint32_t g = 0; g < c->n_groups; g++)
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            uint32_t page = s->pages[form][g][i];
+            if (page >= c->pools[g][form].n_pages) continue; /* none, or scratch */
+            if (rq_pages_of(c, node, g)->page[form] != RQ_NO_PAGE)
+                rq_give_page(c, g, form, page);
+            else
+                rq_page_put(c, node, g, form, page);
+        }
 }
 
 void rq_cache_commit(rq_cache *c, uint32_t seq, const int32_t *ids)
@@ -339,7 +350,7 @@ static bool open_last(rq_cache *c, rq_seq *s, uint64_t n_tokens)
         for (uint32_t g = 0; g < c->n_groups; g++) {
             own[g] = from[g];
             /* let go of by seq_hold: out of its list and out of the node */
-            if (!rq_exact_is_bound(c, g, last)) rq_exact_hold(c, node, g);
+            if (!rq_is_bound(c, g, RQ_PAGE_EXACT, last)) rq_page_hold(c, node, g, RQ_PAGE_EXACT);
             rq_pages_of(c, node, g)->page[RQ_PAGE_EXACT] = RQ_NO_PAGE;
         }
         rq_node_remove(c, node);
@@ -404,16 +415,18 @@ void rq_cache_clear(rq_cache *c)
 void rq_cache_mark(rq_cache *c, uint32_t seq, uint64_t n)
 {
     rq_seq *s = &c->seqs[seq];
-    uint32_t end = rq_cache_pages_for(n), first = end;
+    uint32_t end = rq_cache_pages_for(n);
     for (uint32_t g = 0; g < c->n_groups; g++) {
-        if (!rq_group_is_coded(&c->groups[g])) continue;
-        uint32_t b = rq_kv_boundary(&c->groups[g], (uint32_t)n);
-        b = b > RQ_CACHE_SLACK_PAGES ? b - RQ_CACHE_SLACK_PAGES : 0;
-        if (b < first) first = b;
-    }
-    for (uint32_t i = first; i < end && i < c->max_pages; i++) {
-        s->marks[i] = 1;
-        if (i < s->n_nodes) rq_node_mark(c, s->path[i]);
+        if (!rq_form_is_loose(c, g, RQ_PAGE_EXACT)) continue;
+        /* of a coded window the coded pages count: they reach further back */
+        rq_page_form form =
+            rq_has_main(c, g) || !rq_group_is_coded(&c->groups[g]) ? RQ_PAGE_EXACT : RQ_PAGE_CODED;
+        uint32_t first = rq_first_read(c, g, form, n);
+        first = first > RQ_CACHE_SLACK_PAGES ? first - RQ_CACHE_SLACK_PAGES : 0;
+        for (uint32_t i = first; i < end && i < c->max_pages; i++) {
+            s->marks[i] |= (uint8_t)(1u << g);
+            if (i < s->n_nodes) rq_node_mark(c, s->path[i], (uint8_t)(1u << g));
+        }
     }
 }
 

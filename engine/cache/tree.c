@@ -36,17 +36,27 @@ static void list_remove(rq_cache *c, rq_list *l, uint32_t chain, uint32_t node)
         l->last = k.before;
 }
 
-static rq_list *loose_list(rq_cache *c, uint32_t node, uint32_t g)
-{
-    return &c->loose[g][c->nodes[node].marked];
-}
-
-/* Is the node's exact page one that could be let go now? */
-static bool is_loose(const rq_cache *c, uint32_t node, uint32_t g)
+/* Is the node's page one that could be let go now? */
+static bool is_loose(const rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
 {
     const rq_node_pages *p = rq_pages_of(c, node, g);
-    return !rq_exact_is_bound(c, g, c->nodes[node].index) && p->page[RQ_PAGE_EXACT] != RQ_NO_PAGE &&
-           p->exact_refs == 0;
+    return !rq_is_bound(c, g, form, c->nodes[node].index) && p->page[form] != RQ_NO_PAGE &&
+           p->refs[form] == 0;
+}
+
+static rq_list *loose_list(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
+{
+    return &c->loose[form][g][c->nodes[node].marked >> g & 1];
+}
+
+static void loose_append(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
+{
+    list_append(c, loose_list(c, node, g, form), rq_chain(g, form), node);
+}
+
+static void loose_remove(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
+{
+    list_remove(c, loose_list(c, node, g, form), rq_chain(g, form), node);
 }
 
 /* ---- pages ------------------------------------------------------------------------------------------------ */
@@ -57,48 +67,45 @@ void rq_give_page(rq_cache *c, uint32_t g, rq_page_form form, uint32_t page)
     if (page < p->n_pages) p->free_ids[p->n_free++] = page;
 }
 
-static bool let_go_exact(rq_cache *c, uint32_t g)
+static bool let_go(rq_cache *c, uint32_t g, rq_page_form form)
 {
-    uint32_t node = c->loose[g][0].first;
-    if (node == RQ_NO_NODE) node = c->loose[g][1].first;
+    uint32_t node = c->loose[form][g][0].first;
+    if (node == RQ_NO_NODE) node = c->loose[form][g][1].first;
     if (node == RQ_NO_NODE) return false;
-    list_remove(c, loose_list(c, node, g), 1 + g, node);
+    loose_remove(c, node, g, form);
     rq_node_pages *p = rq_pages_of(c, node, g);
-    rq_give_page(c, g, RQ_PAGE_EXACT, p->page[RQ_PAGE_EXACT]);
-    p->page[RQ_PAGE_EXACT] = RQ_NO_PAGE;
+    rq_give_page(c, g, form, p->page[form]);
+    p->page[form] = RQ_NO_PAGE;
     return true;
 }
 
 uint32_t rq_take_page(rq_cache *c, uint32_t g, rq_page_form form)
 {
     rq_pool *p = &c->pools[g][form];
-    bool by_itself = form == RQ_PAGE_EXACT && rq_group_is_coded(&c->groups[g]);
     while (p->n_free == 0) {
-        if (by_itself && let_go_exact(c, g)) continue;
-        if (c->unused.first == RQ_NO_NODE) return RQ_NO_PAGE;
+        if (rq_form_is_loose(c, g, form) && let_go(c, g, form)) continue;
+        if (c->unused.first == RQ_NO_NODE || c->groups[g].window != 0) return RQ_NO_PAGE;
         rq_node_remove(c, c->unused.first);
     }
     return p->free_ids[--p->n_free];
 }
 
-void rq_exact_hold(rq_cache *c, uint32_t node, uint32_t g)
+void rq_page_hold(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
 {
-    rq_node_pages *p = rq_pages_of(c, node, g);
-    if (p->exact_refs++ == 0) list_remove(c, loose_list(c, node, g), 1 + g, node);
+    if (rq_pages_of(c, node, g)->refs[form]++ == 0) loose_remove(c, node, g, form);
 }
 
-void rq_exact_drop(rq_cache *c, uint32_t node, uint32_t g)
+void rq_page_drop(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
 {
-    rq_node_pages *p = rq_pages_of(c, node, g);
-    if (--p->exact_refs == 0) list_append(c, loose_list(c, node, g), 1 + g, node);
+    if (--rq_pages_of(c, node, g)->refs[form] == 0) loose_append(c, node, g, form);
 }
 
-void rq_exact_put(rq_cache *c, uint32_t node, uint32_t g, uint32_t page)
+void rq_page_put(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form, uint32_t page)
 {
     rq_node_pages *p = rq_pages_of(c, node, g);
-    p->page[RQ_PAGE_EXACT] = page;
-    p->exact_refs = 0;
-    if (is_loose(c, node, g)) list_append(c, loose_list(c, node, g), 1 + g, node);
+    p->page[form] = page;
+    p->refs[form] = 0;
+    if (is_loose(c, node, g, form)) loose_append(c, node, g, form);
 }
 
 /* ---- nodes ------------------------------------------------------------------------------------------------ */
@@ -128,7 +135,8 @@ static uint32_t *first_child(rq_cache *c, uint32_t parent)
 uint32_t rq_node_add(rq_cache *c, uint32_t parent, const int32_t *ids)
 {
     /* there is one: a node has a page in every group's main pool (or is a sink), and there are as many nodes as
-     * the smallest group has pages */
+     * the smallest group has pages; without main pools, more than sequences have pages */
+    if (c->free_node == RQ_NO_NODE) rq_node_remove(c, c->unused.first);
     uint32_t n = c->free_node;
     rq_node *node = &c->nodes[n];
     c->free_node = node->hash_next;
@@ -172,11 +180,11 @@ static void remove_leaf(rq_cache *c, uint32_t n)
     if (node->refs == 0) list_remove(c, &c->unused, 0, n);
     for (uint32_t g = 0; g < c->n_groups; g++) {
         rq_node_pages *p = rq_pages_of(c, n, g);
-        if (is_loose(c, n, g)) list_remove(c, loose_list(c, n, g), 1 + g, n);
-        if (node->refs == 0 && p->page[rq_main_form(c, g)] != RQ_NO_PAGE)
-            c->pools[g][rq_main_form(c, g)].n_idle--;
-        for (int form = 0; form < RQ_PAGE_FORMS; form++) {
-            rq_give_page(c, g, (rq_page_form)form, p->page[form]);
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            if (is_loose(c, n, g, form)) loose_remove(c, n, g, form);
+            if (node->refs == 0 && form == rq_main_form(c, g) && p->page[form] != RQ_NO_PAGE)
+                c->pools[g][form].n_idle--;
+            rq_give_page(c, g, form, p->page[form]);
             p->page[form] = RQ_NO_PAGE;
         }
     }
@@ -199,6 +207,7 @@ static void count_idle(rq_cache *c, uint32_t n, uint32_t change)
 {
     for (uint32_t g = 0; g < c->n_groups; g++) {
         rq_page_form form = rq_main_form(c, g);
+        if (!rq_has_main(c, g)) continue;
         if (rq_pages_of(c, n, g)->page[form] != RQ_NO_PAGE) c->pools[g][form].n_idle += change;
     }
 }
@@ -217,11 +226,14 @@ void rq_node_unref(rq_cache *c, uint32_t n)
     count_idle(c, n, 1);
 }
 
-void rq_node_mark(rq_cache *c, uint32_t n)
+void rq_node_mark(rq_cache *c, uint32_t n, uint8_t groups)
 {
-    for (uint32_t g = 0; g < c->n_groups; g++)
-        if (is_loose(c, n, g)) list_remove(c, loose_list(c, n, g), 1 + g, n);
-    c->nodes[n].marked = true;
-    for (uint32_t g = 0; g < c->n_groups; g++)
-        if (is_loose(c, n, g)) list_append(c, &c->loose[g][1], 1 + g, n);
+    for (uint32_t g = 0; g < c->n_groups; g++) {
+        if (!(groups >> g & 1)) continue;
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++)
+            if (is_loose(c, n, g, form)) loose_remove(c, n, g, form);
+        c->nodes[n].marked |= (uint8_t)(1u << g);
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++)
+            if (is_loose(c, n, g, form)) loose_append(c, n, g, form);
+    }
 }

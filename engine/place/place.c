@@ -237,7 +237,8 @@ rq_status rq_place_size(const rq_cache_group *groups, const uint32_t *group_devi
                         const rq_place_numbers *n, rq_place_pools *out, rq_error *err)
 {
     memset(out, 0, sizeof *out);
-    out->cache_tokens = n_groups != 0 ? UINT64_MAX : 0;
+    bool grows = false; /* with the tokens it holds */
+    out->cache_tokens = UINT64_MAX;
     for (uint32_t g = 0; g < n_groups; g++) {
         const rq_cache_group *group = &groups[g];
         rq_pool_sizes size;
@@ -260,13 +261,17 @@ rq_status rq_place_size(const rq_cache_group *groups, const uint32_t *group_devi
             return rq_fail(err, RQ_ERR_ARGUMENT, "a cache of %u pages has more bytes than can be counted",
                            coded ? size.coded : size.exact);
         if (group_device != NULL) out->device_bytes[group_device[g]] += sum;
+        if (group->window != 0) out->window_bytes += sum;
         tokens = (uint64_t)(coded ? size.coded : size.exact) * RQ_PAGE_TOKENS;
-        if (tokens < out->cache_tokens) out->cache_tokens = tokens;
+        grows |= group->window == 0;
+        if (group->window == 0 && tokens < out->cache_tokens) out->cache_tokens = tokens;
         if (!coded) continue;
         out->exact_bytes += exact_bytes;
         out->coded_bytes += coded_bytes;
         out->scratch_bytes += scratch_bytes;
     }
+    if (!grows)
+        out->cache_tokens = (uint64_t)rq_cache_pages_for(n->n_ctx) * RQ_PAGE_TOKENS * n->n_sessions;
     return RQ_OK;
 }
 

@@ -3,6 +3,7 @@
 
 #include "backends/base/buf.h"
 #include "backends/base/mem.h"
+#include "engine/cache/size.h"
 #include "engine/place/decide.h"
 
 #include <string.h>
@@ -21,6 +22,7 @@ static per_token bytes_per_token(const rq_decision *d)
     per_token t = {0};
     for (uint32_t g = 0; g < d->place.n_groups; g++) {
         const rq_cache_group *group = &d->place.groups[g];
+        if (group->window != 0) continue;
         uint64_t exact = rq_page_layout_of(group).page_bytes;
         t.exact += exact / RQ_PAGE_TOKENS;
         t.kept += (rq_group_is_coded(group) ? rq_coded_layout_of(group).page_bytes : exact) / RQ_PAGE_TOKENS;
@@ -52,6 +54,32 @@ static void put_device(rq_buf *out, const rq_decision *d, uint32_t i)
                   mib(d->devices.budget[i]), i < d->place.n_devices ? layers : "steps and copies");
 }
 
+/* Pages of a window, for each session and in all, of the form that is kept. */
+static void put_windows(rq_buf *out, const rq_decision *d, bool json)
+{
+    const char *between = "";
+    for (uint32_t g = 0; g < d->place.n_groups; g++) {
+        const rq_cache_group *group = &d->place.groups[g];
+        if (group->window == 0) continue;
+        bool coded = rq_group_is_coded(group);
+        uint32_t share = rq_cache_share(group, coded ? RQ_PAGE_CODED : RQ_PAGE_EXACT,
+                                        rq_cache_pages_for(d->numbers.n_ctx));
+        uint32_t pages = coded ? d->pools.coded_pages[g] : d->pools.exact_pages[g];
+        uint64_t bytes = coded ? rq_coded_layout_of(group).page_bytes : rq_page_layout_of(group).page_bytes;
+        if (json)
+            rq_buf_printf(out,
+                          "%s{\"window\": %u, \"layers\": %u, \"pages_per_session\": %u, \"pages\": %u, "
+                          "\"page_bytes\": %llu}",
+                          between, group->window, group->n_layers, share, pages, (unsigned long long)bytes);
+        else
+            rq_buf_printf(
+                out,
+                "window   of %u tokens, %u layers: %u pages per session, %u pages of %llu bytes in all\n",
+                group->window, group->n_layers, share, pages, (unsigned long long)bytes);
+        between = ", ";
+    }
+}
+
 static void put_table(rq_buf *out, const rq_decision *d)
 {
     const rq_model *m = d->model;
@@ -68,6 +96,7 @@ static void put_table(rq_buf *out, const rq_decision *d)
         "cache    %s/%s, %.6g/%.6g bits: %llu bytes per token, %llu while it is read exact; %llu tokens\n",
         d->kv.k.name, d->kv.v.name, d->kv.k.bits, d->kv.v.bits, (unsigned long long)t.kept,
         (unsigned long long)t.exact, (unsigned long long)d->pools.cache_tokens);
+    put_windows(out, d, false);
     rq_buf_printf(out, "\n%-10s %10s %10s %10s %10s %10s %10s %10s %10s  %s\n", "MiB", "weights", "cache",
                   "state", "activation", "scratch", "other", "total", "free", "runs");
     for (uint32_t i = 0; i < d->place.n_devices || i <= d->devices.n_cards; i++)
@@ -155,7 +184,10 @@ static void put_json(rq_buf *out, const rq_decision *d)
     put_number(out, "copies_per_token", d->info.n_copies);
     put_number(out, "copied_bytes_per_token", d->info.copy_bytes);
     put_number(out, "mapped_weight_bytes", d->need.file_bytes);
-    rq_buf_puts(out, "\"devices\": [");
+    put_number(out, "window_bytes", d->pools.window_bytes);
+    rq_buf_puts(out, "\"windows\": [");
+    put_windows(out, d, true);
+    rq_buf_puts(out, "],\n  \"devices\": [");
     for (uint32_t i = 0; i < d->place.n_devices || i <= d->devices.n_cards; i++)
         if (d->need.device[i] != 0 || i < d->place.n_devices) put_json_device(out, d, i);
     rq_buf_puts(out, "],\n  \"memory\": [");

@@ -59,7 +59,7 @@ static void note_reuse(rq_session *s, uint64_t n_known)
                  "%zu tokens are known, but the model's state was kept at %zu of them", s->n_same, n);
     else if (n_known > n)
         snprintf(s->reuse_note, sizeof s->reuse_note,
-                 "%llu tokens are known, but other requests got the exact pages needed there",
+                 "%llu tokens are known, but pages needed there are gone",
                  (unsigned long long)n_known);
     else if (n < s->n_same)
         snprintf(s->reuse_note, sizeof s->reuse_note, "its cache was given to other requests");
@@ -270,7 +270,7 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
     const rq_cache_group *groups = p->groups != NULL ? p->groups : plain;
     for (uint32_t g = 0; g < p->n_groups; g++) {
         uint32_t pages = rq_group_is_coded(&groups[g]) ? p->group_coded_pages[g] : p->group_pages[g];
-        if (pages < rq_cache_pages_for(p->n_ctx))
+        if (groups[g].window == 0 && pages < rq_cache_pages_for(p->n_ctx))
             return rq_fail(err, RQ_ERR_ARGUMENT,
                            "a cache of %llu tokens is smaller than the context of %u tokens",
                            (unsigned long long)pages * RQ_PAGE_TOKENS, p->n_ctx);
@@ -293,6 +293,7 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
                                    .scratch_pages = p->groups != NULL ? p->group_scratch_pages : NULL,
                                    .n_seqs = p->n_sessions,
                                    .max_pages = rq_cache_pages_for(p->n_ctx),
+                                   .n_batch = p->n_batch,
                                    .seed = p->cache_seed};
     rq_status status = rq_cache_create(&cache, &sc->cache, err);
     if (status == RQ_OK) {

@@ -42,7 +42,7 @@ typedef struct rq_sched_params {
     void *user;
 } rq_sched_params;
 
-/* Every pool must hold at least n_ctx tokens, so that any one request can run. */
+/* Every pool must hold at least n_ctx tokens, or every session's window, so that any one request can run. */
 rq_status rq_sched_create(const rq_sched_params *params, rq_sched **out, rq_error *err);
 /* Ends everything with RQ_FINISH_CANCELLED and waits for the thread. Its sessions are freed already. */
 void rq_sched_free(rq_sched *sched);

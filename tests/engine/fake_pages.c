@@ -85,21 +85,30 @@ static cell *page_of(fake_pages *p, uint32_t g, int form, uint32_t seq, uint32_t
     return page < pool_size(p, g, form) ? p->cells[g][form] + (size_t)page * RQ_PAGE_TOKENS : NULL;
 }
 
+/* The hash of everything before the run, from a group that holds the token before it. Those that see it must. */
+static uint64_t hash_before(fake_pages *p, const rq_run *run)
+{
+    uint64_t hash = 1;
+    uint32_t last = run->start - 1;
+    for (uint32_t g = 0; run->start > 0 && g < p->pools.n_groups; g++) {
+        if (rq_kv_first_page(&p->pools.groups[g], run->start) > last / RQ_PAGE_TOKENS) continue;
+        const cell *page = page_of(p, g, RQ_PAGE_EXACT, run->seq, last / RQ_PAGE_TOKENS);
+        if (page == NULL)
+            violation(p, "the page of the token before a run is not exact");
+        else
+            hash = page[last % RQ_PAGE_TOKENS].hash;
+    }
+    return hash;
+}
+
 static void write_run(fake_pages *p, const rq_step *step, const rq_run *run)
 {
     const rq_step_header *h = step->header;
     const int32_t *ids = rq_step_at(step->words, h->token_id);
+    uint64_t before = hash_before(p, run);
     for (uint32_t g = 0; g < p->pools.n_groups; g++) {
         const uint32_t *slots = rq_step_at(step->words, h->token_slot[g]);
-        uint64_t hash = 1;
-        if (run->start > 0) {
-            const cell *before = page_of(p, g, RQ_PAGE_EXACT, run->seq, (run->start - 1) / RQ_PAGE_TOKENS);
-            if (before == NULL) {
-                violation(p, "the page of the token before a run is not exact");
-                continue;
-            }
-            hash = before[(run->start - 1) % RQ_PAGE_TOKENS].hash;
-        }
+        uint64_t hash = before;
         for (uint32_t i = 0; i < run->count; i++) {
             uint32_t at = run->start + i;
             cell *page = page_of(p, g, RQ_PAGE_EXACT, run->seq, at / RQ_PAGE_TOKENS);
@@ -130,38 +139,53 @@ static void encode_all(fake_pages *p, const rq_step *step)
     }
 }
 
-/* Reads positions [0, end) of a run's sequence in every form that one of its queries demands. */
-static void read_run(fake_pages *p, const rq_run *run, uint64_t *hashes)
+/* Reads one page in one form. *hash is that of all before it, or 0: nobody in this group knows. Returns the hash of all
+ * up to its n tokens. */
+static uint64_t read_page(fake_pages *p, const cell *page, uint32_t n, const rq_run *run, uint32_t base,
+                          uint64_t hash, uint64_t *hashes)
 {
-    uint64_t hash = 1;
-    for (uint32_t s = 0; s * RQ_PAGE_TOKENS < run->kv_len; s++) {
+    for (uint32_t i = 0; i < n; i++) {
+        hash = hash == 0 ? page[i].hash : fake_hash(hash, page[i].id);
+        if (hash != page[i].hash) {
+            violation(p, "a page holds what belongs to another sequence");
+            break;
+        }
+        if (base + i >= run->start && hashes != NULL) hashes[run->first + base + i - run->start] = hash;
+    }
+    return hash;
+}
+
+/* Reads what a run's queries see of a group, each page in every form that one of them demands, and no page before the
+ * window of the first one. */
+static void read_group(fake_pages *p, uint32_t g, const rq_run *run, uint64_t *hashes)
+{
+    const rq_cache_group *group = &p->pools.groups[g];
+    uint32_t seen = rq_kv_first_page(group, run->start);
+    uint64_t hash = seen == 0 ? 1 : 0;
+    for (uint32_t s = 0; s < seen; s++)
+        for (int form = 0; form < RQ_PAGE_FORMS; form++)
+            if (s + 1 < seen && page_of(p, g, form, run->seq, s) != NULL)
+                violation(p, "a page that no window reaches is still in the table");
+    for (uint32_t s = seen; s * RQ_PAGE_TOKENS < run->kv_len; s++) {
         uint32_t base = s * RQ_PAGE_TOKENS, first = run->start > base ? run->start : base;
         uint32_t n = run->kv_len - base < RQ_PAGE_TOKENS ? run->kv_len - base : RQ_PAGE_TOKENS;
         uint64_t before = hash;
-        for (uint32_t g = 0; g < p->pools.n_groups; g++)
-            for (int form = 0; form < RQ_PAGE_FORMS; form++) {
-                /* the boundary only rises: the first query that sees the page decides about exact, the last one
-                 * about coded */
-                const rq_cache_group *group = &p->pools.groups[g];
-                uint32_t query = form == RQ_PAGE_EXACT ? first : run->kv_len - 1;
-                if (rq_kv_reads_exact(group, query, s) != (form == RQ_PAGE_EXACT)) continue;
-                const cell *page = page_of(p, g, form, run->seq, s);
-                if (page == NULL) {
-                    violation(p, form == RQ_PAGE_EXACT ? "an exact page is read that is not there"
-                                                       : "a coded page is read that is not there");
-                    continue;
-                }
-                hash = before;
-                for (uint32_t i = 0; i < n; i++) {
-                    hash = fake_hash(hash, page[i].id);
-                    if (hash != page[i].hash) {
-                        violation(p, "a page holds what belongs to another sequence");
-                        break;
-                    }
-                    if (base + i >= run->start && hashes != NULL)
-                        hashes[run->first + base + i - run->start] = hash;
-                }
+        for (int form = 0; form < RQ_PAGE_FORMS; form++) {
+            /* the boundary only rises: the first query that sees the page decides about exact, the last one that
+             * does about coded */
+            uint32_t query = first;
+            if (form == RQ_PAGE_CODED) {
+                query = run->kv_len - 1;
+                while (query > first && rq_kv_first_page(group, query) > s) query--;
             }
+            if (rq_kv_reads_exact(group, query, s) != (form == RQ_PAGE_EXACT)) continue;
+            const cell *page = page_of(p, g, form, run->seq, s);
+            if (page == NULL)
+                violation(p, form == RQ_PAGE_EXACT ? "an exact page is read that is not there"
+                                                   : "a coded page is read that is not there");
+            else
+                hash = read_page(p, page, n, run, base, before, hashes);
+        }
     }
 }
 
@@ -176,7 +200,8 @@ void fake_pages_run(fake_pages *p, const rq_step *step, uint64_t *hashes)
             edits[i].page;
     for (uint32_t r = 0; r < h->n_runs; r++) write_run(p, step, &runs[r]);
     if (wide) encode_all(p, step);
-    for (uint32_t r = 0; r < h->n_runs; r++) read_run(p, &runs[r], hashes);
+    for (uint32_t r = 0; r < h->n_runs; r++)
+        for (uint32_t g = 0; g < p->pools.n_groups; g++) read_group(p, g, &runs[r], hashes);
     if (!wide) encode_all(p, step);
     for (uint32_t g = 0; g < p->pools.n_groups; g++) /* what was in scratch pages is gone */
         memset(p->cells[g][0] + (size_t)p->pools.pages[g] * RQ_PAGE_TOKENS, 0,

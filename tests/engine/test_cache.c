@@ -41,6 +41,20 @@ static rq_cache_group coded(uint32_t sinks, uint32_t recent)
     return g;
 }
 
+static rq_cache_group windowed(uint32_t window)
+{
+    rq_cache_group g = plain();
+    g.window = window;
+    return g;
+}
+
+static rq_cache_group coded_window(uint32_t window, uint32_t recent)
+{
+    rq_cache_group g = coded(0, recent);
+    g.window = window;
+    return g;
+}
+
 static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, uint32_t n_seqs,
                      uint32_t max_pages, uint32_t pages)
 {
@@ -65,6 +79,7 @@ static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, ui
                                .scratch_pages = r->pools.scratch_pages,
                                .n_seqs = n_seqs,
                                .max_pages = max_pages,
+                               .n_batch = 256,
                                .key_mask = r->few_keys ? 3 : 0};
     rq_error err = {0};
     if (rq_cache_create(&p, &r->cache, &err) != RQ_OK) fail_msg("%s", err.text);
@@ -86,10 +101,11 @@ static void rig_close(rig *r)
     assert_true(rq_cache_consistent(r->cache));
     assert_int_equal(rq_cache_nodes(r->cache), 0);
     assert_int_equal(rq_cache_tokens_used(r->cache), 0);
-    for (uint32_t g = 0; g < r->pools.n_groups; g++)
-        assert_int_equal(rq_cache_available(r->cache, g), rq_group_is_coded(&r->pools.groups[g])
-                                                              ? r->pools.coded_pages[g]
-                                                              : r->pools.pages[g]);
+    for (uint32_t g = 0; g < r->pools.n_groups; g++) {
+        bool by_code = rq_group_is_coded(&r->pools.groups[g]) && r->pools.groups[g].window == 0;
+        assert_int_equal(rq_cache_available(r->cache, g),
+                         by_code ? r->pools.coded_pages[g] : r->pools.pages[g]);
+    }
     rq_cache_free(r->cache);
     fake_pages_free(r->device);
     rq_free(r->step.words);
@@ -328,6 +344,32 @@ static void test_exact_pages_are_few(void **state)
         }
 }
 
+/* Pages that no later token sees are given back, of every form, whatever the pieces. */
+static void test_windows_move_on(void **state)
+{
+    static const uint32_t windows[] = {1, 2, 63, 64, 65, 66, 128, 200, 1000};
+    for (uint32_t w = 0; w < sizeof windows / sizeof windows[0]; w++) {
+        rig r = {.few_keys = false};
+        rq_cache_group groups[3] = {plain(), windowed(windows[w]), coded_window(windows[w], 1)};
+        rig_open(&r, groups, 3, 2, 32, 64);
+        if (windows[w] < 1000) assert_true(r.pools.pages[1] < 64);
+        static const uint32_t pieces[] = {1, 7, 8, 9, 64, 100, 192, 256};
+        for (uint32_t k = 0; k < 8; k++)
+            for (uint32_t s = 0; s < 2; s++) {
+                fill(&r, s, 0, 2048, s + 2 * k);
+                truncate_to(&r, s, 0);
+                evaluate_all(&r, s, 2000, pieces[k]);
+                const uint32_t *all = rq_cache_tables(r.cache, s)[0], *seen = rq_cache_tables(r.cache, s)[1];
+                uint32_t first = (2001 - windows[w]) / 64; /* position 2000 sees so far back */
+                for (uint32_t i = 0; i < 32; i++) {
+                    assert_true(all[i] != RQ_NO_PAGE);
+                    if (i != first - 1) assert_int_equal(seen[i] != RQ_NO_PAGE, i >= first);
+                }
+            }
+        rig_close(&r);
+    }
+}
+
 /* A prompt whose messages end at 300 and 700; then a conversation that differs from it behind 700. */
 static void test_marked_ends_are_kept(void **state)
 {
@@ -508,10 +550,14 @@ static void random_walk(const rq_cache_group *groups, uint32_t n_groups, uint32_
     }
     assert_int_equal(n_failed_promises, 0);
     assert_true(n_reused > 1000 && r.n_copied > 20); /* all of it happened */
-    if (n_seqs > 1) assert_true(r.n_refused > 20);
-    bool any_coded = false;
-    for (uint32_t g = 0; g < n_groups; g++) any_coded |= rq_group_is_coded(&groups[g]);
-    if (any_coded && n_seqs > 1) assert_true(n_less > 0);
+    bool any_loose = false, any_reserved = false;
+    for (uint32_t g = 0; g < n_groups; g++) {
+        any_loose |= rq_group_is_coded(&groups[g]) || groups[g].window != 0;
+        any_reserved |= groups[g].window == 0;
+    }
+    if (any_reserved && n_seqs > 1) assert_true(r.n_refused > 20);
+    if (!any_reserved) assert_int_equal(r.n_refused, 0); /* every sequence has its share */
+    if (any_loose && n_seqs > 1) assert_true(n_less > 0);
 
     rig_close(&r);
 }
@@ -529,6 +575,14 @@ static void test_random_walk(void **state)
     random_walk(codeds, 3, 4, 20, 40, 6000, false);
     random_walk(one, 1, 6, 16, 30, 6000, false);
     random_walk(both, 2, 1, 8, 8, 3000, false);
+    rq_cache_group gemma[3] = {windowed(130), coded(0, 1), plain()};
+    rq_cache_group windows[3] = {windowed(64), windowed(500), coded_window(300, 2)};
+    rq_cache_group all[4] = {coded_window(100, 3), coded(1, 2), windowed(65), coded_window(257, 1)};
+    random_walk(gemma, 2, 5, 12, 22, 6000, false);
+    random_walk(gemma, 3, 4, 20, 36, 6000, true);
+    random_walk(windows, 3, 5, 16, 30, 6000, false);
+    random_walk(all, 4, 4, 20, 36, 6000, false);
+    random_walk(gemma, 1, 1, 16, 16, 2000, false);
 }
 
 static void test_failing_allocations(void **state)
@@ -541,7 +595,8 @@ static void test_failing_allocations(void **state)
                                .coded_pages = coded_pages,
                                .scratch_pages = scratch,
                                .n_seqs = 3,
-                               .max_pages = 4};
+                               .max_pages = 4,
+                               .n_batch = 256};
     int64_t alive = rq_mem_alive();
     uint64_t n = 1;
     for (;; n++) {
@@ -598,7 +653,7 @@ static void test_refused_sizes(void **state)
     p.n_seqs = 2;
     p.max_pages = 8;
     p.coded_pages = coded_pages;
-    pages[0] = 2 * rq_cache_exact_share(groups, 8) + rq_cache_wide_share(groups, 8) - 1;
+    pages[0] = (uint32_t)rq_cache_held(groups, RQ_PAGE_EXACT, 2, 8, 256) - 1;
     assert_int_equal(rq_cache_create(&p, &c, &err), RQ_ERR_ARGUMENT);
     pages[0]++;
     assert_int_equal(rq_cache_create(&p, &c, &err), RQ_OK);
@@ -612,8 +667,33 @@ static void test_refused_sizes(void **state)
     assert_int_equal(rq_cache_pool_sizes(groups, 1, 32768, 0, 512, &size, &err), RQ_OK);
     assert_int_equal(size.coded, 512);
     assert_true(size.exact < 512 / 8);
-    assert_int_equal(size.exact,
-                     rq_cache_exact_share(groups, 512) + rq_cache_wide_share(groups, 512) + size.retained);
+    assert_int_equal(size.exact, rq_cache_held(groups, RQ_PAGE_EXACT, 1, 512, 512) + size.retained);
+    /* a window: what it touches and a step, not the context */
+    groups[0] = windowed(1024);
+    assert_int_equal(rq_cache_pool_sizes(groups, 1, 32768, 0, 512, &size, &err), RQ_OK);
+    uint32_t touched = 17; /* 1,024 positions in a row */
+    assert_int_equal(size.exact, (touched + 8) + 2 * (touched + 1));
+    assert_int_equal(size.coded + size.scratch, 0);
+    assert_int_equal(rq_cache_pool_sizes(groups, 1, 1u << 24, 0, 512, &size, &err), RQ_OK);
+    assert_int_equal(size.exact, (touched + 8) + 2 * (touched + 1));
+    assert_int_equal(rq_cache_pool_sizes(groups, 3, 640, 0, 512, &size, &err), RQ_OK);
+    assert_int_equal(size.exact, 30 + 3); /* never more than everything */
+    groups[0] = coded_window(1024, 2);
+    assert_int_equal(rq_cache_pool_sizes(groups, 1, 32768, 0, 512, &size, &err), RQ_OK);
+    assert_int_equal(size.coded, (touched + 8) + 2 * (touched + 1));
+    assert_true(size.exact < 20);
+    /* too small a pool for a window, sinks that leave it */
+    groups[0] = windowed(100);
+    p.coded_pages = NULL;
+    p.n_batch = 256;
+    pages[0] = (uint32_t)rq_cache_held(groups, RQ_PAGE_EXACT, 2, 8, 256) - 1;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_ERR_ARGUMENT);
+    pages[0]++;
+    groups[0].sink_pages = 1;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_ERR_ARGUMENT);
+    groups[0].sink_pages = 0;
+    assert_int_equal(rq_cache_create(&p, &c, &err), RQ_OK);
+    rq_cache_free(c);
 }
 
 int main(void)
@@ -625,6 +705,7 @@ int main(void)
         cmocka_unit_test(test_cutting_without_a_page),
         cmocka_unit_test(test_two_sequences_make_the_same_page),
         cmocka_unit_test(test_exact_pages_are_few),
+        cmocka_unit_test(test_windows_move_on),
         cmocka_unit_test(test_marked_ends_are_kept),
         cmocka_unit_test(test_first_end_outlives_old_turns),
         cmocka_unit_test(test_cutting_back_to_what_serves),
