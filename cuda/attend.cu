@@ -8,21 +8,21 @@
 
 CONSTANT uint32_t MAX_D = 512;
 
-// Adds to s the scores of this thread's key in a coded page.
+// Adds to s the scores of this thread's key in one span of a coded page.
 template <int ROWS>
-DEVICE void coded_scores(const uint8_t *k, const uint8_t *scales, const cuda_tables *tables, uint32_t form,
-                         uint32_t dk, const float *levels, const float *q, float s[ROWS])
+DEVICE void span_scores(const uint8_t *k, const uint8_t *scales, const cuda_tables *tables, span part,
+                        float gain, const float *levels, const float *q, float s[ROWS])
 {
-    uint32_t token = thread_x(), e = 0;
-    const uint32_t *words = (const uint32_t *)k + token;
-    for (uint32_t g = 0, n = groups_of(form, dk); g < n; g++) {
-        uint32_t size = group_size(form, dk, g), w = size / 8;
+    uint32_t token = thread_x(), e = part.first, form = part.form;
+    const uint32_t *words = (const uint32_t *)k + part.words + token;
+    for (uint32_t g = 0, n = groups_of(form, part.size); g < n; g++) {
+        uint32_t size = group_size(form, part.size, g), w = size / 8;
         float sum[ROWS];
 #pragma unroll
         for (uint32_t r = 0; r < ROWS; r++) sum[r] = 0;
         if (form == Q8_0) {
             for (uint32_t i = 0; i < size / 4; i++) {
-                uint32_t v = words[(e / 4 + i) * 64];
+                uint32_t v = words[((e - part.first) / 4 + i) * 64];
 #pragma unroll
                 for (uint32_t c = 0; c < 4; c++) {
                     float x = (float)(int8_t)(v >> 8 * c);
@@ -46,20 +46,21 @@ DEVICE void coded_scores(const uint8_t *k, const uint8_t *scales, const cuda_tab
             }
             words += 64 * words_of(form, w);
         }
-        float scale = group_scale(tables, scales, form, g * 64 + token);
+        float scale = group_scale(tables, scales, form, (part.groups + g) * 64 + token) * gain;
 #pragma unroll
         for (uint32_t r = 0; r < ROWS; r++) s[r] = fmaf(sum[r], scale, s[r]);
         e += size;
     }
 }
 
-// What the keys [from, to) of a coded page give to element `d`: the sums of p_row * value.
+// What the keys [from, to) of a coded page give to element `d` of a span: the sums of p_row * value.
 template <int ROWS>
-DEVICE void coded_values(const uint8_t *values, const uint8_t *scales, const cuda_tables *tables,
-                         uint32_t form, uint32_t dv, uint32_t d, uint32_t from, uint32_t to,
-                         const float *levels, const float *p_row, float sum[ROWS])
+DEVICE void span_values(const uint8_t *values, const uint8_t *scales, const cuda_tables *tables, span part,
+                        uint32_t d, uint32_t from, uint32_t to, const float *levels, const float *p_row,
+                        float sum[ROWS])
 {
-    const uint32_t *v = (const uint32_t *)values;
+    uint32_t form = part.form, dv = part.size;
+    const uint32_t *v = (const uint32_t *)values + part.words;
     uint32_t g = 0, start = 0, size = group_size(form, dv, 0);
     while (d >= start + size) {
         start += size;
@@ -85,7 +86,7 @@ DEVICE void coded_values(const uint8_t *values, const uint8_t *scales, const cud
             uint32_t shift = 32 / per * (n % per);
             float l = form == Q8_0 ? (float)(int8_t)(x >> shift)
                                    : levels[(x >> shift & 15u) + (y >> shift & 1u) * 16];
-            float value = l * group_scale(tables, scales, form, g * 64 + n);
+            float value = l * group_scale(tables, scales, form, (part.groups + g) * 64 + n);
 #pragma unroll
             for (uint32_t r = 0; r < ROWS; r++) sum[r] = fmaf(p_row[r * 64 + n], value, sum[r]);
         }
@@ -98,8 +99,8 @@ template <int ROWS, uint32_t MAX_V> DEVICE void attend(const cuda_attend_args &p
     SHARED(float, q_row, ROWS *MAX_D);
     SHARED(float, p_row, ROWS * 64);
     SHARED(float, red, ROWS * 2);
-    SHARED(float, level_k, 32);
-    SHARED(float, level_v, 32);
+    SHARED(float, level_k, 64); // of each span
+    SHARED(float, level_v, 64);
     const cuda_pool *pool = p.pool;
     uint32_t tid = thread_x(), kv_head = block_y(), per = p.per_kv_head, dk = pool->dim_k, dv = pool->dim_v;
     uint32_t window = pool->window, form_k = pool->form_k, form_v = pool->form_v, sinks = pool->sinks;
@@ -110,14 +111,10 @@ template <int ROWS, uint32_t MAX_V> DEVICE void attend(const cuda_attend_args &p
     n_rows = min_u(n_rows - row_first, ROWS);
     const uint32_t *table = pool->table + (uint64_t)w.seq * pool->max_pages;
     const uint32_t *coded_table = pool->coded_table + (uint64_t)w.seq * pool->max_pages;
-    float gain_k = 1, gain_v = 1;
     if (pool->is_coded) {
-        if (tid < 32) {
-            if (is_codec(form_k)) level_k[tid] = (float)p.tables->levels[form_k - C2][tid / 16][tid % 16];
-            if (is_codec(form_v)) level_v[tid] = (float)p.tables->levels[form_v - C2][tid / 16][tid % 16];
-        }
-        if (is_codec(form_k)) gain_k = p.tables->gain_k[form_k - C2];
-        if (is_codec(form_v)) gain_v = p.tables->gain_v[form_v - C2];
+        uint32_t k = span_at(form_k, false, dk, tid / 32).form, v = span_at(form_v, true, dv, tid / 32).form;
+        if (is_codec(k)) level_k[tid] = (float)p.tables->levels[k - C2][tid / 16 % 2][tid % 16];
+        if (is_codec(v)) level_v[tid] = (float)p.tables->levels[v - C2][tid / 16 % 2][tid % 16];
     }
     uint32_t pos[ROWS], lowest[ROWS], boundary[ROWS], last_pos = 0;
 #pragma unroll
@@ -190,9 +187,11 @@ template <int ROWS, uint32_t MAX_V> DEVICE void attend(const cuda_attend_args &p
                         for (uint32_t r = 0; r < ROWS; r++) s[r] = fmaf(q_row[r * MAX_D + i], x, s[r]);
                     }
                 } else {
-                    coded_scores<ROWS>(k, scales_k, p.tables, form_k, dk, level_k, q_row, s);
-#pragma unroll
-                    for (uint32_t r = 0; r < ROWS; r++) s[r] *= gain_k;
+                    for (uint32_t i = 0; i < spans_of(form_k); i++) {
+                        span part = span_at(form_k, false, dk, i);
+                        float gain = is_codec(part.form) ? p.tables->gain_k[part.form - C2] : 1.0f;
+                        span_scores<ROWS>(k, scales_k, p.tables, part, gain, level_k + 32 * i, q_row, s);
+                    }
                 }
                 if (p.softcap > 0)
 #pragma unroll
@@ -243,9 +242,14 @@ template <int ROWS, uint32_t MAX_V> DEVICE void attend(const cuda_attend_args &p
                             o[r] = p_row[r * 64 + n] == 0 ? o[r] : fmaf(p_row[r * 64 + n], x, o[r]);
                     }
                 } else {
-                    coded_values<ROWS>(v, scales_v, p.tables, form_v, dv, d, from, to, level_v, p_row, o);
+                    uint32_t at = 0; // the span of d
+                    span part = span_at(form_v, true, dv, 0);
+                    if (d >= part.size) part = span_at(form_v, true, dv, ++at);
+                    float gain = is_codec(part.form) ? p.tables->gain_v[part.form - C2] : 1.0f;
+                    span_values<ROWS>(v, scales_v, p.tables, part, d - part.first, from, to,
+                                      level_v + 32 * at, p_row, o);
 #pragma unroll
-                    for (uint32_t r = 0; r < ROWS; r++) o[r] *= gain_v;
+                    for (uint32_t r = 0; r < ROWS; r++) o[r] *= gain;
                 }
 #pragma unroll
                 for (uint32_t r = 0; r < ROWS; r++) split[i][r] = fmaf(split[i][r], old[r], o[r]);

@@ -31,9 +31,8 @@ KERNEL(attend_coded, cuda_attend_args, 128)
     n_rows = min_u(n_rows - row_first, AC_ROWS);
     const uint32_t *table = pool->table + (uint64_t)w.seq * pool->max_pages;
     const uint32_t *coded_table = pool->coded_table + (uint64_t)w.seq * pool->max_pages;
-    float gain_k = is_codec(form_k) ? p.tables->gain_k[form_k - C2] : 1.0f;
-    float gain_v = is_codec(form_v) ? p.tables->gain_v[form_v - C2] : 1.0f;
-    uint32_t value_groups = groups_of(form_v, dv);
+    span last_span = span_at(form_v, true, dv, 1);
+    uint32_t value_groups = last_span.groups + groups_of(last_span.form, last_span.size);
     {
         uint32_t r = row_first + min_u(row, n_rows - 1),
                  t = w.first + r / per; // rows that are none repeat the last
@@ -105,10 +104,7 @@ KERNEL(attend_coded, cuda_attend_args, 128)
                 v = k + pool->coded_k_bytes;
                 scales_k = v + pool->coded_v_bytes;
                 scales_v = scales_k + pool->coded_k_scale_bytes;
-                if (form_k == Q8_0) coded_scores<(int)Q8_0>(sh, k, scales_k, p.tables, dk, gain_k);
-                if (form_k == C2) coded_scores<(int)C2>(sh, k, scales_k, p.tables, dk, gain_k);
-                if (form_k == C3) coded_scores<(int)C3>(sh, k, scales_k, p.tables, dk, gain_k);
-                if (form_k == C4) coded_scores<(int)C4>(sh, k, scales_k, p.tables, dk, gain_k);
+                coded_scores(sh, k, scales_k, p.tables, form_k, dk);
             }
             block_sync();
             float s[4], largest = NOTHING, sum = 0;
@@ -140,10 +136,11 @@ KERNEL(attend_coded, cuda_attend_args, 128)
                 for (uint32_t i = 0; i < 4; i++) sh.s[row][4 * part + i] = s[i];
             } else {
                 for (uint32_t group = 0; group < value_groups; group++) {
+                    uint32_t form = group < last_span.groups ? C4 : last_span.form;
                     float x[4], most = 0;
 #pragma unroll
                     for (uint32_t i = 0; i < 4; i++) {
-                        x[i] = s[i] * group_scale(p.tables, scales_v, form_v, group * 64 + 4 * part + i);
+                        x[i] = s[i] * group_scale(p.tables, scales_v, form, group * 64 + 4 * part + i);
                         most = fmaxf(most, x[i]);
                     }
                     most = row_max(most);
@@ -184,10 +181,7 @@ KERNEL(attend_coded, cuda_attend_args, 128)
                     for (uint32_t c = 0; c < 4; c++) split[i][c] += o[c];
                 }
             } else {
-                if (form_v == Q8_0) coded_values<(int)Q8_0>(sh, v, p.tables, dv, gain_v, split);
-                if (form_v == C2) coded_values<(int)C2>(sh, v, p.tables, dv, gain_v, split);
-                if (form_v == C3) coded_values<(int)C3>(sh, v, p.tables, dv, gain_v, split);
-                if (form_v == C4) coded_values<(int)C4>(sh, v, p.tables, dv, gain_v, split);
+                coded_values(sh, v, p.tables, form_v, dv, split);
             }
             block_sync();
         }

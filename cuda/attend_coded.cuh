@@ -30,18 +30,18 @@ DEVICE void split_planes(float v, float inverse, int8_t &hi, int8_t &lo)
     lo = (int8_t)(i - 128 * h);
 }
 
-// Scores of this warp's 16 keys of a coded page: rows of c are keys, columns the rows of the block.
+// Adds to sum the scores of this warp's 16 keys in a span of a coded page: tiles of 16 keys x 8 rows.
 template <int FORM>
-DEVICE void coded_scores(coded_state &sh, const uint8_t *k, const uint8_t *scales, const cuda_tables *tables,
-                         uint32_t dk, float gain)
+DEVICE void span_scores(coded_state &sh, const uint8_t *k, const uint8_t *scales, const cuda_tables *tables,
+                        span part, float sum[4])
 {
     uint32_t warp = thread_x() / 32, lane = thread_x() % 32, g = lane / 4, t = lane % 4,
              token = 16 * warp + g;
     level_table levels = load_levels<FORM>(tables);
-    const uint32_t *words = (const uint32_t *)k + token;
-    float sum[4] = {0, 0, 0, 0};
-    for (uint32_t group = 0, e = 0, n = groups_of(FORM, dk); group < n; group++) {
-        uint32_t size = group_size(FORM, dk, group), W = size / 8, last[2] = {0, 0};
+    const uint32_t *words = (const uint32_t *)k + part.words + token;
+    float gain = is_codec(FORM) ? tables->gain_k[FORM - (int)C2] : 1.0f;
+    for (uint32_t group = 0, e = part.first, n = groups_of(FORM, part.size); group < n; group++) {
+        uint32_t size = group_size(FORM, part.size, group), W = size / 8, last[2] = {0, 0};
         int32_t hi[4] = {0, 0, 0, 0}, lo[4] = {0, 0, 0, 0};
         if (FORM != (int)Q8_0 && W != 8)
             for (uint32_t r = 0; r < 2; r++) last[r] = logical_word(words + 8 * r, 64, FORM, W - 1, W);
@@ -74,30 +74,46 @@ DEVICE void coded_scores(coded_state &sh, const uint8_t *k, const uint8_t *scale
         }
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
-            float scale = group_scale(tables, scales, FORM, group * 64 + token + i / 2 * 8);
+            float scale =
+                group_scale(tables, scales, FORM, (part.groups + group) * 64 + token + i / 2 * 8) * gain;
             sum[i] = fmaf((float)(128 * hi[i] + lo[i]), scale, sum[i]);
         }
         words += 64 * (FORM == (int)Q8_0 ? size / 4 : words_of(FORM, W));
         e += size;
     }
+}
+
+DEVICE void coded_scores(coded_state &sh, const uint8_t *k, const uint8_t *scales, const cuda_tables *tables,
+                         uint32_t form, uint32_t dk)
+{
+    uint32_t lane = thread_x() % 32, token = 16 * (thread_x() / 32) + lane / 4;
+    span first = span_at(form, false, dk, 0);
+    float sum[4] = {0, 0, 0, 0};
+    if (first.form == Q8_0) span_scores<(int)Q8_0>(sh, k, scales, tables, first, sum);
+    if (first.form == C3) span_scores<(int)C3>(sh, k, scales, tables, first, sum);
+    if (first.form == C4) span_scores<(int)C4>(sh, k, scales, tables, first, sum);
+    if (form == C2 || form == C42)
+        span_scores<(int)C2>(sh, k, scales, tables, span_at(form, false, dk, 1), sum);
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) {
-        uint32_t row = 2 * t + i % 2;
-        sh.s[row][token + i / 2 * 8] = sum[i] * sh.q_scale[row] * gain;
+        uint32_t row = 2 * (lane % 4) + i % 2;
+        sh.s[row][token + i / 2 * 8] = sum[i] * sh.q_scale[row];
     }
 }
 
-// Adds to `out` what the keys of a coded page give to this warp's elements: tiles of 16 elements x 8 rows.
+// Adds to `out` what the keys of a coded page give to this warp's elements in a span: tiles of 16 elements x 8 rows.
 template <int FORM>
-DEVICE void coded_values(coded_state &sh, const uint8_t *values, const cuda_tables *tables, uint32_t dv,
-                         float gain, float out[AC_TILES][4])
+DEVICE void span_values(coded_state &sh, const uint8_t *values, const cuda_tables *tables, span part,
+                        float out[AC_TILES][4])
 {
     uint32_t warp = thread_x() / 32, lane = thread_x() % 32, g = lane / 4, t = lane % 4;
     level_table levels = load_levels<FORM>(tables);
-    const uint32_t *words = (const uint32_t *)values;
+    const uint32_t *words = (const uint32_t *)values + part.words;
+    uint32_t dv = part.size;
+    float gain = is_codec(FORM) ? tables->gain_v[FORM - (int)C2] : 1.0f;
 #pragma unroll
     for (uint32_t i = 0; i < AC_TILES; i++) {
-        uint32_t d = 16 * (warp + 4 * i);
+        uint32_t d = 16 * (warp + 4 * i) - part.first; // below the span: very large
         if (d >= dv) continue;
         uint32_t group = 0, start = 0, size = group_size(FORM, dv, 0);
         while (d >= start + size) {
@@ -117,6 +133,7 @@ DEVICE void coded_values(coded_state &sh, const uint8_t *values, const cuda_tabl
             before = o;
         }
         int32_t hi[4] = {0, 0, 0, 0}, lo[4] = {0, 0, 0, 0};
+        group += part.groups;
 #pragma unroll
         for (uint32_t plane = 0; plane < 2; plane++) {
             const int8_t *w = &sh.weights[group][plane][g][16 * t];
@@ -131,6 +148,16 @@ DEVICE void coded_values(coded_state &sh, const uint8_t *values, const cuda_tabl
             out[i][k] = fmaf((float)(128 * hi[k] + lo[k]), sh.weight_scale[group][row] * gain, out[i][k]);
         }
     }
+}
+
+DEVICE void coded_values(coded_state &sh, const uint8_t *values, const cuda_tables *tables, uint32_t form,
+                         uint32_t dv, float out[AC_TILES][4])
+{
+    span first = span_at(form, true, dv, 0);
+    if (first.form == Q8_0) span_values<(int)Q8_0>(sh, values, tables, first, out);
+    if (first.form == C3) span_values<(int)C3>(sh, values, tables, first, out);
+    if (first.form == C4) span_values<(int)C4>(sh, values, tables, first, out);
+    if (form == C2 || form == C42) span_values<(int)C2>(sh, values, tables, span_at(form, true, dv, 1), out);
 }
 
 #endif

@@ -53,42 +53,17 @@ DEVICE uint32_t advance(int y, int n_codes, const int *levels, int &cost0, int &
     return how0 | how1 << 5;
 }
 
-KERNEL(kv_encode, cuda_kv_args, 64)
+// One span of a row of d elements, of all tokens of the page.
+DEVICE void encode_span(const cuda_tables *tables, span s, const uint8_t *x, uint32_t type, bool is_v,
+                        uint32_t d, uint32_t *out, uint8_t *scales, uint16_t *numbers, const int *levels)
 {
-    // two 16-bit numbers of one token: elements 2 i and 2 i + 1 in trellis order; halves of words, [element][token]
-    SHARED(uint16_t, numbers, MAX_G * 64);
-    SHARED(int, levels, 32);
-    uint32_t tid = thread_x(), head = block_y();
-    bool is_v = block_z() == 1;
-    const uint32_t *step = p.step;
-    const cuda_pool *pool = p.pool;
-    if (block_x() >= step[STEP_N_ENCODES + p.group]) return;
-    const uint32_t *job = step + step[STEP_ENCODES + p.group] + 2 * block_x();
-    if (!page_exists(pool, job[0]) || job[1] >= pool->n_coded) return;
-    uint32_t d = is_v ? pool->dim_v : pool->dim_k, form = is_v ? pool->form_v : pool->form_k;
-    uint32_t type = is_v ? pool->type_v : pool->type_k;
-    const uint8_t *x = page_block(pool, job[0], p.layer, head);
-    uint8_t *block = coded_block(pool, job[1], p.layer, head);
-    uint32_t *out = (uint32_t *)block;
-    uint8_t *scales = block + pool->coded_k_bytes + pool->coded_v_bytes;
-    if (is_v) {
-        x += pool->k_bytes;
-        out = (uint32_t *)(block + pool->coded_k_bytes);
-        scales += pool->coded_k_scale_bytes;
-    }
-    if (form == SAME) {
-        uint64_t n = (is_v ? pool->v_bytes : pool->k_bytes) / 16;
-        for (uint64_t i = tid; i < n; i += 64) store16((uint8_t *)out + 16 * i, load16(x + 16 * i));
-        return;
-    }
-    uint32_t bits = bits_of(form), base_element = 0, base_word = 0, row = form - C2;
-    if (is_codec(form) && tid < 32) levels[tid] = p.tables->levels[row][tid / 16][tid % 16];
-    block_sync();
+    uint32_t tid = thread_x(), form = s.form, bits = bits_of(form), row = form - C2;
+    uint32_t base_element = 0, base_word = 0;
     uint16_t *mine = numbers + tid;
-    for (uint32_t g = 0, n_groups = groups_of(form, d); g < n_groups; g++) {
-        uint32_t size = group_size(form, d, g), w = size / 8, largest = 0;
+    for (uint32_t g = 0, n_groups = groups_of(form, s.size); g < n_groups; g++) {
+        uint32_t size = group_size(form, s.size, g), w = size / 8, largest = 0;
         for (uint32_t i = 0; i < size; i++) {
-            uint32_t e = base_element + i,
+            uint32_t e = s.first + base_element + i,
                      v = float_bits(load_exact(x, is_v ? tid * d + e : e * 64 + tid, type));
             v &= 0x7fffffffu;
             if (v < 0x7f800000u) largest = max_u(largest, v);
@@ -98,7 +73,7 @@ KERNEL(kv_encode, cuda_kv_args, 64)
             float inverse = scale > 1.17549435e-38f ? 1.0f / scale : 0.0f;
             ((uint16_t *)scales)[g * 64 + tid] = (uint16_t)half_bits(scale);
             for (uint32_t i = 0; i < size; i++) {
-                uint32_t e = base_element + i;
+                uint32_t e = s.first + base_element + i;
                 float v = load_exact(x, is_v ? tid * d + e : e * 64 + tid, type);
                 if (!is_finite(v)) v = 0;
                 mine[64 * i] = (uint16_t)(int)rintf(fminf(fmaxf(v * inverse, -127.0f), 127.0f));
@@ -108,7 +83,7 @@ KERNEL(kv_encode, cuda_kv_args, 64)
             float factor = bits_float((uint32_t)(127 + 11 - exponent) << 23);
             uint32_t energy = 0;
             for (uint32_t i = 0; i < size; i++) {
-                uint32_t e = base_element + 8 * (i % w) + i / w;
+                uint32_t e = s.first + base_element + 8 * (i % w) + i / w;
                 float v = load_exact(x, is_v ? tid * d + e : e * 64 + tid, type);
                 if (!is_finite(v)) v = 0;
                 int q = (int)rintf(v * factor);
@@ -119,11 +94,11 @@ KERNEL(kv_encode, cuda_kv_args, 64)
             int n_codes = 1 << bits;
             if (energy != 0) {
                 uint32_t peak = (uint32_t)rintf(bits_float(largest) * factor);
-                int base = (log2_of(p.tables, energy) - log2_of(p.tables, size) + p.tables->base[row]) >> 5;
-                int above = ((log2_of(p.tables, peak) - 245) >> 4) - base;
+                int base = (log2_of(tables, energy) - log2_of(tables, size) + tables->base[row]) >> 5;
+                int above = ((log2_of(tables, peak) - 245) >> 4) - base;
                 int stride = above <= 10 ? 2 : above <= 18 ? 4 : 8, n_left = stride > 2 ? 4 : 3, centre = 0;
                 int candidate = 16 * exponent - 48 + base +
-                                ((p.tables->slope[row] * above + p.tables->offset[row]) >> 5) - stride;
+                                ((tables->slope[row] * above + tables->offset[row]) >> 5) - stride;
                 int origin = min_i(max_i(candidate, 1), 255) - 16;
                 uint64_t best_score = 0;
                 for (;;) { // at most 4 + 2 * 3 candidates
@@ -174,7 +149,7 @@ KERNEL(kv_encode, cuda_kv_args, 64)
                 uint32_t e = is_v ? i % size : i / 64 * 4, t = is_v ? i / size * 4 : i % 64, v = 0;
                 for (uint32_t k = 0; k < 4; k++)
                     v |= (numbers[is_v ? 64 * e + t + k : 64 * (e + k) + t] & 255u) << 8 * k;
-                out[is_v ? t / 4 * d + base_element + e : (base_word + e / 4) * 64 + t] = v;
+                out[is_v ? t / 4 * s.size + base_element + e : (base_word + e / 4) * 64 + t] = v;
             }
             base_word += size / 4;
         } else {
@@ -190,9 +165,9 @@ KERNEL(kv_encode, cuda_kv_args, 64)
                         logical[i] = 0;
                         for (uint32_t c = 0; i < n && c < 8; c++) {
                             // trellis step of the element, and the token
-                            uint32_t r = is_v ? e / 8 : l + i, s = (is_v ? e % 8 : c) * w + r;
+                            uint32_t r = is_v ? e / 8 : l + i, at = (is_v ? e % 8 : c) * w + r;
                             uint32_t token = is_v ? 8 * (l + i) + c : e;
-                            logical[i] |= (numbers[64 * s + token] & 15u) << 4 * c;
+                            logical[i] |= (numbers[64 * at + token] & 15u) << 4 * c;
                         }
                     }
                     uint32_t n_out = n == 4 ? 3 : 1;
@@ -202,7 +177,8 @@ KERNEL(kv_encode, cuda_kv_args, 64)
                         uint32_t v = logical[o];
                         if (n == 4) v |= (logical[3] >> o & 0x11111111u) << 3;
                         if (n == 2) v |= logical[1] << 2;
-                        out[is_v ? (done + o) * d + base_element + e : (base_word + done + o) * 64 + e] = v;
+                        out[is_v ? (done + o) * s.size + base_element + e : (base_word + done + o) * 64 + e] =
+                            v;
                     }
                     done += n_out;
                     l += n;
@@ -212,5 +188,42 @@ KERNEL(kv_encode, cuda_kv_args, 64)
         }
         base_element += size;
         block_sync();
+    }
+}
+
+KERNEL(kv_encode, cuda_kv_args, 64)
+{
+    // two 16-bit numbers of one token: elements 2 i and 2 i + 1 in trellis order; halves of words, [element][token]
+    SHARED(uint16_t, numbers, MAX_G * 64);
+    SHARED(int, levels, 32);
+    uint32_t tid = thread_x(), head = block_y();
+    bool is_v = block_z() == 1;
+    const uint32_t *step = p.step;
+    const cuda_pool *pool = p.pool;
+    if (block_x() >= step[STEP_N_ENCODES + p.group]) return;
+    const uint32_t *job = step + step[STEP_ENCODES + p.group] + 2 * block_x();
+    if (!page_exists(pool, job[0]) || job[1] >= pool->n_coded) return;
+    uint32_t d = is_v ? pool->dim_v : pool->dim_k, form = is_v ? pool->form_v : pool->form_k;
+    uint32_t type = is_v ? pool->type_v : pool->type_k;
+    const uint8_t *x = page_block(pool, job[0], p.layer, head);
+    uint8_t *block = coded_block(pool, job[1], p.layer, head);
+    uint32_t *out = (uint32_t *)block;
+    uint8_t *scales = block + pool->coded_k_bytes + pool->coded_v_bytes;
+    if (is_v) {
+        x += pool->k_bytes;
+        out = (uint32_t *)(block + pool->coded_k_bytes);
+        scales += pool->coded_k_scale_bytes;
+    }
+    if (form == SAME) {
+        uint64_t n = (is_v ? pool->v_bytes : pool->k_bytes) / 16;
+        for (uint64_t i = tid; i < n; i += 64) store16((uint8_t *)out + 16 * i, load16(x + 16 * i));
+        return;
+    }
+    for (uint32_t i = 0; i < spans_of(form); i++) {
+        span s = span_at(form, is_v, d, i);
+        if (is_codec(s.form) && tid < 32) levels[tid] = p.tables->levels[s.form - C2][tid / 16][tid % 16];
+        block_sync();
+        encode_span(p.tables, s, x, type, is_v, d, out + s.words,
+                    scales + s.groups * (s.form == Q8_0 ? 128 : 64), numbers, levels);
     }
 }

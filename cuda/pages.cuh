@@ -4,7 +4,7 @@
 
 #include "cuda/common.cuh"
 
-CONSTANT uint32_t SAME = 0, Q8_0 = 1, C2 = 3, C3 = 4, C4 = 5;
+CONSTANT uint32_t SAME = 0, Q8_0 = 1, C2 = 3, C3 = 4, C4 = 5, C42 = 6;
 
 DEVICE bool page_exists(const cuda_pool *pool, uint32_t page)
 {
@@ -27,6 +27,7 @@ DEVICE uint8_t *coded_block(const cuda_pool *pool, uint32_t page, uint32_t layer
            layer * pool->coded_layer_bytes + head * pool->coded_head_bytes;
 }
 
+// Forms of one span; C42 is made of two of them (span_at).
 DEVICE bool is_codec(uint32_t form)
 {
     return form >= C2 && form <= C4;
@@ -66,6 +67,47 @@ DEVICE uint32_t logical_word(const uint32_t *words, uint32_t stride, uint32_t fo
         return (a >> 3 & 0x11111111u) | (b >> 2 & 0x22222222u) | (c >> 1 & 0x44444444u);
     }
     return words[i / 2 * stride] >> 2 * (i & 1) & 0x33333333u;
+}
+
+// Physical words of a span's K of one token, and of its V of one element.
+DEVICE uint32_t k_words_of(uint32_t form, uint32_t size)
+{
+    if (form == Q8_0) return size / 4;
+    uint32_t words = 0;
+    for (uint32_t i = 0, n = groups_of(form, size); i < n; i++)
+        words += words_of(form, group_size(form, size, i) / 8);
+    return words;
+}
+DEVICE uint32_t v_words_of(uint32_t form)
+{
+    return form == Q8_0 ? 16 : words_of(form, 8);
+}
+
+// Elements [first, first + size) of a row, coded as a row of their own: their words begin at word `words` of the
+// block, their scales at group `groups`.
+struct span {
+    uint32_t form, first, size, words, groups;
+};
+
+DEVICE uint32_t spans_of(uint32_t form)
+{
+    return form == C42 ? 2 : 1;
+}
+
+DEVICE span span_at(uint32_t form, bool is_v, uint32_t d, uint32_t i)
+{
+    span s = {form, 0, d, 0, 0};
+    if (form != C42) return s;
+    uint32_t half = (d / 8 + 1) / 2 * 8;
+    s.form = C4;
+    s.size = half;
+    if (i == 0) return s;
+    s.words = is_v ? half * v_words_of(C4) : 64 * k_words_of(C4, half);
+    s.groups = groups_of(C4, half);
+    s.form = C2;
+    s.first = half;
+    s.size = d - half;
+    return s;
 }
 
 DEVICE float group_scale(const cuda_tables *tables, const uint8_t *scales, uint32_t form, uint32_t at)

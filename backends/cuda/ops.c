@@ -363,11 +363,11 @@ static void qk_write(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_qk_write, &a, sizeof a, cu_tape(b)->bucket, q.ne[1] + 2 * k.ne[1], 1, false);
 }
 
-/* The caches cards keep: f16, q8_0 and the codec rows, and f32 and bf16 where they are asked for. */
+/* The caches cards keep: f16, q8_0, the codec rows and klt3, and f32 and bf16 where they are asked for. */
 static bool good_forms(cu_builder *b, const rq_cache_group *g)
 {
     if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v)) return true;
-    cu_op_fail(b, "caches of q4_0 and klt3, and codecs under measurement, are for the processor alone");
+    cu_op_fail(b, "caches of q4_0, and codecs under measurement, are for the processor alone");
     return false;
 }
 

@@ -266,7 +266,9 @@ static void kv_write(vk_builder *b, const rq_op *op)
 /* The caches cards keep: f16, q8_0 and the codec rows, and f32 and bf16 where they are asked for. */
 static bool good_forms(vk_builder *b, const rq_cache_group *g)
 {
-    if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v)) return true;
+    if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v) && g->form_k != RQ_KV_C42 &&
+        g->form_v != RQ_KV_C42)
+        return true;
     vk_op_fail(b, "caches of q4_0 and klt3, and codecs under measurement, are for the processor alone");
     return false;
 }
