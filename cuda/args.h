@@ -108,6 +108,7 @@ typedef enum cuda_pointwise_kind {
     CUDA_SILU,
     CUDA_GELU,
     CUDA_SIGMOID,
+    CUDA_SOFTCAP,
     CUDA_COPY
 } cuda_pointwise_kind;
 

@@ -63,6 +63,7 @@ KERNEL(pointwise, cuda_pointwise_args, 256)
     if (p.kind == CUDA_SILU) y = gated(0, x, b);
     if (p.kind == CUDA_GELU) y = gated(1, x, b);
     if (p.kind == CUDA_SIGMOID) y = gated(2, x, b);
+    if (p.kind == CUDA_SOFTCAP) y = p.factor * tanhf(x / p.factor);
     p.y[at] = y;
 }
 

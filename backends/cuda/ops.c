@@ -87,6 +87,10 @@ static void pointwise_op(cu_builder *b, const rq_op *op)
         pointwise(b, CUDA_SCALE, x, none, y, op->p.scale.factor);
         return;
     }
+    if (op->kind == RQ_OP_SOFTCAP) {
+        pointwise(b, CUDA_SOFTCAP, x, none, y, op->p.softcap.cap);
+        return;
+    }
     cuda_pointwise_kind kind = op->kind == RQ_OP_ADD   ? CUDA_ADD
                                : op->kind == RQ_OP_MUL ? CUDA_MUL
                                                        : of_act[op->p.glu.act];
@@ -557,6 +561,7 @@ void cu_compile_op(cu_builder *b, const rq_op *op)
         [RQ_OP_ADD] = pointwise_op,
         [RQ_OP_MUL] = pointwise_op,
         [RQ_OP_SCALE] = pointwise_op,
+        [RQ_OP_SOFTCAP] = pointwise_op,
         [RQ_OP_GLU] = pointwise_op,
         [RQ_OP_ROPE] = rope,
         [RQ_OP_ROTATE] = rotate,
@@ -636,6 +641,7 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:
+    case RQ_OP_SOFTCAP:
     case RQ_OP_ROPE:
     case RQ_OP_ROTATE:
     case RQ_OP_KV_WRITE:

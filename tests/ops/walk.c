@@ -63,14 +63,6 @@ static bool refused(const walker *w, const op_case *c)
            !(rq_kv_form_on_cards(c->form_k) && rq_kv_form_on_cards(c->form_v));
 }
 
-/* What a card does without so far: models that need it are refused by it when they are loaded. */
-static bool is_absent(const walker *w, rq_op_kind kind)
-{
-    bool cuda =
-        strcmp(w->device->backend->name, "cuda") == 0 || strcmp(w->device->backend->name, "simt") == 0;
-    return cuda && kind == RQ_OP_SOFTCAP;
-}
-
 /* Runs the case with n tokens; false when the device refuses it. */
 static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
 {
@@ -81,10 +73,6 @@ static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
     const char *by = case_served_by(w->device, c, bucket, &why);
     if (!by && c->kind >= RQ_OP_FUSED_FIRST) { /* a backend without the kind runs its primitives */
         w->unfused[c->kind] = true;
-        return false;
-    }
-    if (!by && is_absent(w, c->kind)) {
-        w->absent[c->kind] = true;
         return false;
     }
     if (!by) {
@@ -134,10 +122,6 @@ static void report(walker *w, bool (*mine)(rq_op_kind kind))
         double worst = w->worst[k];
         if (w->unfused[k]) {
             printf("  %-10s %-18s as its primitives\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
-            continue;
-        }
-        if (w->absent[k]) {
-            printf("  %-10s %-18s not there\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
             continue;
         }
         for (uint32_t t = 0; t < RQ_TYPE_LIMIT; t++) {

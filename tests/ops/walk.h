@@ -13,7 +13,6 @@ typedef struct walker {
     uint32_t n_cases, n_failed;
     double worst[RQ_OP_COUNT]; /* share of the tolerance */
     bool unfused[RQ_OP_COUNT]; /* run as their primitives */
-    bool absent[RQ_OP_COUNT];  /* the backend says that it has no such operation */
     op_error sums[RQ_OP_COUNT][RQ_TYPE_LIMIT];
     case_data data;
 } walker;
