@@ -64,6 +64,19 @@ static bool make_tree(rq_cache *c)
     return true;
 }
 
+/* Some for every sequence's ends of messages, and some that outlive their sequences. */
+enum { SAVES_PER_SEQ = 8, SAVES_BESIDE = 56 };
+
+static bool make_saves(rq_cache *c)
+{
+    c->n_saves = SAVES_PER_SEQ * c->n_seqs + SAVES_BESIDE;
+    c->saves = rq_calloc(c->n_saves, sizeof *c->saves);
+    if (c->saves == NULL) return false;
+    for (uint32_t i = 0; i < c->n_saves; i++) c->saves[i].next = i + 1 < c->n_saves ? i + 1 : RQ_NO_SAVE;
+    c->root_saves = RQ_NO_SAVE;
+    return true;
+}
+
 static bool make_seqs(rq_cache *c)
 {
     uint64_t per_seq = c->max_pages * (1 + 2 * (uint64_t)RQ_PAGE_FORMS * c->n_groups), words;
@@ -144,8 +157,10 @@ rq_status rq_cache_create(const rq_cache_params *p, rq_cache **out, rq_error *er
                                                                  p->max_pages, p->n_batch);
     }
     c->root_key = hash_of_formats(c, p->seed);
+    c->dropped = p->dropped;
+    c->dropped_user = p->dropped_user;
     c->key_mask = p->key_mask != 0 ? p->key_mask : UINT64_MAX;
-    if (!ok || !make_tree(c) || !make_seqs(c)) {
+    if (!ok || !make_tree(c) || !make_saves(c) || !make_seqs(c)) {
         rq_cache_free(c);
         return rq_fail(err, RQ_ERR_MEMORY, "out of memory for the cache's page tables");
     }
@@ -162,6 +177,7 @@ void rq_cache_free(rq_cache *c)
     rq_free(c->node_pages);
     rq_free(c->links);
     rq_free(c->buckets);
+    rq_free(c->saves);
     rq_free(c->seqs);
     rq_free(c->words);
     rq_free(c->marks);

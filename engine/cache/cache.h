@@ -8,9 +8,8 @@
  * nobody uses stay until their pages are needed, the one unused for longest goes first.
  *
  * A node keeps its coded page as long as it lives. Its exact page it keeps while a sequence may read it (page
- * index >= B(next position), and the sinks), and after that as long as there is room: those marked as an end of
- * a message or a prompt longest, because what follows such an end can be computed only where the exact pages
- * before it are still there. Pages of a group with a window, of both forms, are kept in the same way: a sequence
+ * index >= B(next position), and the sinks), and after that as long as there is room: those of save points longest,
+ * because what follows such a position can be computed only where the exact pages before it are still there. Pages of a group with a window, of both forms, are kept in the same way: a sequence
  * holds those its window touches, and their entries in its tables vanish as the window moves on.
  *
  * Reservations make running out of pages impossible in the middle of a request: what a sequence may still need
@@ -46,6 +45,9 @@ typedef struct rq_cache_params {
     uint64_t seed;                                       /* what else the pages' content depends on */
     uint64_t
         key_mask; /* bits of a key that count, 0: all; few in tests, so that different tokens share keys */
+    /* A save point that rq_cache_save gave is no more; called from inside of any function that takes pages. */
+    void (*dropped)(void *user, uint32_t save);
+    void *dropped_user;
 } rq_cache_params;
 
 /* Page numbers must fit: pages * 64 <= UINT32_MAX. Pools hold what rq_cache_held says. Groups with a window have no
@@ -79,6 +81,8 @@ const uint32_t *const *rq_cache_tables(const rq_cache *cache, uint32_t seq);
  * rq_cache_most_copies. They are the caller's business from now on. */
 uint32_t rq_cache_most_copies(const rq_cache *cache);
 uint32_t rq_cache_take_copies(rq_cache *cache, rq_page_copy *copies);
+/* Of what the sequence was extended to, only the tokens below n_tokens count; they touch as many pages. */
+void rq_cache_keep(rq_cache *cache, uint32_t seq, uint64_t n_tokens);
 /* The step has run: the sequence holds what it was extended to. ids: all its tokens. Full pages become nodes; if
  * another sequence made the same node meanwhile, that one is shared and the own pages are given back. */
 void rq_cache_commit(rq_cache *cache, uint32_t seq, const int32_t *ids);
@@ -111,11 +115,29 @@ rq_cache_match rq_cache_advance(rq_cache *cache, uint32_t seq, const int32_t *id
  * last partial page of its own whose content the caller brings. False, with nothing changed, where a page is gone. */
 bool rq_cache_resume(rq_cache *cache, uint32_t seq, const int32_t *ids, uint64_t n);
 
-/* Says that a later request may well go on from position n of this sequence (reached or not): the exact pages
- * needed there are kept longer than others, and longer than those marked before. */
+/* ---- save points ------------------------------------------------------------------------------------------- */
+
+/* A save point is a position from which later sequences may go on. It belongs to the tokens, not to the sequence, and
+ * holds references to the pages that are read there and could be let go before their node: those of windows, and exact
+ * ones where there is a code. They are kept longer than other pages. When one of them is taken all the same, because
+ * running sequences need it and nothing less useful is left, the save points that hold it go as wholes, those unused
+ * for longest first; they go with their node, too. */
+#define RQ_NO_SAVE UINT32_MAX
+
+/* Position n of the sequence becomes a save point, now or when it is reached; where there is one it counts as used just
+ * now. More than a few to come are ignored. */
 void rq_cache_mark(rq_cache *cache, uint32_t seq, uint64_t n);
-/* Forgets the sequence's marks (not those of nodes that exist already). */
+/* Forgets the sequence's positions to come. */
 void rq_cache_unmark(rq_cache *cache, uint32_t seq);
+/* The save point at position n, which the sequence has reached; the caller keeps something of its own for it, below
+ * rq_cache_most_saves, and hears when it goes (params.dropped). RQ_NO_SAVE: pages are gone. */
+uint32_t rq_cache_save(rq_cache *cache, uint32_t seq, uint64_t n);
+/* Gives it up. */
+void rq_cache_forget(rq_cache *cache, uint32_t save);
+/* The longest one of fewer than `below` tokens that ids begin with, of those the caller asked for by rq_cache_save;
+ * RQ_NO_SAVE: none. */
+uint32_t rq_cache_find_save(const rq_cache *cache, const int32_t *ids, uint64_t below);
+uint32_t rq_cache_most_saves(const rq_cache *cache);
 
 /* ---- numbers ----------------------------------------------------------------------------------------------- */
 

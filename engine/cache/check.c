@@ -10,6 +10,7 @@ typedef struct tally {
     const rq_cache *c;
     uint32_t *node_refs; /* [n_nodes] */
     uint32_t *page_refs; /* [n_nodes][n_groups][forms] */
+    uint32_t *kept;      /* the same, of save points */
     uint8_t *in_tree;    /* [n_nodes] */
     uint32_t n_in_tree;
 } tally;
@@ -17,6 +18,11 @@ typedef struct tally {
 static uint32_t *page_refs(const tally *t, uint32_t node, uint32_t g, rq_page_form form)
 {
     return &t->page_refs[((size_t)node * t->c->n_groups + g) * RQ_PAGE_FORMS + form];
+}
+
+static uint32_t *kept_of(const tally *t, uint32_t node, uint32_t g, rq_page_form form)
+{
+    return &t->kept[((size_t)node * t->c->n_groups + g) * RQ_PAGE_FORMS + form];
 }
 
 /* Marks a page as seen; false if it was, or is not one of the pool. */
@@ -61,6 +67,36 @@ static bool count_seq(tally *t, const rq_seq *s)
     return true;
 }
 
+/* Save points are whole, and attached to their nodes. */
+static bool count_save(tally *t, uint32_t id)
+{
+    const rq_cache *c = t->c;
+    const rq_save *s = &c->saves[id];
+    if (s->n == 0) return true;
+    uint32_t k = (uint32_t)(s->n / RQ_PAGE_TOKENS);
+    if (k == 0 ? s->node != RQ_NO_NODE : s->node >= c->n_nodes || !t->in_tree[s->node]) return false;
+    if (k != 0 && c->nodes[s->node].index + 1 != k) return false;
+    uint32_t at = k == 0 ? c->root_saves : c->nodes[s->node].saves;
+    while (at != RQ_NO_SAVE && at != id) at = c->saves[at].next;
+    if (at != id) return false;
+    bool has_part = s->part != RQ_NO_NODE;
+    if (has_part && (!t->in_tree[s->part] || c->nodes[s->part].parent != s->node)) return false;
+    for (uint32_t g = 0; g < c->n_groups; g++)
+        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
+            if (has_part && !rq_is_bound(c, g, form, k)) ++*kept_of(t, s->part, g, form);
+            if (!rq_form_is_loose(c, g, form)) continue;
+            if (s->low[form][g] > rq_first_read(c, g, form, s->n)) return false;
+            for (uint32_t node = s->node; node != RQ_NO_NODE; node = c->nodes[node].parent) {
+                uint32_t index = c->nodes[node].index;
+                if (index < s->low[form][g] || rq_is_bound(c, g, form, index)) break;
+                if (!rq_save_holds(c, s, node, g, form)) return false;
+                if (rq_pages_of(c, node, g)->page[form] == RQ_NO_PAGE) return false;
+                ++*kept_of(t, node, g, form);
+            }
+        }
+    return true;
+}
+
 static bool check_node(const tally *t, uint32_t n)
 {
     const rq_cache *c = t->c;
@@ -71,7 +107,8 @@ static bool check_node(const tally *t, uint32_t n)
         for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
             bool has = form == RQ_PAGE_EXACT || rq_has_coded(c, g, node->index),
                  there = p->page[form] != RQ_NO_PAGE;
-            if (p->refs[form] != *page_refs(t, n, g, form)) return false;
+            if (p->refs[form] != *page_refs(t, n, g, form) || p->kept[form] != *kept_of(t, n, g, form))
+                return false;
             if (rq_is_bound(c, g, form, node->index) ? there != has : there && !has) return false;
         }
     }
@@ -135,14 +172,14 @@ static bool check_lists(const tally *t, uint8_t *member)
     }
     for (uint32_t g = 0; g < c->n_groups; g++)
         for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++)
-            for (int marked = 0; marked < 2; marked++) {
+            for (int held = 0; held < 2; held++) {
                 memset(member, 0, c->n_nodes + 1);
-                if (list_length(c, &c->loose[form][g][marked], rq_chain(g, form), member) < 0) return false;
+                if (list_length(c, &c->loose[form][g][held], rq_chain(g, form), member) < 0) return false;
                 for (uint32_t n = 0; n < c->n_nodes; n++) {
                     const rq_node_pages *p = rq_pages_of(c, n, g);
                     bool loose = t->in_tree[n] && !rq_is_bound(c, g, form, c->nodes[n].index) &&
                                  p->page[form] != RQ_NO_PAGE && p->refs[form] == 0 &&
-                                 (c->nodes[n].marked >> g & 1) == marked;
+                                 (p->kept[form] > 0) == held;
                     if (member[n] != loose) return false;
                 }
             }
@@ -199,17 +236,20 @@ bool rq_cache_consistent(const rq_cache *c)
     tally t = {.c = c,
                .node_refs = rq_calloc(most, sizeof *t.node_refs),
                .page_refs = rq_calloc(most, c->n_groups * RQ_PAGE_FORMS * sizeof *t.page_refs),
+               .kept = rq_calloc(most, c->n_groups * RQ_PAGE_FORMS * sizeof *t.kept),
                .in_tree = rq_calloc(most, 1)};
     uint8_t *seen = rq_calloc(most, 1);
-    bool ok =
-        t.node_refs != NULL && t.page_refs != NULL && t.in_tree != NULL && seen != NULL && walk_tree(&t);
+    bool ok = t.node_refs != NULL && t.page_refs != NULL && t.kept != NULL && t.in_tree != NULL &&
+              seen != NULL && walk_tree(&t);
     for (uint32_t i = 0; i < c->n_seqs && ok; i++) ok = count_seq(&t, &c->seqs[i]);
+    for (uint32_t i = 0; i < c->n_saves && ok; i++) ok = count_save(&t, i);
     for (uint32_t n = 0; n < c->n_nodes && ok; n++) ok = !t.in_tree[n] || check_node(&t, n);
     ok = ok && check_lists(&t, seen);
     for (uint32_t g = 0; g < c->n_groups && ok; g++)
         ok = check_pool(&t, g, RQ_PAGE_EXACT, seen) && check_pool(&t, g, RQ_PAGE_CODED, seen);
     rq_free(t.node_refs);
     rq_free(t.page_refs);
+    rq_free(t.kept);
     rq_free(t.in_tree);
     rq_free(seen);
     return ok;

@@ -22,16 +22,33 @@ typedef struct rq_node {
     uint32_t refs;                          /* sequences whose path goes through it */
     uint32_t parent, child, elder, younger; /* elder, younger: among its parent's children */
     uint32_t hash_next;                     /* also the list of unused nodes */
-    uint8_t marked;                         /* a bit for each group */
+    uint32_t saves;                         /* save points whose last whole page it is */
     int32_t ids[RQ_PAGE_TOKENS];
 } rq_node;
 
 /* A node's pages of one group. */
 typedef struct rq_node_pages {
     uint32_t page[RQ_PAGE_FORMS];
-    uint32_t
-        refs[RQ_PAGE_FORMS]; /* sequences that may read the page; counted where it can be let go by itself */
+    /* Counted where the page can be let go by itself: sequences that may read it, and save points that hold it. */
+    uint32_t refs[RQ_PAGE_FORMS], kept[RQ_PAGE_FORMS];
 } rq_node_pages;
+
+/* A position from which a later sequence may go on. It holds the pages that are read there and can be let go: [low, end)
+ * of the path to its node, and those of the page its last tokens begin. These are references, counted in `kept`, that
+ * protect nothing: a page that is needed elsewhere is taken, and the save points that hold it are given up as wholes. */
+typedef struct rq_save {
+    uint64_t n;    /* tokens; 0: the slot is free */
+    uint64_t used; /* order of last use */
+    uint32_t node; /* its last whole page; RQ_NO_NODE: none */
+    uint32_t part; /* the page that its last n % 64 tokens begin, if there is one; it can do without */
+    uint32_t next; /* of the same node; of the free ones */
+    uint32_t low[RQ_PAGE_FORMS][RQ_MAX_GROUPS];
+    bool tagged; /* the caller wants to hear of its end */
+    int32_t tail[RQ_PAGE_TOKENS];
+} rq_save;
+
+/* Positions of a sequence that are to become save points. */
+enum { RQ_CACHE_ENDS = 8 };
 
 typedef struct rq_list {
     uint32_t first, last;
@@ -47,7 +64,9 @@ typedef struct rq_seq {
     uint64_t limit;    /* tokens its reservation is for; 0: none */
     uint32_t n_nodes;  /* n_done / 64 */
     uint32_t *path;
-    uint8_t *marks; /* by page index, a bit for each group */
+    uint64_t ends[RQ_CACHE_ENDS]; /* to become save points when they are reached */
+    uint32_t n_ends;
+    uint8_t *marks; /* by page index, a bit for each group: pages that these will hold */
     int32_t tail[RQ_PAGE_TOKENS];
     /* pages of path nodes that can be let go are held from this index on */
     uint32_t low[RQ_PAGE_FORMS][RQ_MAX_GROUPS];
@@ -72,9 +91,15 @@ struct rq_cache {
     uint32_t *buckets;
     uint32_t n_buckets; /* a power of two */
     /* Lists by last use. Chain 0: nodes nobody uses, children before their parents. Others (rq_chain): pages that
-     * can be let go and that no sequence holds; plain ones and marked ones. */
+     * can be let go and that no sequence holds; plain ones, and ones that save points hold. */
     rq_link *links; /* [1 + 2 n_groups][n_nodes] */
     rq_list unused, loose[RQ_PAGE_FORMS][RQ_MAX_GROUPS][2];
+
+    rq_save *saves;
+    uint32_t n_saves, free_save, root_saves; /* root_saves: of less than a page */
+    uint64_t save_tick;
+    void (*dropped)(void *user, uint32_t save);
+    void *dropped_user;
 
     rq_seq *seqs;
     uint32_t *words; /* behind the sequences' arrays */
@@ -169,14 +194,36 @@ void rq_page_hold(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
 void rq_page_drop(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
 /* Puts a page that nobody holds into the node, which has none. */
 void rq_page_put(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form, uint32_t page);
-/* Marks its pages of the groups whose bits are set; marked again, they count as used just now. */
-void rq_node_mark(rq_cache *c, uint32_t node, uint8_t groups);
+/* A save point begins, or ends, to hold a page that can be let go, or is used again. */
+void rq_page_keep(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
+void rq_page_unkeep(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
+void rq_page_touch(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
+
+/* ---- save.c ----------------------------------------------------------------------------------------------- */
+
+/* A save point at position n of the sequence, a new one or the one there is, used just now; RQ_NO_SAVE where pages
+ * that are read there are gone. */
+uint32_t rq_save_make(rq_cache *c, const rq_seq *s, uint64_t n);
+void rq_save_drop(rq_cache *c, uint32_t save);
+/* The sequence got longer: marked positions that it has reached become save points. */
+void rq_save_reached(rq_cache *c, rq_seq *s);
+/* A node came: save points whose last tokens it begins with hold its pages. */
+void rq_save_join(rq_cache *c, uint32_t node);
+/* A node, which has no children, is about to go: with it go its save points. */
+void rq_save_leave(rq_cache *c, uint32_t node);
+/* A page is needed elsewhere: save points that hold it are given up. */
+void rq_save_give_up(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form);
+/* Does it hold this page on its path? */
+bool rq_save_holds(const rq_cache *c, const rq_save *s, uint32_t node, uint32_t g, rq_page_form form);
 
 /* ---- seq.c ------------------------------------------------------------------------------------------------ */
 
 void rq_table_set(rq_seq *s, rq_page_form form, uint32_t g, uint32_t index, uint32_t page);
 /* Writes the tables' entries of path node `index`: pages it holds, by low[]. */
 void rq_table_show(rq_cache *c, rq_seq *s, uint32_t index);
+/* The first index to hold at position m: what is read, and the slack below it where that is still there. */
+uint32_t rq_low_for(const rq_cache *c, const uint32_t *path, uint32_t g, rq_page_form form, uint32_t n_nodes,
+                    uint64_t m);
 /* Undoes an extension that was not committed. */
 void rq_seq_undo(rq_cache *c, rq_seq *s);
 /* The path ends after n_nodes nodes from now on (path[] is filled), and pages are held as position m, the next to be

@@ -90,14 +90,13 @@ bool rq_path_serves(const rq_cache *c, const uint32_t *path, uint32_t n_nodes, u
     return true;
 }
 
-/* The first index to hold at position m: what is read, and the slack below it where that is still there. */
-static uint32_t low_for(const rq_cache *c, const rq_seq *s, uint32_t g, rq_page_form form, uint32_t n_nodes,
-                        uint64_t m)
+uint32_t rq_low_for(const rq_cache *c, const uint32_t *path, uint32_t g, rq_page_form form, uint32_t n_nodes,
+                    uint64_t m)
 {
     uint32_t low = rq_first_read(c, g, form, m);
     for (uint32_t i = 0; i < RQ_CACHE_SLACK_PAGES; i++) {
         if (low == 0 || low > n_nodes || rq_is_bound(c, g, form, low - 1)) break;
-        if (rq_pages_of(c, s->path[low - 1], g)->page[form] == RQ_NO_PAGE) break;
+        if (rq_pages_of(c, path[low - 1], g)->page[form] == RQ_NO_PAGE) break;
         low--;
     }
     return low;
@@ -107,7 +106,8 @@ static uint32_t low_for(const rq_cache *c, const rq_seq *s, uint32_t g, rq_page_
  * entry in the table may change. */
 static uint32_t hold_form(rq_cache *c, rq_seq *s, uint32_t g, rq_page_form form, uint32_t n_nodes, uint64_t m)
 {
-    uint32_t old_nodes = s->n_nodes, old_low = s->low[form][g], low = low_for(c, s, g, form, n_nodes, m);
+    uint32_t old_nodes = s->n_nodes, old_low = s->low[form][g],
+             low = rq_low_for(c, s->path, g, form, n_nodes, m);
     uint32_t sinks = c->groups[g].sink_pages;
     for (uint32_t i = at_least(low, sinks); i < n_nodes; i++)
         if (i < old_low || i >= old_nodes) rq_page_hold(c, s->path[i], g, form);
@@ -241,7 +241,6 @@ static void make_node(rq_cache *c, rq_seq *s, uint32_t i, const int32_t *ids)
     else
         node = rq_node_add(c, parent, ids);
     s->path[i] = node;
-    if (s->marks[i] != 0) rq_node_mark(c, node, s->marks[i]);
     for (uint32_t g = 0; g < c->n_groups; g++)
         for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++) {
             uint32_t page = s->pages[form][g][i];
@@ -251,6 +250,14 @@ static void make_node(rq_cache *c, rq_seq *s, uint32_t i, const int32_t *ids)
             else
                 rq_page_put(c, node, g, form, page);
         }
+    rq_save_join(c, node);
+}
+
+void rq_cache_keep(rq_cache *c, uint32_t seq, uint64_t n_tokens)
+{
+    rq_seq *s = &c->seqs[seq];
+    bool same = rq_cache_pages_for(n_tokens) == rq_cache_pages_for(s->n_tokens);
+    if (n_tokens >= s->n_done && n_tokens < s->n_tokens && same) s->n_tokens = n_tokens;
 }
 
 void rq_cache_commit(rq_cache *c, uint32_t seq, const int32_t *ids)
@@ -261,6 +268,7 @@ void rq_cache_commit(rq_cache *c, uint32_t seq, const int32_t *ids)
     memcpy(s->tail, ids + (size_t)full * RQ_PAGE_TOKENS, s->n_tokens % RQ_PAGE_TOKENS * sizeof *ids);
     s->n_done = s->n_tokens;
     rq_seq_hold(c, s, full, s->n_done);
+    rq_save_reached(c, s);
 }
 
 /* ---- cutting off ------------------------------------------------------------------------------------------- */
@@ -408,29 +416,4 @@ void rq_cache_discard(rq_cache *c, uint32_t seq)
 void rq_cache_clear(rq_cache *c)
 {
     while (c->unused.first != RQ_NO_NODE) rq_node_remove(c, c->unused.first);
-}
-
-/* ---- marks ------------------------------------------------------------------------------------------------- */
-
-void rq_cache_mark(rq_cache *c, uint32_t seq, uint64_t n)
-{
-    rq_seq *s = &c->seqs[seq];
-    uint32_t end = rq_cache_pages_for(n);
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        if (!rq_form_is_loose(c, g, RQ_PAGE_EXACT)) continue;
-        /* of a coded window the coded pages count: they reach further back */
-        rq_page_form form =
-            rq_has_main(c, g) || !rq_group_is_coded(&c->groups[g]) ? RQ_PAGE_EXACT : RQ_PAGE_CODED;
-        uint32_t first = rq_first_read(c, g, form, n);
-        first = first > RQ_CACHE_SLACK_PAGES ? first - RQ_CACHE_SLACK_PAGES : 0;
-        for (uint32_t i = first; i < end && i < c->max_pages; i++) {
-            s->marks[i] |= (uint8_t)(1u << g);
-            if (i < s->n_nodes) rq_node_mark(c, s->path[i], (uint8_t)(1u << g));
-        }
-    }
-}
-
-void rq_cache_unmark(rq_cache *c, uint32_t seq)
-{
-    memset(c->seqs[seq].marks, 0, c->max_pages);
 }

@@ -46,7 +46,7 @@ static bool is_loose(const rq_cache *c, uint32_t node, uint32_t g, rq_page_form 
 
 static rq_list *loose_list(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
 {
-    return &c->loose[form][g][c->nodes[node].marked >> g & 1];
+    return &c->loose[form][g][rq_pages_of(c, node, g)->kept[form] > 0];
 }
 
 static void loose_append(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
@@ -70,8 +70,11 @@ void rq_give_page(rq_cache *c, uint32_t g, rq_page_form form, uint32_t page)
 static bool let_go(rq_cache *c, uint32_t g, rq_page_form form)
 {
     uint32_t node = c->loose[form][g][0].first;
-    if (node == RQ_NO_NODE) node = c->loose[form][g][1].first;
-    if (node == RQ_NO_NODE) return false;
+    if (node == RQ_NO_NODE) {
+        node = c->loose[form][g][1].first;
+        if (node == RQ_NO_NODE) return false;
+        rq_save_give_up(c, node, g, form);
+    }
     loose_remove(c, node, g, form);
     rq_node_pages *p = rq_pages_of(c, node, g);
     rq_give_page(c, g, form, p->page[form]);
@@ -104,8 +107,30 @@ void rq_page_put(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form, uint
 {
     rq_node_pages *p = rq_pages_of(c, node, g);
     p->page[form] = page;
-    p->refs[form] = 0;
     if (is_loose(c, node, g, form)) loose_append(c, node, g, form);
+}
+
+void rq_page_keep(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
+{
+    bool loose = is_loose(c, node, g, form);
+    if (loose) loose_remove(c, node, g, form);
+    rq_pages_of(c, node, g)->kept[form]++;
+    if (loose) loose_append(c, node, g, form);
+}
+
+void rq_page_unkeep(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
+{
+    bool loose = is_loose(c, node, g, form);
+    if (loose) loose_remove(c, node, g, form);
+    rq_pages_of(c, node, g)->kept[form]--;
+    if (loose) loose_append(c, node, g, form);
+}
+
+void rq_page_touch(rq_cache *c, uint32_t node, uint32_t g, rq_page_form form)
+{
+    if (!is_loose(c, node, g, form)) return;
+    loose_remove(c, node, g, form);
+    loose_append(c, node, g, form);
 }
 
 /* ---- nodes ------------------------------------------------------------------------------------------------ */
@@ -144,6 +169,7 @@ uint32_t rq_node_add(rq_cache *c, uint32_t parent, const int32_t *ids)
     *node = (rq_node){.key = key_of(c, parent, ids),
                       .index = parent == RQ_NO_NODE ? 0 : c->nodes[parent].index + 1,
                       .refs = 1,
+                      .saves = RQ_NO_SAVE,
                       .parent = parent,
                       .child = RQ_NO_NODE,
                       .elder = RQ_NO_NODE};
@@ -176,6 +202,7 @@ static void unlink_node(rq_cache *c, uint32_t n)
 static void remove_leaf(rq_cache *c, uint32_t n)
 {
     rq_node *node = &c->nodes[n];
+    rq_save_leave(c, n);
     unlink_node(c, n);
     if (node->refs == 0) list_remove(c, &c->unused, 0, n);
     for (uint32_t g = 0; g < c->n_groups; g++) {
@@ -224,16 +251,4 @@ void rq_node_unref(rq_cache *c, uint32_t n)
     if (--c->nodes[n].refs > 0) return;
     list_append(c, &c->unused, 0, n);
     count_idle(c, n, 1);
-}
-
-void rq_node_mark(rq_cache *c, uint32_t n, uint8_t groups)
-{
-    for (uint32_t g = 0; g < c->n_groups; g++) {
-        if (!(groups >> g & 1)) continue;
-        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++)
-            if (is_loose(c, n, g, form)) loose_remove(c, n, g, form);
-        c->nodes[n].marked |= (uint8_t)(1u << g);
-        for (rq_page_form form = 0; form < RQ_PAGE_FORMS; form++)
-            if (is_loose(c, n, g, form)) loose_append(c, n, g, form);
-    }
 }
