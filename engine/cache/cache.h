@@ -98,7 +98,7 @@ uint64_t rq_cache_length(const rq_cache *cache, uint32_t seq);
 uint64_t rq_cache_truncate(rq_cache *cache, uint32_t seq, uint64_t n_tokens);
 /* Empties the sequence and removes from the tree what no other one uses: its content is not worth keeping. */
 void rq_cache_discard(rq_cache *cache, uint32_t seq);
-/* Removes everything that no sequence uses from the tree. */
+/* Removes everything that no sequence uses from the tree, and save points with it. */
 void rq_cache_clear(rq_cache *cache);
 
 typedef struct rq_cache_match {

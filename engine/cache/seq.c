@@ -416,4 +416,5 @@ void rq_cache_discard(rq_cache *c, uint32_t seq)
 void rq_cache_clear(rq_cache *c)
 {
     while (c->unused.first != RQ_NO_NODE) rq_node_remove(c, c->unused.first);
+    while (c->root_saves != RQ_NO_SAVE) rq_save_drop(c, c->root_saves);
 }

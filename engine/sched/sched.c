@@ -59,8 +59,8 @@ static void note_reuse(rq_session *s, uint64_t n_known)
                  "%zu tokens are known, but the model's state was kept at %zu of them", s->n_same, n);
     else if (n_known > n)
         snprintf(s->reuse_note, sizeof s->reuse_note,
-                 "%llu tokens are known, but pages needed there are gone",
-                 (unsigned long long)n_known);
+                 "%llu tokens are known, but the pages a next token reads were kept at %zu of them",
+                 (unsigned long long)n_known, n);
     else if (n < s->n_same)
         snprintf(s->reuse_note, sizeof s->reuse_note, "its cache was given to other requests");
     else if (n == s->n_same && s->n_same < s->n_held)
@@ -81,6 +81,7 @@ static void resume(rq_sched *sc, rq_session *s)
          snap = rq_snapshots_find(&sc->snapshots, s->tokens, snap->n)) {
         if (!rq_cache_resume(sc->cache, s->slot, s->tokens, snap->n)) continue;
         rq_snapshots_pin(&sc->snapshots, snap);
+        rq_cache_save(sc->cache, s->slot, snap->n); /* used just now */
         s->restore = snap;
         s->n_cached = snap->n;
         return;
@@ -281,7 +282,6 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
     sc->params.groups = NULL; /* the caller's, not needed any more */
     sc->params.group_pages = sc->params.group_coded_pages = sc->params.group_scratch_pages = NULL;
     sc->next_ticket = 1;
-    sc->snapshots.limit = p->snapshot_bytes;
     pthread_mutex_init(&sc->lock, NULL);
     pthread_cond_init(&sc->work, NULL);
     for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++)
@@ -294,8 +294,12 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
                                    .n_seqs = p->n_sessions,
                                    .max_pages = rq_cache_pages_for(p->n_ctx),
                                    .n_batch = p->n_batch,
-                                   .seed = p->cache_seed};
+                                   .seed = p->cache_seed,
+                                   .dropped = rq_snapshots_dropped,
+                                   .dropped_user = &sc->snapshots};
     rq_status status = rq_cache_create(&cache, &sc->cache, err);
+    if (status == RQ_OK)
+        status = rq_snapshots_init(&sc->snapshots, sc->cache, &sc->lock, p->snapshot_bytes, err);
     if (status == RQ_OK) {
         sc->copies = rq_calloc(rq_cache_most_copies(sc->cache), sizeof *sc->copies);
         if (sc->copies == NULL) status = rq_fail(err, RQ_ERR_MEMORY, "out of memory for the scheduler");

@@ -8,21 +8,43 @@
 void rq_snapshot_free(rq_snapshot *s)
 {
     if (s == NULL) return;
-    rq_free(s->ids);
     rq_free(s->bytes);
     rq_free(s);
 }
 
+rq_status rq_snapshots_init(rq_snapshots *all, rq_cache *cache, pthread_mutex_t *lock, uint64_t limit,
+                            rq_error *err)
+{
+    all->of_save = rq_calloc(rq_cache_most_saves(cache), sizeof *all->of_save);
+    if (all->of_save == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a list of snapshots");
+    all->n_saves = rq_cache_most_saves(cache);
+    all->cache = cache;
+    all->lock = lock;
+    all->limit = limit;
+    return RQ_OK;
+}
+
 void rq_snapshots_free(rq_snapshots *all)
 {
-    for (size_t i = 0; i < all->n; i++) rq_snapshot_free(all->items[i]);
-    rq_free(all->items);
+    for (uint32_t i = 0; i < all->n_saves; i++) rq_snapshot_free(all->of_save[i]);
+    rq_free(all->of_save);
     *all = (rq_snapshots){0};
 }
 
 static uint64_t size_of(const rq_snapshot *s)
 {
-    return s->n_bytes + s->n * sizeof *s->ids + sizeof *s;
+    return s->n_bytes + sizeof *s;
+}
+
+void rq_snapshots_dropped(void *user, uint32_t save)
+{
+    rq_snapshots *all = user;
+    rq_snapshot *s = save < all->n_saves ? all->of_save[save] : NULL;
+    if (s == NULL) return;
+    all->of_save[save] = NULL;
+    all->bytes -= size_of(s);
+    s->gone = true;
+    if (s->pins == 0) rq_snapshot_free(s);
 }
 
 /* Bytes of a snapshot at position n. */
@@ -33,7 +55,7 @@ static uint64_t bytes_at(const rq_executor *ex, uint32_t n_groups, size_t n)
     return bytes;
 }
 
-rq_status rq_snapshot_take(rq_executor *ex, uint32_t n_groups, uint32_t seq, const rq_token *ids, size_t n,
+rq_status rq_snapshot_take(rq_executor *ex, uint32_t n_groups, uint32_t seq, size_t n,
                            const uint32_t *const *pages, uint64_t limit, rq_snapshot **out, rq_error *err)
 {
     rq_snapshot *s = rq_calloc(1, sizeof *s);
@@ -41,14 +63,11 @@ rq_status rq_snapshot_take(rq_executor *ex, uint32_t n_groups, uint32_t seq, con
     if (s == NULL) return RQ_OK;
     s->n = n;
     s->n_bytes = bytes_at(ex, n_groups, n);
-    bool fits = size_of(s) <= limit;
-    s->ids = fits ? rq_malloc(n * sizeof *ids) : NULL;
-    s->bytes = s->ids != NULL ? rq_malloc(s->n_bytes) : NULL;
+    s->bytes = size_of(s) <= limit ? rq_malloc(s->n_bytes) : NULL;
     if (s->bytes == NULL) {
         rq_snapshot_free(s);
         return RQ_OK;
     }
-    memcpy(s->ids, ids, n * sizeof *ids);
     rq_status status = rq_executor_state_save(ex, seq, s->bytes, err);
     uint8_t *at = s->bytes + rq_executor_state_bytes(ex);
     for (uint32_t g = 0; g < n_groups && n % RQ_PAGE_TOKENS != 0 && status == RQ_OK; g++) {
@@ -74,54 +93,54 @@ rq_status rq_snapshot_put(rq_executor *ex, uint32_t n_groups, const rq_snapshot 
     return status;
 }
 
-static bool begins_with(const rq_token *ids, const rq_snapshot *s)
+rq_snapshot *rq_snapshots_find(const rq_snapshots *all, const rq_token *ids, size_t below)
 {
-    return memcmp(ids, s->ids, s->n * sizeof *ids) == 0;
+    uint32_t save = rq_cache_find_save(all->cache, ids, below);
+    return save != RQ_NO_SAVE ? all->of_save[save] : NULL;
 }
 
 bool rq_snapshots_has(const rq_snapshots *all, const rq_token *ids, size_t n)
 {
-    for (size_t i = 0; i < all->n; i++)
-        if (all->items[i]->n == n && begins_with(ids, all->items[i])) return true;
-    return false;
+    pthread_mutex_lock(all->lock);
+    const rq_snapshot *s = rq_snapshots_find(all, ids, n + 1);
+    bool has = s != NULL && s->n == n;
+    pthread_mutex_unlock(all->lock);
+    return has;
 }
 
-rq_snapshot *rq_snapshots_find(const rq_snapshots *all, const rq_token *ids, size_t below)
-{
-    rq_snapshot *best = NULL;
-    for (size_t i = 0; i < all->n; i++) {
-        rq_snapshot *s = all->items[i];
-        if (s->n < below && (best == NULL || s->n > best->n) && begins_with(ids, s)) best = s;
-    }
-    return best;
-}
-
-/* Gives up the one unused for longest; false when all are pinned. */
+/* Gives up the one unused for longest, with its save point; false when all are pinned. */
 static bool drop_one(rq_snapshots *all)
 {
-    size_t oldest = all->n;
-    for (size_t i = 0; i < all->n; i++)
-        if (all->items[i]->pins == 0 && (oldest == all->n || all->items[i]->used < all->items[oldest]->used))
-            oldest = i;
-    if (oldest == all->n) return false;
-    all->bytes -= size_of(all->items[oldest]);
-    rq_snapshot_free(all->items[oldest]);
-    all->items[oldest] = all->items[--all->n];
+    uint32_t oldest = RQ_NO_SAVE;
+    for (uint32_t i = 0; i < all->n_saves; i++) {
+        const rq_snapshot *s = all->of_save[i];
+        if (s == NULL || s->pins != 0) continue;
+        if (oldest == RQ_NO_SAVE || s->used < all->of_save[oldest]->used) oldest = i;
+    }
+    if (oldest == RQ_NO_SAVE) return false;
+    rq_cache_forget(all->cache, oldest);
     return true;
 }
 
-void rq_snapshots_add(rq_snapshots *all, rq_snapshot *s)
+void rq_snapshots_add(rq_snapshots *all, uint32_t seq, rq_snapshot *s)
 {
     uint64_t size = size_of(s);
+    uint32_t save = rq_cache_save(all->cache, seq, s->n);
+    if (save == RQ_NO_SAVE || all->of_save[save] != NULL) {
+        if (save != RQ_NO_SAVE) all->of_save[save]->used = ++all->tick;
+        rq_snapshot_free(s);
+        return;
+    }
     bool fits = true;
     while (fits && (size > all->limit || all->bytes > all->limit - size)) fits = drop_one(all);
-    if (!fits || !rq_grow((void **)&all->items, &all->cap, all->n + 1, sizeof *all->items)) {
+    if (!fits) {
+        rq_cache_forget(all->cache, save);
         rq_snapshot_free(s);
         return;
     }
     s->used = ++all->tick;
     all->bytes += size;
-    all->items[all->n++] = s;
+    all->of_save[save] = s;
 }
 
 void rq_snapshots_pin(rq_snapshots *all, rq_snapshot *s)
@@ -132,5 +151,5 @@ void rq_snapshots_pin(rq_snapshots *all, rq_snapshot *s)
 
 void rq_snapshots_unpin(rq_snapshot *s)
 {
-    s->pins--;
+    if (--s->pins == 0 && s->gone) rq_snapshot_free(s);
 }

@@ -279,7 +279,7 @@ static rq_status take_states(rq_sched *sc, rq_error *err)
         if (s->evaluating || (!ends && !is_stop(s, n)) || rq_snapshots_has(&sc->snapshots, s->tokens, n))
             continue;
         status =
-            rq_snapshot_take(sc->params.executor, sc->params.n_groups, s->slot, s->tokens, n,
+            rq_snapshot_take(sc->params.executor, sc->params.n_groups, s->slot, n,
                              rq_cache_tables(sc->cache, s->slot), sc->snapshots.limit, &part->snapshot, err);
     }
     return status;
@@ -321,10 +321,10 @@ static void publish_part(rq_sched *sc, rq_part *part, int64_t now_ns)
 {
     rq_session *s = part->session;
     rq_sched_restored(s);
-    if (part->snapshot != NULL) rq_snapshots_add(&sc->snapshots, part->snapshot);
-    part->snapshot = NULL;
     s->n_cached += part->count;
     rq_cache_commit(sc->cache, s->slot, s->tokens);
+    if (part->snapshot != NULL) rq_snapshots_add(&sc->snapshots, s->slot, part->snapshot);
+    part->snapshot = NULL;
     sc->stats.step_tokens += part->count;
     if (s->phase == RQ_PHASE_PROMPT) sc->stats.prompt_tokens += part->count;
     if (s->evaluating) {

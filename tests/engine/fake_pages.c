@@ -78,6 +78,20 @@ void fake_pages_copy(fake_pages *p, uint32_t g, uint32_t from, uint32_t to)
             RQ_PAGE_TOKENS * sizeof(cell));
 }
 
+void fake_pages_load(fake_pages *p, uint32_t g, uint32_t page, const int32_t *ids, uint64_t start, uint32_t n)
+{
+    uint64_t hash = 1;
+    if (page >= p->pools.pages[g]) {
+        violation(p, "a page that is not there is loaded");
+        return;
+    }
+    for (uint64_t i = 0; i < start; i++) hash = fake_hash(hash, ids[i]);
+    for (uint32_t i = 0; i < n; i++) {
+        hash = fake_hash(hash, ids[start + i]);
+        p->cells[g][0][(size_t)page * RQ_PAGE_TOKENS + i] = (cell){.hash = hash, .id = ids[start + i]};
+    }
+}
+
 /* The cells of a page as the table has it, or NULL. */
 static cell *page_of(fake_pages *p, uint32_t g, int form, uint32_t seq, uint32_t index)
 {

@@ -26,6 +26,9 @@ void fake_pages_free(fake_pages *p);
 uint32_t fake_pages_violations(const fake_pages *p);
 
 void fake_pages_copy(fake_pages *p, uint32_t group, uint32_t from, uint32_t to);
+/* Puts n tokens from position `start` of ids, at the start of a page, into a page: as a copy that somebody kept. */
+void fake_pages_load(fake_pages *p, uint32_t group, uint32_t page, const int32_t *ids, uint64_t start,
+                     uint32_t n);
 /* Applies the step's edits, writes its tokens, encodes, and reads what every token reads. hashes[i], if not NULL,
  * is the hash of everything token i sees. */
 void fake_pages_run(fake_pages *p, const rq_step *step, uint64_t *hashes);

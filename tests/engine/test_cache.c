@@ -12,7 +12,12 @@
 
 #include <cmocka.h>
 
-enum { MOST_TOKENS = 2048, MOST_SEQS = 8 };
+enum { MOST_TOKENS = 2048, MOST_SEQS = 8, MOST_SAVES = 256 };
+
+/* A save point the caller keeps something for. */
+typedef struct saved {
+    uint64_t n, hash; /* n 0: none */
+} saved;
 
 /* A cache, the device it keeps books for, and what its sequences hold by the plain definition. */
 typedef struct rig {
@@ -22,8 +27,10 @@ typedef struct rig {
     rq_step step;
     int32_t ids[MOST_SEQS][MOST_TOKENS];
     uint64_t n[MOST_SEQS];
-    uint32_t n_copied, n_steps, n_refused;
-    bool few_keys; /* set before it is opened: keys of 2 bits */
+    uint32_t n_copied, n_steps, n_refused, n_dropped;
+    saved saves[MOST_SAVES];
+    uint64_t last_dropped; /* tokens of it */
+    bool few_keys;         /* set before it is opened: keys of 2 bits */
 } rig;
 
 static rq_cache_group plain(void)
@@ -55,6 +62,15 @@ static rq_cache_group coded_window(uint32_t window, uint32_t recent)
     return g;
 }
 
+static void on_dropped(void *user, uint32_t save)
+{
+    rig *r = user;
+    assert_true(save < MOST_SAVES && r->saves[save].n != 0);
+    r->last_dropped = r->saves[save].n;
+    r->saves[save].n = 0;
+    r->n_dropped++;
+}
+
 static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, uint32_t n_seqs,
                      uint32_t max_pages, uint32_t pages)
 {
@@ -80,6 +96,8 @@ static void rig_open(rig *r, const rq_cache_group *groups, uint32_t n_groups, ui
                                .n_seqs = n_seqs,
                                .max_pages = max_pages,
                                .n_batch = 256,
+                               .dropped = on_dropped,
+                               .dropped_user = r,
                                .key_mask = r->few_keys ? 3 : 0};
     rq_error err = {0};
     if (rq_cache_create(&p, &r->cache, &err) != RQ_OK) fail_msg("%s", err.text);
@@ -101,6 +119,7 @@ static void rig_close(rig *r)
     assert_true(rq_cache_consistent(r->cache));
     assert_int_equal(rq_cache_nodes(r->cache), 0);
     assert_int_equal(rq_cache_tokens_used(r->cache), 0);
+    for (uint32_t i = 0; i < MOST_SAVES; i++) assert_int_equal(r->saves[i].n, 0);
     for (uint32_t g = 0; g < r->pools.n_groups; g++) {
         bool by_code = rq_group_is_coded(&r->pools.groups[g]) && r->pools.groups[g].window == 0;
         assert_int_equal(rq_cache_available(r->cache, g),
@@ -176,6 +195,52 @@ static uint64_t advance_to(rig *r, uint32_t seq, uint64_t n)
     r->n[seq] = m.n_tokens;
     assert_true(rq_cache_consistent(r->cache));
     return m.n_tokens;
+}
+
+static uint64_t hash_of(const int32_t *ids, uint64_t n)
+{
+    uint64_t hash = 1;
+    for (uint64_t i = 0; i < n; i++) hash = fake_hash(hash, ids[i]);
+    return hash;
+}
+
+static uint32_t save_at(rig *r, uint32_t seq, uint64_t n)
+{
+    uint32_t id = rq_cache_save(r->cache, seq, n);
+    if (id == RQ_NO_SAVE) return id;
+    assert_true(id < rq_cache_most_saves(r->cache) && id < MOST_SAVES);
+    uint64_t hash = hash_of(r->ids[seq], n);
+    if (r->saves[id].n != 0) assert_true(r->saves[id].n == n && r->saves[id].hash == hash);
+    r->saves[id] = (saved){n, hash};
+    assert_true(rq_cache_consistent(r->cache));
+    return id;
+}
+
+/* The longest save point that the sequence's ids begin with, below `below`; checked against all of them. */
+static uint32_t find_save(rig *r, uint32_t seq, uint64_t below)
+{
+    uint32_t id = rq_cache_find_save(r->cache, r->ids[seq], below);
+    uint64_t longest = 0;
+    for (uint32_t i = 0; i < MOST_SAVES; i++)
+        if (r->saves[i].n > longest && r->saves[i].n < below &&
+            hash_of(r->ids[seq], r->saves[i].n) == r->saves[i].hash)
+            longest = r->saves[i].n;
+    assert_int_equal(id != RQ_NO_SAVE ? r->saves[id].n : 0, longest);
+    return id;
+}
+
+/* Goes on from n tokens, with the partial page's content brought along. */
+static bool resume_at(rig *r, uint32_t seq, uint64_t n)
+{
+    bool resumed = rq_cache_resume(r->cache, seq, r->ids[seq], n);
+    assert_true(rq_cache_consistent(r->cache));
+    if (!resumed) return false;
+    r->n[seq] = n;
+    make_copies(r);
+    for (uint32_t g = 0; n % 64 != 0 && g < r->pools.n_groups; g++)
+        fake_pages_load(r->device, g, rq_cache_tables(r->cache, seq)[g][n / 64], r->ids[seq], n - n % 64,
+                        n % 64);
+    return true;
 }
 
 static void fill(rig *r, uint32_t seq, uint32_t first, uint32_t n, uint32_t number)
@@ -418,6 +483,81 @@ static void test_first_end_outlives_old_turns(void **state)
     rig_close(&r);
 }
 
+/* Save points of windows and codes: whole or not at all, the one unused for longest goes first; two sequences go on from
+ * one, each its own way; and what runs is never in want of a page because of them. */
+static void test_save_points(void **state)
+{
+    rig r = {.few_keys = false};
+    rq_cache_group groups[4] = {plain(), windowed(200), coded_window(150, 1), coded(0, 1)};
+    rig_open(&r, groups, 4, 2, 24, 96);
+    for (uint32_t s = 0; s < 2; s++) fill(&r, s, 0, 1536, 1);
+    evaluate_all(&r, 0, 300, 64);
+    uint32_t first = save_at(&r, 0, 300);
+    evaluate_all(&r, 0, 640, 64);
+    uint32_t second = save_at(&r, 0, 640);
+    assert_true(first != RQ_NO_SAVE && second != RQ_NO_SAVE && first != second);
+    assert_int_equal(save_at(&r, 0, 640), second);
+    assert_int_equal(save_at(&r, 0, 700), RQ_NO_SAVE); /* not reached */
+    assert_int_equal(save_at(&r, 0, 0), RQ_NO_SAVE);
+    truncate_to(&r, 0, 0);
+    assert_int_equal(find_save(&r, 0, 640), first);
+    assert_int_equal(find_save(&r, 0, 641), second);
+    /* two sequences from one */
+    assert_true(resume_at(&r, 0, 300));
+    assert_true(resume_at(&r, 1, 300));
+    fill(&r, 0, 300, 1000, 2);
+    fill(&r, 1, 300, 1000, 3);
+    evaluate_all(&r, 0, 400, 64);
+    evaluate_all(&r, 1, 400, 8);
+    assert_int_equal(r.n_dropped, 0);
+    /* used again, the first outlives the second */
+    fill(&r, 0, 0, 1536, 1);
+    truncate_to(&r, 0, 0);
+    assert_true(resume_at(&r, 0, 300));
+    assert_int_equal(save_at(&r, 0, 300), first);
+    for (uint32_t turn = 0; r.n_dropped == 0; turn++) {
+        assert_true(turn < 10);
+        truncate_to(&r, 0, 0);
+        fill(&r, 0, 0, 1536, 10 + turn);
+        evaluate_all(&r, 0, 1536, 256);
+        save_at(&r, 0, 1536);
+    }
+    assert_int_equal(r.last_dropped, 640);
+    /* given up by hand; and with the tokens, when these are worth nothing */
+    fill(&r, 0, 0, 1536, 1);
+    if (find_save(&r, 0, 1000) == first) rq_cache_forget(r.cache, first);
+    assert_int_equal(find_save(&r, 0, 1000), RQ_NO_SAVE);
+    truncate_to(&r, 0, 0);
+    fill(&r, 0, 0, 1536, 50);
+    evaluate_all(&r, 0, 100, 64);
+    save_at(&r, 0, 100);
+    save_at(&r, 0, 64);
+    uint32_t before = r.n_dropped;
+    rq_cache_discard(r.cache, 0);
+    r.n[0] = 0;
+    assert_int_equal(r.n_dropped, before + 2);
+    rig_close(&r);
+}
+
+/* More than there is room for: the oldest go. */
+static void test_many_save_points(void **state)
+{
+    rig r = {.few_keys = false};
+    rq_cache_group group = plain();
+    rig_open(&r, &group, 1, 1, 16, 16);
+    fill(&r, 0, 0, 1024, 1);
+    for (uint64_t n = 1; n <= 1024; n++) {
+        assert_true(evaluate(&r, 0, n));
+        assert_true(rq_cache_save(r.cache, 0, n) != RQ_NO_SAVE);
+        r.saves[rq_cache_find_save(r.cache, r.ids[0], n + 1)] = (saved){n, hash_of(r.ids[0], n)};
+    }
+    uint32_t most = rq_cache_most_saves(r.cache);
+    assert_int_equal(r.n_dropped, 1024 - most);
+    assert_int_equal(r.last_dropped, 1024 - most);
+    assert_true(rq_cache_consistent(r.cache));
+    rig_close(&r);
+}
+
 static void test_cutting_back_to_what_serves(void **state)
 {
     rig r = {.few_keys = false};
@@ -492,7 +632,7 @@ static void random_walk(const rq_cache_group *groups, uint32_t n_groups, uint32_
     rig_open(&r, groups, n_groups, n_seqs, max_pages, pages);
     uint32_t most = max_pages * 64;
     uint64_t promised[MOST_SEQS] = {0}, n_reused = 0;
-    uint32_t n_failed_promises = 0, n_less = 0;
+    uint32_t n_failed_promises = 0, n_less = 0, n_resumed = 0;
     make_texts(texts, most);
     for (uint32_t s = 0; s < n_seqs; s++) memcpy(r.ids[s], texts[0], most * sizeof(int32_t));
     for (uint32_t i = 0; i < n_operations; i++) {
@@ -532,6 +672,21 @@ static void random_walk(const rq_cache_group *groups, uint32_t n_groups, uint32_
         } else if (what < 93) {
             uint64_t before = r.n[s];
             n_reused += advance_to(&r, s, r.n[s] + random_below(most - (uint32_t)r.n[s] + 1)) - before;
+        } else if (what < 94) {
+            uint32_t id = save_at(&r, s, random_below((uint32_t)r.n[s] + 1));
+            if (id != RQ_NO_SAVE && random_below(8) == 0) {
+                rq_cache_forget(r.cache, id);
+                assert_int_equal(r.saves[id].n, 0);
+            }
+        } else if (what < 95) { /* another text, from a save point */
+            uint32_t t = random_below(TEXTS);
+            uint64_t same = 0;
+            while (same < r.n[s] && texts[t][same] == r.ids[s][same]) same++;
+            truncate_to(&r, s, random_below(2) ? same : 0);
+            promised[s] = 0;
+            memcpy(r.ids[s], texts[t], most * sizeof(int32_t));
+            uint32_t id = find_save(&r, s, 1 + random_below(most));
+            if (id != RQ_NO_SAVE && r.saves[id].n > r.n[s]) n_resumed += resume_at(&r, s, r.saves[id].n);
         } else if (what < 97) {
             rq_cache_mark(r.cache, s, random_below(most + 1));
             if (random_below(4) == 0) rq_cache_unmark(r.cache, s);
@@ -555,6 +710,7 @@ static void random_walk(const rq_cache_group *groups, uint32_t n_groups, uint32_
         any_loose |= rq_group_is_coded(&groups[g]) || groups[g].window != 0;
         any_reserved |= groups[g].window == 0;
     }
+    if (n_seqs > 1) assert_true(n_resumed > 5 && r.n_dropped > 5);
     if (any_reserved && n_seqs > 1) assert_true(r.n_refused > 20);
     if (!any_reserved) assert_int_equal(r.n_refused, 0); /* every sequence has its share */
     if (any_loose && n_seqs > 1) assert_true(n_less > 0);
@@ -708,6 +864,8 @@ int main(void)
         cmocka_unit_test(test_windows_move_on),
         cmocka_unit_test(test_marked_ends_are_kept),
         cmocka_unit_test(test_first_end_outlives_old_turns),
+        cmocka_unit_test(test_save_points),
+        cmocka_unit_test(test_many_save_points),
         cmocka_unit_test(test_cutting_back_to_what_serves),
         cmocka_unit_test(test_undone_extension),
         cmocka_unit_test(test_random_walk),
