@@ -41,7 +41,7 @@ int main(int argc, char **argv)
     const char *preset_name = NULL, *type = "q4_k_m", *path = NULL;
     uint32_t layers = 0, vocab = 0;
     uint64_t seed = 1;
-    bool pure = false, sparse = false;
+    bool pure = false, sparse = false, mtp = false;
     size_t n_paths = 1;
     rq_buf tables = {.max = 1 << 16};
     rq_options options = {0};
@@ -58,6 +58,11 @@ int main(int argc, char **argv)
                                          .kind = RQ_OPT_FLAG,
                                          .target = &pure,
                                          .help = "a name that is a mixture and a type means the type"});
+    rq_options_add(&options,
+                   (rq_option){.names = "--mtp",
+                               .kind = RQ_OPT_FLAG,
+                               .target = &mtp,
+                               .help = "with the block that predicts a token further on (Qwen 3.5, 3.6)"});
     rq_options_add(&options, (rq_option){.names = "--layers",
                                          .kind = RQ_OPT_U32,
                                          .target = &layers,
@@ -105,12 +110,15 @@ int main(int argc, char **argv)
     else if (!synth_mixture_find(type, pure, &mixture))
         status = rq_fail(&err, RQ_ERR_ARGUMENT, "'%s' is no type or mixture for weights (--help lists them)",
                          type);
+    else if (mtp && found->family != SYNTH_QWEN35)
+        status = rq_fail(&err, RQ_ERR_ARGUMENT, "--mtp: files of %s have no such block", found->name);
     if (status || !found) {
         rq_complain(PROGRAM, &err);
         return 2;
     }
     synth_preset preset = *found;
     if (layers) preset.n_layer = layers;
+    preset.n_mtp = mtp;
     if (vocab) preset.n_vocab = vocab;
     rq_progress progress = {0};
     uint64_t start_ns = rq_tool_now_ns();

@@ -19,7 +19,9 @@ typedef enum synth_role {
     SYNTH_ROLE_V,
     SYNTH_ROLE_ATTN_OUTPUT,
     SYNTH_ROLE_GATE_UP,
-    SYNTH_ROLE_DOWN
+    SYNTH_ROLE_DOWN,
+    SYNTH_ROLE_QKV,  /* queries, keys and values in one */
+    SYNTH_ROLE_OTHER /* nothing special about it: the base type */
 } synth_role;
 
 typedef struct synth_site {

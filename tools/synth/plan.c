@@ -1,18 +1,11 @@
-#include "tools/synth/plan.h"
-
+/* plan.c - the tensors of the files: those of transformers, and what the families of plan_families.c share with them.
+ */
 #include "backends/base/mem.h"
+#include "tools/synth/builder.h"
 
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
-
-typedef struct builder {
-    const synth_preset *p;
-    const synth_mixture *mixture;
-    synth_plan plan;
-    uint32_t layer;
-    bool failed;
-} builder;
 
 float synth_llama3_factor(uint32_t i, uint32_t head_dim, double rope_base)
 {
@@ -25,7 +18,7 @@ float synth_llama3_factor(uint32_t i, uint32_t head_dim, double rope_base)
 }
 
 __attribute__((format(printf, 6, 7))) static synth_tensor *
-add(builder *b, rq_type type, uint64_t ne0, uint64_t ne1, uint64_t ne2, const char *name, ...)
+add(synth_builder *b, rq_type type, uint64_t ne0, uint64_t ne1, uint64_t ne2, const char *name, ...)
 {
     if (b->failed || !rq_grow((void **)&b->plan.tensors, &b->plan.cap, b->plan.n + 1, sizeof(synth_tensor))) {
         b->failed = true;
@@ -44,9 +37,8 @@ add(builder *b, rq_type type, uint64_t ne0, uint64_t ne1, uint64_t ne2, const ch
     return t;
 }
 
-/* A matrix (or n matrices, for experts) whose output has the variance of its input times gain squared. */
-static void matrix(builder *b, synth_role role, const char *name, uint64_t n_in, uint64_t n_out, uint64_t n,
-                   double gain)
+void synth_matrix(synth_builder *b, synth_role role, const char *name, uint64_t n_in, uint64_t n_out,
+                  uint64_t n, double gain)
 {
     synth_site site = {.role = role,
                        .layer = b->layer,
@@ -62,7 +54,7 @@ static void matrix(builder *b, synth_role role, const char *name, uint64_t n_in,
     if (t) t->std = gain / sqrt((double)n_in);
 }
 
-static void vector(builder *b, const char *name, uint64_t n, double mean, double std)
+void synth_vector(synth_builder *b, const char *name, uint64_t n, double mean, double std)
 {
     synth_tensor *t = add(b, RQ_TYPE_F32, n, 0, 0, "blk.%u.%s", b->layer, name);
     if (!t) return;
@@ -70,68 +62,94 @@ static void vector(builder *b, const char *name, uint64_t n, double mean, double
     t->std = std;
 }
 
-static void global_tensors(builder *b)
+static void global_tensors(synth_builder *b)
 {
     const synth_preset *p = b->p;
     /* The head yields logits of standard deviation 2.5: neither flat nor certain. As the first thing after an
      * embedding is a norm, its size only matters relative to what the layers add. */
-    matrix(b, p->tied ? SYNTH_ROLE_OUTPUT : SYNTH_ROLE_EMBEDDING, "token_embd", p->n_embd, p->n_vocab, 0,
-           p->tied ? 2.5 : 0.5 * sqrt(p->n_embd));
+    synth_matrix(b, p->tied ? SYNTH_ROLE_OUTPUT : SYNTH_ROLE_EMBEDDING, "token_embd", p->n_embd, p->n_vocab,
+                 0, p->tied ? 2.5 : 0.5 * sqrt(p->n_embd));
     synth_tensor *norm = add(b, RQ_TYPE_F32, p->n_embd, 0, 0, "output_norm.weight");
     if (norm) norm->mean = 1, norm->std = 0.1;
-    if (!p->tied) matrix(b, SYNTH_ROLE_OUTPUT, "output", p->n_embd, p->n_vocab, 0, 2.5);
+    if (!p->tied) synth_matrix(b, SYNTH_ROLE_OUTPUT, "output", p->n_embd, p->n_vocab, 0, 2.5);
+    bool llama = p->family == SYNTH_LLAMA, gemma = p->family == SYNTH_GEMMA4;
+    if (!llama && !gemma) return;
     synth_tensor *factors =
-        p->family == SYNTH_LLAMA ? add(b, RQ_TYPE_F32, p->head_dim / 2, 0, 0, "rope_freqs.weight") : NULL;
+        add(b, RQ_TYPE_F32, (llama ? p->head_dim : p->head_dim_full) / 2, 0, 0, "rope_freqs.weight");
     if (factors) factors->std = -1;
 }
 
-static void attention(builder *b)
+static void attention(synth_builder *b)
 {
     const synth_preset *p = b->p;
     uint64_t n_q = (uint64_t)p->n_head * p->head_dim, n_kv = (uint64_t)p->n_head_kv * p->head_dim;
-    vector(b, "attn_norm.weight", p->n_embd, 1, 0.1);
-    matrix(b, SYNTH_ROLE_Q, "attn_q", p->n_embd, n_q, 0, 1);
-    matrix(b, SYNTH_ROLE_K, "attn_k", p->n_embd, n_kv, 0, 1);
-    matrix(b, SYNTH_ROLE_V, "attn_v", p->n_embd, n_kv, 0, 1);
-    matrix(b, SYNTH_ROLE_ATTN_OUTPUT, "attn_output", n_q, p->n_embd, 0, 1);
+    synth_vector(b, "attn_norm.weight", p->n_embd, 1, 0.1);
+    synth_matrix(b, SYNTH_ROLE_Q, "attn_q", p->n_embd, n_q, 0, 1);
+    synth_matrix(b, SYNTH_ROLE_K, "attn_k", p->n_embd, n_kv, 0, 1);
+    synth_matrix(b, SYNTH_ROLE_V, "attn_v", p->n_embd, n_kv, 0, 1);
+    synth_matrix(b, SYNTH_ROLE_ATTN_OUTPUT, "attn_output", n_q, p->n_embd, 0, 1);
     if (p->family == SYNTH_QWEN2) {
-        vector(b, "attn_q.bias", n_q, 0, 0.3);
-        vector(b, "attn_k.bias", n_kv, 0, 0.3);
-        vector(b, "attn_v.bias", n_kv, 0, 0.3);
+        synth_vector(b, "attn_q.bias", n_q, 0, 0.3);
+        synth_vector(b, "attn_k.bias", n_kv, 0, 0.3);
+        synth_vector(b, "attn_v.bias", n_kv, 0, 0.3);
     }
     if (p->family == SYNTH_QWEN3 || p->family == SYNTH_QWEN3MOE) {
-        vector(b, "attn_q_norm.weight", p->head_dim, 1.2, 0.2);
-        vector(b, "attn_k_norm.weight", p->head_dim, 1.2, 0.2);
+        synth_vector(b, "attn_q_norm.weight", p->head_dim, 1.2, 0.2);
+        synth_vector(b, "attn_k_norm.weight", p->head_dim, 1.2, 0.2);
     }
 }
 
-static void feed_forward(builder *b)
+void synth_dense(synth_builder *b)
 {
     const synth_preset *p = b->p;
-    vector(b, "ffn_norm.weight", p->n_embd, 1, 0.1);
-    if (!p->n_expert) {
-        matrix(b, SYNTH_ROLE_GATE_UP, "ffn_gate", p->n_embd, p->n_ff, 0, 1);
-        matrix(b, SYNTH_ROLE_GATE_UP, "ffn_up", p->n_embd, p->n_ff, 0, 1);
-        matrix(b, SYNTH_ROLE_DOWN, "ffn_down", p->n_ff, p->n_embd, 0, 1);
-        return;
-    }
-    /* Router logits of standard deviation 2: some experts are clearly preferred, as in trained models. */
+    synth_matrix(b, SYNTH_ROLE_GATE_UP, "ffn_gate", p->n_embd, p->n_ff, 0, 1);
+    synth_matrix(b, SYNTH_ROLE_GATE_UP, "ffn_up", p->n_embd, p->n_ff, 0, 1);
+    synth_matrix(b, SYNTH_ROLE_DOWN, "ffn_down", p->n_ff, p->n_embd, 0, 1);
+}
+
+/* Logits of standard deviation 2: some experts are clearly preferred, as in trained models. */
+void synth_router(synth_builder *b)
+{
+    const synth_preset *p = b->p;
     synth_tensor *router =
         add(b, RQ_TYPE_F32, p->n_embd, p->n_expert, 0, "blk.%u.ffn_gate_inp.weight", b->layer);
     if (router) router->std = 2 / sqrt((double)p->n_embd);
-    matrix(b, SYNTH_ROLE_GATE_UP, "ffn_gate_exps", p->n_embd, p->n_ff_exp, p->n_expert, 1);
-    matrix(b, SYNTH_ROLE_GATE_UP, "ffn_up_exps", p->n_embd, p->n_ff_exp, p->n_expert, 1);
-    matrix(b, SYNTH_ROLE_DOWN, "ffn_down_exps", p->n_ff_exp, p->n_embd, p->n_expert, 1);
+}
+
+void synth_experts(synth_builder *b)
+{
+    const synth_preset *p = b->p;
+    synth_matrix(b, SYNTH_ROLE_GATE_UP, "ffn_gate_exps", p->n_embd, p->n_ff_exp, p->n_expert, 1);
+    synth_matrix(b, SYNTH_ROLE_GATE_UP, "ffn_up_exps", p->n_embd, p->n_ff_exp, p->n_expert, 1);
+    synth_matrix(b, SYNTH_ROLE_DOWN, "ffn_down_exps", p->n_ff_exp, p->n_embd, p->n_expert, 1);
+}
+
+static void feed_forward(synth_builder *b)
+{
+    const synth_preset *p = b->p;
+    synth_vector(b, "ffn_norm.weight", p->n_embd, 1, 0.1);
+    if (!p->n_expert) {
+        synth_dense(b);
+        return;
+    }
+    synth_router(b);
+    synth_experts(b);
 }
 
 rq_status synth_plan_build(const synth_preset *preset, const synth_mixture *mixture, synth_plan *out,
                            rq_error *err)
 {
-    builder b = {.p = preset, .mixture = mixture};
+    synth_builder b = {.p = preset, .mixture = mixture};
     global_tensors(&b);
-    for (b.layer = 0; b.layer < preset->n_layer; b.layer++) {
-        attention(&b);
-        feed_forward(&b);
+    for (b.layer = 0; b.layer < preset->n_layer + preset->n_mtp; b.layer++) {
+        if (preset->family == SYNTH_QWEN35) {
+            synth_hybrid_layer(&b);
+        } else if (preset->family == SYNTH_GEMMA4) {
+            synth_gemma_layer(&b);
+        } else {
+            attention(&b);
+            feed_forward(&b);
+        }
     }
     if (b.failed) {
         rq_free(b.plan.tensors);

@@ -59,6 +59,14 @@ static const special llama_specials[] = {
     {"<|python_tag|>", CONTROL},
 };
 
+static const special gemma_specials[] = {
+    {"<pad>", CONTROL},           {"<eos>", CONTROL},
+    {"<bos>", CONTROL},           {"<unk>", CONTROL},
+    {"<|turn>", CONTROL},         {"<turn|>", CONTROL},
+    {"<|channel>", USER_DEFINED}, {"<channel|>", USER_DEFINED},
+    {"<|think|>", CONTROL},       {"<|tool_response>", CONTROL},
+};
+
 static const char chatml_template[] =
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
@@ -72,6 +80,14 @@ static const char llama3_template[] =
     "'<|eot_id|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}";
+
+static const char gemma_template[] = "{{- bos_token }}"
+                                     "{%- for message in messages %}"
+                                     "{{- '<|turn>' + ('model' if message.role == 'assistant' else "
+                                     "message.role) + '\\n' + message.content | trim + "
+                                     "'<turn|>\\n' }}"
+                                     "{%- endfor %}"
+                                     "{%- if add_generation_prompt %}{{- '<|turn>model\\n' }}{%- endif %}";
 
 typedef struct tokenizer_kind {
     const char *pre, *template_text;
@@ -95,9 +111,44 @@ static const tokenizer_kind llama_kind = {"llama-bpe",
                                           4,
                                           true};
 
+/* The list is Qwen 3's, at the ids of the larger vocabulary. */
+static const tokenizer_kind qwen35_kind = {"qwen35",
+                                           chatml_template,
+                                           qwen_specials,
+                                           sizeof qwen_specials / sizeof *qwen_specials,
+                                           248044,
+                                           0,
+                                           2,
+                                           2,
+                                           11,
+                                           false};
+/* Byte-level like the others, which the published one is not: only its turns are Gemma's. */
+static const tokenizer_kind gemma_kind = {"qwen2",
+                                          gemma_template,
+                                          gemma_specials,
+                                          sizeof gemma_specials / sizeof *gemma_specials,
+                                          262000,
+                                          2,
+                                          1,
+                                          5,
+                                          0,
+                                          true};
+
 static const tokenizer_kind *kind_of(synth_family family)
 {
-    return family == SYNTH_LLAMA ? &llama_kind : &qwen_kind;
+    switch (family) {
+    case SYNTH_LLAMA:
+        return &llama_kind;
+    case SYNTH_QWEN35:
+        return &qwen35_kind;
+    case SYNTH_GEMMA4:
+        return &gemma_kind;
+    case SYNTH_QWEN2:
+    case SYNTH_QWEN3:
+    case SYNTH_QWEN3MOE:
+        break;
+    }
+    return &qwen_kind;
 }
 
 uint32_t synth_vocab_least(synth_family family)
