@@ -25,6 +25,10 @@
     X(attend_1, 64)                                                                                          \
     X(attend_2, 64)                                                                                          \
     X(attend_4, 64)                                                                                          \
+    X(attend_tile_64, 256)                                                                                   \
+    X(attend_tile_128, 256)                                                                                  \
+    X(attend_tile_256, 128)                                                                                  \
+    X(attend_tile_512, 128)                                                                                  \
     X(attend_8, 64)                                                                                          \
     X(attend_coded, 128)                                                                                     \
     X(attend_merge, 64)                                                                                      \
@@ -36,6 +40,13 @@
     X(argmax_last, 64)                                                                                       \
     X(short_conv, 64)                                                                                        \
     X(delta_rule, 64)
+
+/* Kernels with shared memory that is given at the launch: X(name, bytes). */
+#define CUDA_LARGE_KERNELS(X)                                                                                \
+    X(attend_tile_64, 36608)                                                                                 \
+    X(attend_tile_128, 69376)                                                                                \
+    X(attend_tile_256, 101376)                                                                               \
+    X(attend_tile_512, 101376)
 
 /* clang-format off */
 #define CUDA_WEIGHT_TYPES(X) \

@@ -10,38 +10,65 @@ struct octets {
     uint32_t a, b, a2, b2;
 };
 
-// The octets of pair P of a row of W; words `stride` apart. Past the end: zeros.
-template <int FORM> DEVICE octets load_octets(const uint32_t *words, uint32_t stride, uint32_t P, uint32_t W)
+// The words that hold octets 2 P and 2 P + 1 of a row of W, `stride` apart; what octets past the end have is zero.
+struct raw_words {
+    uint32_t w[4];
+};
+
+template <int FORM>
+DEVICE raw_words fetch_words(const uint32_t *words, uint32_t stride, uint32_t P, uint32_t W)
 {
-    octets o = {0, 0, 0, 0};
+    raw_words o = {{0, 0, 0, 0}};
     bool first = W == 8 || 2 * P < W, second = W == 8 || 2 * P + 1 < W; // eight: the usual, and all of V
     if (FORM == (int)Q8_0) {
-        if (first) o.a = words[4 * P * stride], o.a2 = words[(4 * P + 1) * stride];
-        if (second) o.b = words[(4 * P + 2) * stride], o.b2 = words[(4 * P + 3) * stride];
+        if (first) o.w[0] = words[4 * P * stride], o.w[1] = words[(4 * P + 1) * stride];
+        if (second) o.w[2] = words[(4 * P + 2) * stride], o.w[3] = words[(4 * P + 3) * stride];
     }
     if (FORM == (int)C4) {
-        if (first) o.a = words[2 * P * stride];
-        if (second) o.b = words[(2 * P + 1) * stride];
+        if (first) o.w[0] = words[2 * P * stride];
+        if (second) o.w[1] = words[(2 * P + 1) * stride];
     }
-    if (FORM == (int)C2 && first) {
-        uint32_t v = words[P * stride];
-        o.a = v & 0x33333333u;
-        o.b = second ? v >> 2 & 0x33333333u : 0;
-    }
+    if (FORM == (int)C2 && first) o.w[0] = words[P * stride];
     if (FORM == (int)C3) {
         uint32_t set = P / 2, odd = P & 1;
         const uint32_t *w = words + 3 * set * stride;
         if (W == 8 || 4 * set + 4 <= W) {
-            uint32_t x = w[0], y = w[stride], z = w[2 * stride];
+            o.w[0] = w[0], o.w[1] = w[stride], o.w[2] = w[2 * stride];
+        } else {
+            if (first) o.w[0] = w[2 * odd * stride];
+            if (second) o.w[1] = w[(2 * odd + 1) * stride];
+        }
+    }
+    return o;
+}
+
+// The octets of these words.
+template <int FORM> DEVICE octets split_words(const raw_words &r, uint32_t P, uint32_t W)
+{
+    octets o = {0, 0, 0, 0};
+    if (FORM == (int)Q8_0) o = {r.w[0], r.w[2], r.w[1], r.w[3]};
+    if (FORM == (int)C4) o = {r.w[0], r.w[1], 0, 0};
+    if (FORM == (int)C2) {
+        o.a = r.w[0] & 0x33333333u;
+        o.b = W == 8 || 2 * P + 1 < W ? r.w[0] >> 2 & 0x33333333u : 0;
+    }
+    if (FORM == (int)C3) {
+        uint32_t set = P / 2, odd = P & 1, x = r.w[0], y = r.w[1], z = r.w[2];
+        if (W == 8 || 4 * set + 4 <= W) {
             uint32_t fourth = (x >> 3 & 0x11111111u) | (y >> 2 & 0x22222222u) | (z >> 1 & 0x44444444u);
             o.a = (odd ? z : x) & 0x77777777u;
             o.b = odd ? fourth : y & 0x77777777u;
         } else {
-            if (first) o.a = w[2 * odd * stride] & 0x77777777u;
-            if (second) o.b = w[(2 * odd + 1) * stride] & 0x77777777u;
+            o.a = x & 0x77777777u;
+            o.b = y & 0x77777777u;
         }
     }
     return o;
+}
+
+template <int FORM> DEVICE octets load_octets(const uint32_t *words, uint32_t stride, uint32_t P, uint32_t W)
+{
+    return split_words<FORM>(fetch_words<FORM>(words, stride, P, W), P, W);
 }
 
 // The level tables of a form in registers: t[b][i], four levels each.

@@ -21,8 +21,13 @@ struct alignas(8) u32x2 {
 #define KERNEL(name, args, threads)                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ args p)
 #define DEVICE                static __device__ __forceinline__
+#define DEVICE_MEMBER         __device__ __forceinline__
 #define CONSTANT              static __device__ constexpr
 #define SHARED(type, name, n) __shared__ alignas(16) type name[n]
+// One object in shared memory of a size that the launch gives (CUDA_LARGE_KERNELS): up to 99 KB.
+#define LARGE_SHARED(type, name)                                                                             \
+    extern __shared__ u32x4 large_shared_memory[];                                                           \
+    type *name = (type *)large_shared_memory
 
 DEVICE uint32_t thread_x()
 {
@@ -287,6 +292,35 @@ DEVICE float half_float(uint32_t h)
     uint16_t low = (uint16_t)h;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(low));
     return f;
+}
+// Two halves, the first in the low bits; sums and products of both (of fma the sum), each rounded to nearest even.
+DEVICE uint32_t half2_bits(float lo, float hi)
+{
+#if __CUDA_ARCH__ >= 800
+    uint32_t r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+#else
+    return half_bits(lo) | half_bits(hi) << 16;
+#endif
+}
+DEVICE uint32_t half2_add(uint32_t a, uint32_t b)
+{
+    uint32_t r;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+DEVICE uint32_t half2_fma(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+DEVICE uint32_t half2_mul(uint32_t a, uint32_t b)
+{
+    uint32_t r;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
 }
 // Two to the power x, 2 units in the last place; -inf gives 0.
 DEVICE float exp2_fast(float x)

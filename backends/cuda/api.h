@@ -21,7 +21,14 @@ typedef struct cuda_kernel_node {
 enum { CUDA_OK = 0, CUDA_OUT_OF_MEMORY = 2, CUDA_NO_DEVICE = 100 };
 
 /* Device attributes asked for (CUdevice_attribute). */
-enum { CUDA_ATTRIBUTE_PROCESSORS = 16, CUDA_ATTRIBUTE_MAJOR = 75, CUDA_ATTRIBUTE_MINOR = 76 };
+enum {
+    CUDA_ATTRIBUTE_PROCESSORS = 16,
+    CUDA_ATTRIBUTE_MAJOR = 75,
+    CUDA_ATTRIBUTE_MINOR = 76,
+    CUDA_ATTRIBUTE_SHARED_BYTES = 97 /* most a block may have when a kernel asks for it */
+};
+/* Function attributes set (CUfunction_attribute): most bytes of shared memory given at the launch. */
+enum { CUDA_FUNCTION_SHARED_BYTES = 8 };
 
 /* X(member, name in the driver, parameters) */
 #define CUDA_API(X)                                                                                          \
@@ -39,6 +46,7 @@ enum { CUDA_ATTRIBUTE_PROCESSORS = 16, CUDA_ATTRIBUTE_MAJOR = 75, CUDA_ATTRIBUTE
     X(module_load, cuModuleLoadData, (void **, const void *))                                                \
     X(module_unload, cuModuleUnload, (void *))                                                               \
     X(module_function, cuModuleGetFunction, (void **, void *, const char *))                                 \
+    X(function_attribute, cuFuncSetAttribute, (void *, int, int))                                            \
     X(memory_alloc, cuMemAlloc_v2, (uint64_t *, size_t))                                                     \
     X(memory_free, cuMemFree_v2, (uint64_t))                                                                 \
     X(memory_set, cuMemsetD8Async, (uint64_t, unsigned char, size_t, void *))                                \

@@ -54,7 +54,7 @@ typedef struct cu_device {
     cuda_api api;
     int ordinal;
     void *context, *stream;
-    uint32_t n_processors;
+    uint32_t n_processors, shared_bytes; /* shared_bytes: most that a block may have */
     int major, minor;
     char name[100];
     bool lost;
@@ -79,6 +79,7 @@ void cu_describe(rq_device *device, rq_device_info *out);
 rq_status cu_fail(cu_device *d, int result, const char *what, rq_error *err);
 const char *cu_kernel_name(uint32_t kernel, char name[32]);
 uint32_t cu_kernel_threads(uint32_t kernel);
+uint32_t cu_kernel_shared_bytes(uint32_t kernel); /* given at the launch, beside what it declares itself */
 rq_status cu_function(cu_device *d, uint32_t kernel, void **out, rq_error *err);
 
 /* ---- memory.c -------------------------------------------------------------------------------------------- */

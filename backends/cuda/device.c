@@ -49,13 +49,33 @@ uint32_t cu_kernel_threads(uint32_t kernel)
                                 : CUDA_MATMUL_THREADS;
 }
 
+uint32_t cu_kernel_shared_bytes(uint32_t kernel)
+{
+    static const struct {
+        uint32_t kernel, bytes;
+    } large[] = {
+#define CU_LARGE(n, bytes) {CU_##n, bytes},
+        CUDA_LARGE_KERNELS(CU_LARGE)
+#undef CU_LARGE
+    };
+    for (uint32_t i = 0; i < sizeof large / sizeof *large; i++)
+        if (large[i].kernel == kernel) return large[i].bytes;
+    return 0;
+}
+
 rq_status cu_function(cu_device *d, uint32_t kernel, void **out, rq_error *err)
 {
+    *out = d->functions[kernel]; /* found before */
     char name[32];
     cu_kernel_name(kernel, name);
     int result = 0;
     for (uint32_t i = 0; i < d->n_modules && !d->functions[kernel]; i++) {
         result = d->api.module_function(&d->functions[kernel], d->modules[i], name);
+        if (result) d->functions[kernel] = NULL;
+    }
+    int shared = (int)cu_kernel_shared_bytes(kernel);
+    if (d->functions[kernel] && !*out && shared > 0) {
+        result = d->api.function_attribute(d->functions[kernel], CUDA_FUNCTION_SHARED_BYTES, shared);
         if (result) d->functions[kernel] = NULL;
     }
     *out = d->functions[kernel];
@@ -103,11 +123,13 @@ static rq_status open_card(cu_device *d, const rq_device_options *options, rq_er
                        options->index, n == 1 ? "is" : "are", n);
     result = api->device_get(&d->ordinal, (int)options->index);
     if (result == 0) result = api->device_name(d->name, sizeof d->name, d->ordinal);
-    int processors = 0;
+    int processors = 0, shared = 0;
     if (result == 0) result = api->device_attribute(&processors, CUDA_ATTRIBUTE_PROCESSORS, d->ordinal);
     if (result == 0) result = api->device_attribute(&d->major, CUDA_ATTRIBUTE_MAJOR, d->ordinal);
     if (result == 0) result = api->device_attribute(&d->minor, CUDA_ATTRIBUTE_MINOR, d->ordinal);
+    if (result == 0) result = api->device_attribute(&shared, CUDA_ATTRIBUTE_SHARED_BYTES, d->ordinal);
     if (result) return cu_fail(d, result, "saying what it is", err);
+    d->shared_bytes = shared > 0 ? (uint32_t)shared : 0;
     d->n_processors = processors > 0 ? (uint32_t)processors : 1;
     if (d->major * 10 + d->minor < 75)
         return rq_fail(err, RQ_ERR_UNSUPPORTED,

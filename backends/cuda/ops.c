@@ -398,6 +398,23 @@ static bool on_matrix_units(const rq_cache_group *g)
     return true;
 }
 
+/* Attention of wide steps in tiles: the kernel for heads of this size, and its rows; 0 rows where there is none. */
+static uint32_t tile_rows(const cu_builder *b, const rq_cache_group *g, uint32_t *kernel)
+{
+    uint32_t d = g->dim_k > g->dim_v ? g->dim_k : g->dim_v, rows = 128;
+    const cu_device *device = cu_device_of(b);
+    if (cu_tape(b)->bucket <= RQ_NARROW_BUCKET || g->type_k != RQ_TYPE_F16 || g->type_v != RQ_TYPE_F16 ||
+        d > 512 || device->major < 8)
+        return 0;
+    *kernel = d <= 64 ? CU_attend_tile_64 : CU_attend_tile_128;
+    if (d > 128) {
+        *kernel = d <= 256 ? CU_attend_tile_256 : CU_attend_tile_512;
+        rows = d <= 256 ? 64 : 32;
+        if (d > 256 && g->form_v == RQ_KV_Q8_0) return 0; /* no room for so many scales */
+    }
+    return cu_kernel_shared_bytes(*kernel) <= device->shared_bytes ? rows : 0;
+}
+
 static void attend(cu_builder *b, const rq_op *op)
 {
     const rq_value *cache = &cu_tape(b)->values[op->in[0]];
@@ -434,6 +451,8 @@ static void attend(cu_builder *b, const rq_op *op)
     uint32_t rows = 1, kernel = CU_attend_1, most = g->dim_v > 256 ? 2 : g->dim_v > 128 ? 4 : 8;
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
     if (on_matrix_units(g)) rows = 8, kernel = CU_attend_coded;
+    uint32_t tile_kernel, tile = tile_rows(b, g, &tile_kernel);
+    if (tile) rows = tile, kernel = tile_kernel;
     cu_launch(b, kernel, &a, sizeof a, work, g->n_heads, divide_up(queries * group, rows), splits);
     if (splits) cu_launch(b, CU_attend_merge, &a, sizeof a, work, heads, queries, true);
 }

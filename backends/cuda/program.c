@@ -288,6 +288,7 @@ static rq_status make_graph(cu_program *p, rq_error *err)
         cuda_kernel_node node = {.function = l->function,
                                  .grid = {l->grid[0], l->grid[1], l->grid[2]},
                                  .block = {cu_kernel_threads(l->kernel), 1, 1},
+                                 .shared_bytes = cu_kernel_shared_bytes(l->kernel),
                                  .params = params};
         result = d->api.graph_add_kernel(&l->node, p->graph, before, n_before, &node);
     }
@@ -368,8 +369,9 @@ static int run_timed(cu_program *p, void **events, uint64_t *ns)
         for (; at < p->n && p->list[at].op == op && result == 0; at++) {
             launch *l = &p->list[at];
             void *params[1] = {l->args};
-            result = d->api.launch(l->function, l->grid[0], l->grid[1], l->grid[2],
-                                   cu_kernel_threads(l->kernel), 1, 1, 0, d->stream, params, NULL);
+            result =
+                d->api.launch(l->function, l->grid[0], l->grid[1], l->grid[2], cu_kernel_threads(l->kernel),
+                              1, 1, cu_kernel_shared_bytes(l->kernel), d->stream, params, NULL);
         }
         if (result == 0) result = d->api.event_record(events[op + 1], d->stream);
     }

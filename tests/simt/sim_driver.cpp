@@ -91,7 +91,10 @@ static int device_name(char *name, int n, int)
 static int device_attribute(int *v, int attribute, int)
 {
     CALL(INVALID);
-    *v = attribute == CUDA_ATTRIBUTE_PROCESSORS ? PROCESSORS : attribute == CUDA_ATTRIBUTE_MAJOR ? 9 : 0;
+    *v = attribute == CUDA_ATTRIBUTE_PROCESSORS     ? PROCESSORS
+         : attribute == CUDA_ATTRIBUTE_MAJOR        ? 9
+         : attribute == CUDA_ATTRIBUTE_SHARED_BYTES ? 99 << 10
+                                                    : 0;
     return 0;
 }
 static void *object(size_t bytes = 1)
@@ -139,6 +142,11 @@ static int module_function(void **f, void *, const char *name)
     CALL(NOT_FOUND);
     *f = (void *)simt::find(name);
     return *f ? 0 : NOT_FOUND;
+}
+static int function_attribute(void *, int attribute, int bytes)
+{
+    CALL(INVALID);
+    return attribute == CUDA_FUNCTION_SHARED_BYTES && bytes >= 0 && bytes <= 99 << 10 ? 0 : INVALID;
 }
 static int memory_alloc(uint64_t *p, size_t bytes)
 {
@@ -287,6 +295,7 @@ const cuda_api simt_api = {
     module_load,
     drop,
     module_function,
+    function_attribute,
     memory_alloc,
     memory_free,
     memory_set,

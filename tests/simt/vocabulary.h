@@ -79,11 +79,13 @@ template <typename T> const T *checked(const void *p)
     static simt::kernel name##_entry(#name, threads, sizeof(args),                                           \
                                      [](const void *a) { name(*(const args *)a); });                         \
     static void name(const args &p)
-#define DEVICE   static inline __attribute__((unused))
+#define DEVICE static inline __attribute__((unused))
+#define DEVICE_MEMBER
 #define CONSTANT static constexpr
 #define SHARED(type, name, n)                                                                                \
     alignas(16) static type name[n];                                                                         \
     simt::shared_memory(name, sizeof name)
+#define LARGE_SHARED(type, name) SHARED(type, name, 1)
 
 DEVICE uint32_t thread_x()
 {
@@ -267,6 +269,25 @@ DEVICE uint32_t half_bits(float v)
 DEVICE float half_float(uint32_t h)
 {
     return simt::half_to_float((uint16_t)h);
+}
+DEVICE uint32_t half2_bits(float lo, float hi)
+{
+    return half_bits(lo) | half_bits(hi) << 16;
+}
+DEVICE uint32_t half2_add(uint32_t a, uint32_t b)
+{
+    return half2_bits(half_float(a & 0xffffu) + half_float(b & 0xffffu),
+                      half_float(a >> 16) + half_float(b >> 16));
+}
+DEVICE uint32_t half2_fma(uint32_t a, uint32_t b, uint32_t c)
+{
+    return half2_bits(half_float(a & 0xffffu) * half_float(b & 0xffffu) + half_float(c & 0xffffu),
+                      half_float(a >> 16) * half_float(b >> 16) + half_float(c >> 16));
+}
+DEVICE uint32_t half2_mul(uint32_t a, uint32_t b)
+{
+    return half2_bits(half_float(a & 0xffffu) * half_float(b & 0xffffu),
+                      half_float(a >> 16) * half_float(b >> 16));
 }
 DEVICE float exp2_fast(float x)
 {
