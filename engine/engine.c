@@ -54,6 +54,12 @@ static rq_status after_step(void *user, rq_error *err)
     return status == RQ_OK ? rq_kv_plan_capture(&e->decision.kv, e->executor, err) : status;
 }
 
+static void say_line(void *user, const char *line)
+{
+    const rq_engine *e = user;
+    if (e->voice.log != NULL) e->voice.log(e->voice.log_user, line);
+}
+
 static rq_status make_executor(rq_engine *e, rq_error *err)
 {
     rq_decision *d = &e->decision;
@@ -99,6 +105,10 @@ static rq_status make_scheduler(rq_engine *e, rq_error *err)
         .n_batch = d->numbers.n_batch,
         .n_piece = d->n_piece,
         .n_queue = d->n_queue,
+        .draft_depth = d->place.drafts ? d->draft.depth : 0,
+        .draft_min_p = d->draft.min_p,
+        .draft_auto = d->draft.automatic,
+        .say = say_line,
         .check = after_step,
         .user = e,
     };
@@ -131,6 +141,7 @@ static void fill_info(rq_engine *e, const rq_engine_params *p, const rq_device_i
         .cache_tokens = d->pools.cache_tokens,
         .cache_bytes = x.cache_bytes,
         .exact_bytes_per_session = d->pools.exact_bytes / d->numbers.n_sessions,
+        .draft_depth = d->place.drafts ? d->draft.depth : 0,
         .window_bytes = d->pools.window_bytes,
         .scratch_bytes = x.arena_bytes + x.persist_bytes + x.step_bytes + x.program_bytes,
     };
@@ -235,6 +246,14 @@ static void say_decisions(const rq_engine *e, const rq_engine_params *p)
                "messages and "
                "answers (--cache-ram), the one unused for longest goes first",
                mib(rq_executor_state_bytes(e->executor)), mib(d->numbers.snapshot_bytes));
+    if (i->draft_depth != 0) {
+        char least[48] = "";
+        if (d->draft.min_p > 0)
+            snprintf(least, sizeof least, " of probability %g or more", (double)d->draft.min_p);
+        rq_say(p, "drafts: up to %u guesses a step%s by the model's MTP block, with a cache of its own%s",
+               i->draft_depth, least,
+               d->draft.automatic ? "; the first answers show whether they stay on" : "");
+    }
     rq_say(p, "sessions: %u of up to %u tokens, at most %u requests waiting", i->n_sessions, i->n_ctx,
            d->n_queue);
     if (i->n_ctx > m->hp.n_ctx_train)

@@ -114,6 +114,12 @@ typedef struct rq_engine_params {
     uint32_t kv_recent, kv_sinks;
     const char *kv_profile;
     const struct rq_kv_hooks *kv_hooks; /* for measurements (kv.h); NULL */
+    /* Drafts: the file's MTP block guesses up to draft_depth (1 to 6, 0 = 2) tokens ahead, the model checks them in one
+     * step; what is answered stays the same. "off" (NULL), "mtp", or "auto": where the file has one and while it
+     * measures faster. A draft ends where a guess has less than the probability draft_min_p. */
+    const char *draft;
+    uint32_t draft_depth;
+    float draft_min_p;
     /* Receives one line for each decision made at start (placement, sizes, features), and later, from the engine's
      * own thread, one when what it computes goes wrong. May be NULL; else it and log_user outlive the engine. */
     void (*log)(void *user, const char *line);
@@ -136,8 +142,9 @@ typedef struct rq_engine_info {
     uint64_t cache_bytes_per_token;   /* for as long as a token is kept: coded, where there is a code */
     uint64_t exact_bytes_per_token;   /* while a token is read as it was written */
     uint64_t exact_bytes_per_session; /* of pages for such tokens, 0 where nothing is coded */
-    uint64_t window_bytes;            /* of layers that see a window, whatever the context; in no number per token */
-    bool failed; /* the device or the file is gone: every request is refused from now on */
+    uint64_t window_bytes; /* of layers that see a window, whatever the context; in no number per token */
+    uint32_t draft_depth;  /* 0: nothing drafts */
+    bool failed;           /* the device or the file is gone: every request is refused from now on */
     char failure[512];
 } rq_engine_info;
 void rq_engine_describe(const rq_engine *engine, rq_engine_info *out);
@@ -146,10 +153,11 @@ void rq_engine_describe(const rq_engine *engine, rq_engine_info *out);
 typedef struct rq_engine_stats {
     uint64_t steps, step_tokens; /* tokens that really went through a step, padding excluded */
     uint64_t prompt_tokens, reused_tokens, generated_tokens;
-    uint64_t step_ns;                    /* time spent inside steps */
-    uint64_t device_ns;                  /* of it in devices; the rest is the host's own work */
-    uint32_t sessions, running, waiting; /* now */
-    uint64_t cache_tokens_used;          /* now, in whole pages */
+    uint64_t drafted_tokens, accepted_tokens; /* guessed and checked; of them right */
+    uint64_t step_ns;                         /* time spent inside steps */
+    uint64_t device_ns;                       /* of it in devices; the rest is the host's own work */
+    uint32_t sessions, running, waiting;      /* now */
+    uint64_t cache_tokens_used;               /* now, in whole pages */
     uint64_t cache_not_finite; /* keys and values that were no finite numbers when compressed: kept as 0 */
 } rq_engine_stats;
 void rq_engine_get_stats(const rq_engine *engine, rq_engine_stats *out);
@@ -227,6 +235,7 @@ typedef struct rq_event {
     rq_token_logprob top[RQ_MAX_LOGPROBS];
     rq_finish finish; /* anything but NONE: the last event of the request; the fields below are final then */
     uint32_t n_prompt, n_reused, n_generated; /* also in events before the last one, as of now */
+    uint32_t n_drafted, n_accepted;
     double prompt_ms, generate_ms; /* from start of work to first token; from first token to last */
     const char *reuse_note;        /* why not more was reused; "" if all was */
     rq_error error;                /* RQ_FINISH_ERROR only */

@@ -152,6 +152,13 @@ static rq_status plan_programs(rq_executor *ex, rq_error *err)
         rq_exec_program *p = &ex->trunk[ex->n_trunk++];
         if (!is_left_out(ex, t, widest)) status = rq_exec_program_plan(ex, p, RQ_TAPE_TRUNK, t, err);
     }
+    for (uint32_t t = 1; ex->params.drafts && t <= widest && status == RQ_OK; t *= 2) {
+        rq_exec_program *p = &ex->follow[ex->n_follow++];
+        if (!is_left_out(ex, t, widest)) status = rq_exec_program_plan(ex, p, RQ_TAPE_FOLLOW, t, err);
+        if (status != RQ_OK || t > RQ_NARROW_BUCKET) continue;
+        p = &ex->draft[ex->n_draft++];
+        if (!is_left_out(ex, t, widest)) status = rq_exec_program_plan(ex, p, RQ_TAPE_DRAFT, t, err);
+    }
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS && status == RQ_OK; i++)
         if (!is_left_out(ex, 1u << i, RQ_HEAD_ROWS))
             status = rq_exec_program_plan(ex, &ex->head[i], RQ_TAPE_HEAD, 1u << i, err);
@@ -180,6 +187,11 @@ static rq_status make_programs(rq_executor *ex, rq_error *err)
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS * RQ_STEPS && status == RQ_OK; i++)
         status = rq_exec_program_compile(ex, &ex->head[i / RQ_STEPS], i % RQ_STEPS, err);
     if (status == RQ_OK && coded) status = rq_exec_program_compile(ex, &ex->encode, 0, err);
+    for (uint32_t i = 0; i < ex->n_follow && status == RQ_OK; i++)
+        status = rq_exec_program_compile(ex, &ex->follow[i], 0, err);
+    for (uint32_t i = 0; i < ex->n_draft && status == RQ_OK; i++)
+        status = rq_exec_program_compile(ex, &ex->draft[i], 0, err);
+    ex->follows = ex->params.drafts;
     return status;
 }
 
@@ -256,6 +268,8 @@ void rq_executor_free(rq_executor *ex)
     for (uint32_t i = 0; i < RQ_TRUNK_BUCKETS; i++) rq_exec_program_free(ex, &ex->trunk[i]);
     for (uint32_t i = 0; i < RQ_HEAD_BUCKETS; i++) rq_exec_program_free(ex, &ex->head[i]);
     rq_exec_program_free(ex, &ex->encode);
+    for (uint32_t i = 0; i < RQ_TRUNK_BUCKETS; i++) rq_exec_program_free(ex, &ex->follow[i]);
+    for (uint32_t i = 0; i < RQ_DRAFT_BUCKETS; i++) rq_exec_program_free(ex, &ex->draft[i]);
     rq_exec_memory_free(ex);
     rq_free(ex->devices);
     rq_free(ex->device_info);

@@ -21,7 +21,34 @@ typedef struct rq_weight {
 /* RQ_TAPE_ENCODE is the executor's own: KV_ENCODE of every layer of the groups with a coded form, run behind
  * the trunk of a step of at most RQ_NARROW_BUCKET tokens that names pages to encode. In wider trunks the family
  * places the operation itself, in every layer between KV_WRITE and ATTEND; in narrow ones it has no place. */
-typedef enum rq_tape_kind { RQ_TAPE_TRUNK, RQ_TAPE_HEAD, RQ_TAPE_ENCODE } rq_tape_kind;
+/* RQ_TAPE_FOLLOW and RQ_TAPE_DRAFT belong to a block that predicts a token further on (`drafts` below). FOLLOW runs
+ * the block behind a trunk, for the same tokens: what it keeps of them is what its cache groups hold. DRAFT runs it for
+ * a token of each of a few sequences, with logits, to guess what comes next. Both take, for every token, the hidden row
+ * that came before it from PERSIST trail: FOLLOW in buckets above RQ_NARROW_BUCKET row t for token t, all others the
+ * row that the step's row list names (SELECT_ROWS). The trunk copies its hidden rows to the trail from row 1 on; DRAFT
+ * leaves its own from row rq_trail_draft on. */
+typedef enum rq_tape_kind {
+    RQ_TAPE_TRUNK,
+    RQ_TAPE_HEAD,
+    RQ_TAPE_ENCODE,
+    RQ_TAPE_FOLLOW,
+    RQ_TAPE_DRAFT
+} rq_tape_kind;
+
+/* Rows of PERSIST trail: one row before a wide step's, those of a step, the last one of every sequence, and those of
+ * DRAFT. */
+static inline uint32_t rq_trail_last(const rq_step_caps *caps)
+{
+    return 1 + caps->max_tokens;
+}
+static inline uint32_t rq_trail_draft(const rq_step_caps *caps)
+{
+    return rq_trail_last(caps) + caps->n_seqs;
+}
+static inline uint32_t rq_trail_rows(const rq_step_caps *caps)
+{
+    return rq_trail_draft(caps) + RQ_NARROW_BUCKET;
+}
 
 typedef struct rq_executor_params {
     rq_device *const *devices; /* borrowed; the first one runs what nobody placed */
@@ -40,7 +67,8 @@ typedef struct rq_executor_params {
     rq_step_caps caps; /* completed by rq_step_caps_complete */
     uint32_t n_embd, n_vocab;
     uint32_t capture_floats; /* of PERSIST capture, for each token of a step; 0: there is none */
-    /* Appends the forward pass of `kind` (trunk or head) for tape->bucket tokens or rows. */
+    bool drafts;             /* there are FOLLOW and DRAFT */
+    /* Appends the forward pass of `kind` (all but ENCODE) for tape->bucket tokens or rows. */
     void (*build)(void *user, rq_tape_kind kind, rq_tape *tape);
     /* Device index of an operation of model layer `layer` (UINT32_MAX: embedding, final norm, head). */
     uint32_t (*place)(void *user, uint32_t layer);
@@ -85,6 +113,32 @@ rq_status rq_executor_wait(rq_executor *ex, rq_step *step, const float **logits,
 rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, uint32_t n_rows,
                            const float **logits, rq_error *err);
 
+/* ---- drafts: of an executor with `drafts` ---- */
+
+/* Should steps be followed (they are, at first)? Else nothing of them comes into the block's cache. */
+void rq_executor_follow(rq_executor *ex, bool on);
+/* Applies the page table edits of a step that was begun, and takes them off its list: drafts come before the step. */
+rq_status rq_executor_edit(rq_executor *ex, rq_step *step, rq_error *err);
+/* An empty step for rq_executor_draft, to fill with runs of one token each, at most RQ_NARROW_BUCKET. */
+rq_step *rq_executor_draft_begin(rq_executor *ex);
+/* Guesses the token behind each of the step's. after[t]: which token of the draft before it came before token t, or -1:
+ * the row of the sequence's last step does. ids[t] receives the guess; logits, unless NULL, f32 [n_tokens][n_vocab],
+ * valid until the next submit or draft. */
+rq_status rq_executor_draft(rq_executor *ex, rq_step *step, const int32_t *after, int32_t *ids,
+                            const float **logits, rq_error *err);
+/* Of the step that ran last: token t is the last one of sequence `seq` that counts. To be said after every step of
+ * every sequence that may go on. */
+rq_status rq_executor_last(rq_executor *ex, uint32_t seq, uint32_t token, rq_error *err);
+/* That row, 4 * n_embd bytes: kept, and put back. It is part of what rq_executor_state_save keeps. */
+uint64_t rq_executor_last_bytes(const rq_executor *ex); /* 0: there are no drafts */
+rq_status rq_executor_last_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err);
+rq_status rq_executor_last_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err);
+/* Trunks run so far, and programs of the block. */
+typedef struct rq_executor_counts {
+    uint64_t trunks, heads, follows, drafts;
+} rq_executor_counts;
+rq_executor_counts rq_executor_count(const rq_executor *ex);
+
 /* What the step that ran last left in PERSIST capture, and that step; both valid until the next submit. The step
  * was waited for; *run counts steps. *rows NULL: no step with tokens ran yet. RQ_ERR_UNSUPPORTED where the
  * processor cannot read the device's memory. */
@@ -119,7 +173,7 @@ const rq_exec_list *rq_executor_list(const rq_executor *ex);
 /* Copies the content of one exact page to another of the same group (copy-on-write of a partial page). */
 rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, uint32_t to, rq_error *err);
 
-/* The recurrent state of one sequence: its bytes (0: the model has none), a copy of it, and the copy put into the
+/* The recurrent state of one sequence, where there are drafts with its last hidden row: its bytes (0: the model has none), a copy of it, and the copy put into the
  * slot of any sequence. Steps in flight are waited for. What a draft check left pending is no part of it: where tokens
  * of one were accepted and no run has applied them yet (rq_run.n_accepted), their inputs are kept and restored beside
  * it, with the functions that follow, for a run that starts at the same position with the same n_accepted. */

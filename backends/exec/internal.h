@@ -6,7 +6,12 @@
 #include "backends/tape/plan.h"
 #include "backends/tape/split.h"
 
-enum { RQ_TRUNK_BUCKETS = 12 /* 1 .. 2048 */, RQ_HEAD_BUCKETS = 7 /* 1 .. 64 */, RQ_STEPS = 2 };
+enum {
+    RQ_TRUNK_BUCKETS = 12 /* 1 .. 2048 */,
+    RQ_HEAD_BUCKETS = 7 /* 1 .. 64 */,
+    RQ_DRAFT_BUCKETS = 4 /* 1 .. 8 */,
+    RQ_STEPS = 2
+};
 
 /* A tape made ready for one bucket. The head is compiled once per step buffer, because the logits of two
  * steps in flight live in two places; the trunk once. */
@@ -46,6 +51,12 @@ struct rq_executor {
 
     rq_exec_program trunk[RQ_TRUNK_BUCKETS], head[RQ_HEAD_BUCKETS];
     rq_exec_program encode; /* no operations: no group has a coded form */
+    rq_exec_program follow[RQ_TRUNK_BUCKETS], draft[RQ_DRAFT_BUCKETS];
+    uint32_t n_follow, n_draft; /* 0: nothing drafts */
+    bool follows;
+    rq_step aside; /* its words are of this process: the steps of `draft` and of narrow `follow` */
+    float *zeros;  /* n_embd: the row before a sequence's first token */
+    rq_executor_counts counts;
     uint32_t n_trunk;
 
     rq_binding *weight_bindings; /* [device][weight]; memory NULL: not used there */
@@ -86,6 +97,24 @@ static inline bool rq_exec_program_exists(const rq_exec_program *p)
 {
     return p->tape.n_ops > 0;
 }
+
+/* ---- run.c --------------------------------------------------------------------------------------------- */
+
+/* Is a step in flight? Waits for all that are. */
+bool rq_exec_any_flying(const rq_executor *ex);
+rq_status rq_exec_wait_all(rq_executor *ex, rq_error *err);
+/* dst and src may be the same memory; both devices must be idle. */
+rq_status rq_exec_copy_memory(rq_executor *ex, rq_memory *dst, uint64_t dst_at, rq_memory *src,
+                              uint64_t src_at, uint64_t bytes, rq_error *err);
+rq_status rq_exec_apply_edits(rq_executor *ex, const rq_step *step, rq_error *err);
+rq_status rq_exec_run_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot, const uint32_t *words,
+                              rq_error *err);
+uint32_t rq_exec_bucket_index(uint32_t n); /* of the smallest power of two >= n */
+
+/* ---- draft.c ------------------------------------------------------------------------------------------- */
+
+/* The block behind the trunk of a step that is finished. */
+rq_status rq_exec_follow(rq_executor *ex, const rq_step *step, uint32_t bucket, rq_error *err);
 
 /* ---- memory.c ------------------------------------------------------------------------------------------ */
 

@@ -146,6 +146,8 @@ static rq_status adopt_weights(rq_executor *ex, rq_error *err)
     if (status == RQ_OK) {
         for (uint32_t i = 0; i < ex->n_trunk; i++) mark_weights(ex, &ex->trunk[i], used);
         for (uint32_t i = 0; i < RQ_HEAD_BUCKETS; i++) mark_weights(ex, &ex->head[i], used);
+        for (uint32_t i = 0; i < ex->n_follow; i++) mark_weights(ex, &ex->follow[i], used);
+        for (uint32_t i = 0; i < ex->n_draft; i++) mark_weights(ex, &ex->draft[i], used);
         /* the encoding tape reads none */
     }
     for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++)
@@ -243,13 +245,17 @@ static rq_status make_states(rq_executor *ex, rq_error *err)
 
 static uint32_t program_count(const rq_executor *ex)
 {
-    return ex->n_trunk + RQ_HEAD_BUCKETS + 1;
+    return ex->n_trunk + RQ_HEAD_BUCKETS + 1 + ex->n_follow + ex->n_draft;
 }
 
 static const rq_exec_program *program_at(const rq_executor *ex, uint32_t i)
 {
-    if (i == ex->n_trunk + RQ_HEAD_BUCKETS) return &ex->encode;
-    return i < ex->n_trunk ? &ex->trunk[i] : &ex->head[i - ex->n_trunk];
+    if (i < ex->n_trunk) return &ex->trunk[i];
+    i -= ex->n_trunk;
+    if (i < RQ_HEAD_BUCKETS) return &ex->head[i];
+    i -= RQ_HEAD_BUCKETS;
+    if (i == 0) return &ex->encode;
+    return i - 1 < ex->n_follow ? &ex->follow[i - 1] : &ex->draft[i - 1 - ex->n_follow];
 }
 
 static rq_status make_arenas(rq_executor *ex, rq_error *err)
@@ -300,6 +306,9 @@ static rq_status make_persist(rq_executor *ex, rq_error *err)
     if (status == RQ_OK && p->capture_floats)
         status = take(ex, ex->persist_device, 4ull * p->capture_floats * p->caps.max_tokens, "captured rows",
                       &ex->persist[RQ_PERSIST_CAPTURE], sum, err);
+    if (status == RQ_OK && p->drafts)
+        status = take(ex, ex->persist_device, 4ull * p->n_embd * rq_trail_rows(&p->caps), "hidden rows",
+                      &ex->persist[RQ_PERSIST_TRAIL], sum, err);
     if (status == RQ_OK && ex->input_device != ex->persist_device)
         status = take(ex, ex->input_device, 4ull * sampled, "sampled ids", &ex->sampled, sum, err);
     for (uint32_t s = 0; s < RQ_STEPS && status == RQ_OK; s++) {
@@ -321,6 +330,15 @@ static rq_status make_steps(rq_executor *ex, rq_error *err)
         if (status != RQ_OK) return status;
         if (words) rq_step_init(&ex->slots[s].step, caps, ex->groups, words);
         if (ex->dry) ex->info.step_bytes += bytes;
+    }
+    if (ex->params.drafts) {
+        void *words = NULL, *zeros = NULL;
+        rq_status status = take_host(ex, bytes, "step buffers", &words, err);
+        if (words) rq_step_init(&ex->aside, caps, ex->groups, words);
+        if (status == RQ_OK) status = take_host(ex, 4ull * ex->params.n_embd, "step buffers", &zeros, err);
+        ex->zeros = zeros;
+        if (status != RQ_OK) return status;
+        if (ex->dry) ex->info.step_bytes += bytes + 4ull * ex->params.n_embd;
     }
     if (ex->dry) return RQ_OK;
     for (uint32_t s = 0; s < RQ_STEPS; s++) {
@@ -354,6 +372,9 @@ static rq_status make_staging(rq_executor *ex, rq_error *err)
         if (!ex->device_info[ex->group_device[g]].host_memory && pool->layout.page_bytes > bytes)
             bytes = pool->layout.page_bytes;
     }
+    if (ex->params.drafts && !ex->device_info[ex->persist_device].host_memory &&
+        4ull * ex->params.n_embd > bytes)
+        bytes = 4ull * ex->params.n_embd;
     if (bytes == 0) return RQ_OK;
     rq_status status = take_host(ex, bytes, "staging between devices", &ex->staging, err);
     if (ex->dry)
@@ -512,6 +533,8 @@ void rq_exec_memory_free(rq_executor *ex)
         rq_free(ex->slots[s].marks);
         rq_free(ex->slots[s].step.words);
     }
+    rq_free(ex->aside.words);
+    rq_free(ex->zeros);
     rq_free(ex->staging);
     rq_free(ex->op_ns);
     rq_free(ex->bindings);

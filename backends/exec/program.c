@@ -81,6 +81,14 @@ static rq_status check_persist(const rq_executor *ex, const rq_value *v, rq_erro
                                              [RQ_PERSIST_LOGITS] = ex->params.n_vocab,
                                              [RQ_PERSIST_SAMPLED] = 1};
     rq_type type = v->index == RQ_PERSIST_SAMPLED ? RQ_TYPE_I32 : RQ_TYPE_F32;
+    if (v->index == RQ_PERSIST_TRAIL) { /* views of whole rows */
+        uint64_t row = 4ull * ex->params.n_embd, bytes = row * rq_trail_rows(&ex->params.caps),
+                 span = rq_value_span(v);
+        if (ex->params.drafts && v->type == RQ_TYPE_F32 && v->ne[0] == ex->params.n_embd &&
+            v->offset % row == 0 && v->offset <= bytes && span <= bytes - v->offset)
+            return RQ_OK;
+        return rq_fail(err, RQ_ERR_INTERNAL, "the forward pass looks for hidden rows where there are none");
+    }
     if (v->index == RQ_PERSIST_CAPTURE) { /* views of any shape */
         uint64_t bytes = 4ull * ex->params.capture_floats * ex->params.caps.max_tokens,
                  span = rq_value_span(v);
@@ -231,6 +239,7 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
     p->tape.persist_rows[RQ_PERSIST_LOGITS] = RQ_HEAD_ROWS;
     p->tape.persist_rows[RQ_PERSIST_SAMPLED] = ex->params.caps.n_seqs;
     p->tape.persist_rows[RQ_PERSIST_CAPTURE] = ex->params.capture_floats ? ex->params.caps.max_tokens : 0;
+    p->tape.persist_rows[RQ_PERSIST_TRAIL] = ex->params.drafts ? rq_trail_rows(&ex->params.caps) : 0;
     if (kind == RQ_TAPE_ENCODE)
         encode_all(ex, &p->tape);
     else
@@ -242,7 +251,7 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
         status = check_op(ex, &p->tape, &p->tape.ops[i], err);
         if (status != RQ_OK) return status;
     }
-    if (kind == RQ_TAPE_TRUNK) status = check_encodes(ex, &p->tape, err);
+    if (kind == RQ_TAPE_TRUNK || kind == RQ_TAPE_FOLLOW) status = check_encodes(ex, &p->tape, err);
     if (status != RQ_OK) return status;
     if (!ex->params.no_fusion) {
         status = rq_tape_fuse(&p->tape, supports_fused, ex, err);

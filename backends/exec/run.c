@@ -32,7 +32,7 @@ static rq_status wait_for(rq_executor *ex, uint32_t device, rq_error *err)
 }
 
 /* Waits for everything in flight. */
-static rq_status wait_all(rq_executor *ex, rq_error *err)
+rq_status rq_exec_wait_all(rq_executor *ex, rq_error *err)
 {
     rq_status status = RQ_OK;
     for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++) status = wait_for(ex, d, err);
@@ -62,7 +62,7 @@ static void mark_step(rq_executor *ex, rq_step_slot *slot)
         if (ex->devices[d]->backend->mark) slot->marks[d] = ex->devices[d]->backend->mark(ex->devices[d]);
 }
 
-static bool any_flying(const rq_executor *ex)
+bool rq_exec_any_flying(const rq_executor *ex)
 {
     for (uint32_t s = 0; s < RQ_STEPS; s++)
         if (ex->slots[s].state == RQ_STEP_FLYING) return true;
@@ -93,14 +93,14 @@ static rq_status upload(rq_memory *memory, uint64_t offset, const void *src, uin
     return memory->device->backend->upload(memory, offset, src, bytes, err);
 }
 
-static rq_status apply_edits(rq_executor *ex, const rq_step *step, rq_error *err)
+rq_status rq_exec_apply_edits(rq_executor *ex, const rq_step *step, rq_error *err)
 {
     const rq_step_header *h = step->header;
     const rq_step_caps *caps = &ex->params.caps;
     const rq_edit *edits = rq_step_at(step->words, h->edits);
     if (h->n_edits == 0) return RQ_OK;
-    if (any_flying(ex)) { /* a step in flight reads the tables */
-        rq_status status = wait_all(ex, err);
+    if (rq_exec_any_flying(ex)) { /* a step in flight reads the tables */
+        rq_status status = rq_exec_wait_all(ex, err);
         if (status != RQ_OK) return status;
     }
     for (uint32_t i = 0; i < h->n_edits; i++) {
@@ -149,8 +149,8 @@ static rq_status check_encodes(const rq_executor *ex, const rq_step *step, bool 
 /* ---- programs ------------------------------------------------------------------------------------------ */
 
 /* dst and src may be the same memory; both devices must be idle. */
-static rq_status copy_memory(rq_executor *ex, rq_memory *dst, uint64_t dst_at, rq_memory *src,
-                             uint64_t src_at, uint64_t bytes, rq_error *err)
+rq_status rq_exec_copy_memory(rq_executor *ex, rq_memory *dst, uint64_t dst_at, rq_memory *src,
+                              uint64_t src_at, uint64_t bytes, rq_error *err)
 {
     if (src->host) return upload(dst, dst_at, (const char *)src->host + src_at, bytes, err);
     void *to = dst->host ? (char *)dst->host + dst_at : ex->staging;
@@ -169,15 +169,15 @@ static rq_status copy_borders(rq_executor *ex, const rq_exec_program *p, const r
         const rq_border_copy *copy = &p->split.copies[piece->copy_first + c];
         status = wait_for(ex, copy->from, err);
         if (status != RQ_OK) break;
-        status = copy_memory(ex, ex->arenas[copy->to], rq_plan_offsets(&p->plan, copy->to)[copy->value],
-                             ex->arenas[copy->from], rq_plan_offsets(&p->plan, copy->from)[copy->value],
-                             copy->bytes, err);
+        status = rq_exec_copy_memory(ex, ex->arenas[copy->to],
+                                     rq_plan_offsets(&p->plan, copy->to)[copy->value], ex->arenas[copy->from],
+                                     rq_plan_offsets(&p->plan, copy->from)[copy->value], copy->bytes, err);
     }
     return status;
 }
 
-static rq_status run_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot, const uint32_t *words,
-                             rq_error *err)
+rq_status rq_exec_run_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot, const uint32_t *words,
+                              rq_error *err)
 {
     for (uint32_t i = 0; i < p->split.n_pieces; i++) {
         rq_status status = copy_borders(ex, p, &p->split.pieces[i], err);
@@ -193,7 +193,7 @@ static rq_status run_program(rq_executor *ex, const rq_exec_program *p, uint32_t
     return RQ_OK;
 }
 
-static uint32_t bucket_index(uint32_t n)
+uint32_t rq_exec_bucket_index(uint32_t n)
 {
     uint32_t i = 0;
     while (1u << i < n) i++;
@@ -202,12 +202,12 @@ static uint32_t bucket_index(uint32_t n)
 
 static const rq_exec_program *trunk_of(const rq_executor *ex, const rq_step *step)
 {
-    return &ex->trunk[bucket_index(step->header->n_tokens)];
+    return &ex->trunk[rq_exec_bucket_index(step->header->n_tokens)];
 }
 
 static const rq_exec_program *head_of(const rq_executor *ex, const rq_step *step)
 {
-    return &ex->head[bucket_index(step->header->n_rows)];
+    return &ex->head[rq_exec_bucket_index(step->header->n_rows)];
 }
 
 /* The input device has a copy of the sampled ids of its own, which is brought up to date for steps that take some. */
@@ -218,16 +218,19 @@ static rq_status bring_sampled(rq_executor *ex, const rq_step *step, rq_error *e
     bool any = false;
     for (uint32_t i = 0; i < step->header->n_tokens; i++) any |= ids[i] < 0;
     if (!any) return RQ_OK;
-    rq_status status = wait_all(ex, err);
+    rq_status status = rq_exec_wait_all(ex, err);
     if (status != RQ_OK) return status;
-    return copy_memory(ex, ex->sampled, 0, ex->persist[RQ_PERSIST_SAMPLED], 0, ex->sampled->bytes, err);
+    return rq_exec_copy_memory(ex, ex->sampled, 0, ex->persist[RQ_PERSIST_SAMPLED], 0, ex->sampled->bytes,
+                               err);
 }
 
 /* Rows of the head, and their logits on the way to the processor. */
 static rq_status run_head(rq_executor *ex, rq_step_slot *slot, rq_error *err)
 {
     const rq_step *step = &slot->step;
-    rq_status status = run_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, err);
+    ex->counts.heads++;
+    rq_status status =
+        rq_exec_run_program(ex, head_of(ex, step), (uint32_t)(slot - ex->slots), step->words, err);
     if (status != RQ_OK || !slot->fetched) return status;
     uint64_t bytes = 4ull * step->header->n_rows * ex->params.n_vocab;
     return slot->logits->device->backend->fetch(slot->logits, 0, slot->fetched, bytes, err);
@@ -259,18 +262,21 @@ rq_status rq_executor_submit(rq_executor *ex, rq_step *step, rq_error *err)
     uint32_t bucket = rq_step_finish(step);
     rq_status status = check_encodes(ex, step, &encodes, err);
     if (status == RQ_OK) status = check_drafts(ex, step, err);
-    if (status == RQ_OK) status = apply_edits(ex, step, err);
+    if (status == RQ_OK) status = rq_exec_apply_edits(ex, step, err);
     if (status == RQ_OK) status = bring_sampled(ex, step, err);
     if (status != RQ_OK) return status;
     slot->started = ++ex->n_started;
     slot->state = RQ_STEP_FLYING;
     if (step->header->n_tokens) {
         ex->last = slot;
-        status = run_program(ex, trunk_of(ex, step), 0, step->words, err);
+        ex->counts.trunks++;
+        status = rq_exec_run_program(ex, trunk_of(ex, step), 0, step->words, err);
         if (status == RQ_OK && step->header->n_rows) status = run_head(ex, slot, err);
+        if (status == RQ_OK && ex->follows) status = rq_exec_follow(ex, step, bucket, err);
+        slot->state = RQ_STEP_FLYING;
     }
     if (status == RQ_OK && encodes && bucket <= RQ_NARROW_BUCKET)
-        status = run_program(ex, &ex->encode, 0, step->words, err);
+        status = rq_exec_run_program(ex, &ex->encode, 0, step->words, err);
     mark_step(ex, slot);
     return status;
 }
@@ -331,14 +337,14 @@ rq_status rq_executor_head(rq_executor *ex, rq_step *step, const rq_row *rows, u
         if (rows[i].token >= step->header->n_tokens || rows[i].slot >= ex->params.caps.n_seqs)
             return rq_fail(err, RQ_ERR_ARGUMENT, "row %u names token %u of %u", i, rows[i].token,
                            step->header->n_tokens);
-    rq_status status = wait_all(ex, err); /* a program in flight reads the row list */
+    rq_status status = rq_exec_wait_all(ex, err); /* a program in flight reads the row list */
     if (status != RQ_OK) return status;
     memcpy(step->words + step->header->rows, rows, n_rows * sizeof *rows);
     step->header->n_rows = n_rows;
     status = run_head(ex, slot, err);
     slot->state = RQ_STEP_FLYING;
     mark_step(ex, slot);
-    if (status == RQ_OK) status = wait_all(ex, err);
+    if (status == RQ_OK) status = rq_exec_wait_all(ex, err);
     return status == RQ_OK ? read_logits(ex, slot, logits, err) : status;
 }
 
@@ -347,13 +353,13 @@ rq_status rq_executor_copy_page(rq_executor *ex, uint32_t group, uint32_t from, 
     if (group >= ex->params.caps.n_groups || from >= ex->pools[group].n_pages ||
         to >= ex->pools[group].n_pages)
         return rq_fail(err, RQ_ERR_ARGUMENT, "there is no page %u or %u in cache group %u", from, to, group);
-    rq_status status = any_flying(ex) ? wait_all(ex, err) : RQ_OK;
+    rq_status status = rq_exec_any_flying(ex) ? rq_exec_wait_all(ex, err) : RQ_OK;
     if (status != RQ_OK) return status;
     const rq_cache_pool *pool = &ex->pools[group];
     uint32_t shift = pool->layout.slab_shift, mask = (1u << shift) - 1;
     uint64_t bytes = pool->layout.page_bytes;
-    return copy_memory(ex, pool->slabs[to >> shift], (to & mask) * bytes, pool->slabs[from >> shift],
-                       (from & mask) * bytes, bytes, err);
+    return rq_exec_copy_memory(ex, pool->slabs[to >> shift], (to & mask) * bytes, pool->slabs[from >> shift],
+                               (from & mask) * bytes, bytes, err);
 }
 
 /* ---- recurrent state -------------------------------------------------------------------------------------- */
@@ -363,7 +369,7 @@ uint64_t rq_executor_state_bytes(const rq_executor *ex)
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < ex->params.n_states; i++)
         bytes += rq_state_layout_of(&ex->state_groups[i]).state_bytes;
-    return bytes;
+    return bytes + rq_executor_last_bytes(ex);
 }
 
 uint64_t rq_executor_pending_bytes(const rq_executor *ex)
@@ -380,7 +386,7 @@ static rq_status state_ready(rq_executor *ex, uint32_t seq, rq_error *err)
 {
     if (seq >= ex->params.caps.n_seqs)
         return rq_fail(err, RQ_ERR_ARGUMENT, "there is no state of sequence %u", seq);
-    return any_flying(ex) ? wait_all(ex, err) : RQ_OK;
+    return rq_exec_any_flying(ex) ? rq_exec_wait_all(ex, err) : RQ_OK;
 }
 
 /* The state of a sequence, or what is pending behind it, group after group: one of `to` and `from` is NULL. */
@@ -404,12 +410,16 @@ static rq_status move_state(rq_executor *ex, uint32_t seq, bool pending, char *t
 
 rq_status rq_executor_state_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
 {
-    return move_state(ex, seq, false, bytes, NULL, err);
+    rq_status status = move_state(ex, seq, false, bytes, NULL, err);
+    char *last = (char *)bytes + rq_executor_state_bytes(ex) - rq_executor_last_bytes(ex);
+    return status == RQ_OK && ex->params.drafts ? rq_executor_last_save(ex, seq, last, err) : status;
 }
 
 rq_status rq_executor_state_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err)
 {
-    return move_state(ex, seq, false, NULL, bytes, err);
+    rq_status status = move_state(ex, seq, false, NULL, bytes, err);
+    const char *last = (const char *)bytes + rq_executor_state_bytes(ex) - rq_executor_last_bytes(ex);
+    return status == RQ_OK && ex->params.drafts ? rq_executor_last_load(ex, seq, last, err) : status;
 }
 
 rq_status rq_executor_pending_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err)
@@ -434,7 +444,7 @@ static rq_memory *page_at(rq_executor *ex, uint32_t group, uint32_t page, uint64
         rq_fail(err, RQ_ERR_ARGUMENT, "there is no page %u in cache group %u", page, group);
         return NULL;
     }
-    if (any_flying(ex) && wait_all(ex, err) != RQ_OK) return NULL;
+    if (rq_exec_any_flying(ex) && rq_exec_wait_all(ex, err) != RQ_OK) return NULL;
     const rq_cache_pool *pool = &ex->pools[group];
     uint32_t shift = pool->layout.slab_shift;
     *offset = (page & ((1u << shift) - 1)) * pool->layout.page_bytes;
@@ -488,8 +498,8 @@ rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times,
     bool encodes;
     uint32_t bucket = rq_step_finish(step);
     rq_status status = check_encodes(ex, step, &encodes, err);
-    if (status == RQ_OK) status = wait_all(ex, err);
-    if (status == RQ_OK) status = apply_edits(ex, step, err);
+    if (status == RQ_OK) status = rq_exec_wait_all(ex, err);
+    if (status == RQ_OK) status = rq_exec_apply_edits(ex, step, err);
     if (status == RQ_OK) status = bring_sampled(ex, step, err);
     if (status != RQ_OK) return status;
     slot->started = ++ex->n_started;
@@ -501,5 +511,5 @@ rq_status rq_executor_profile(rq_executor *ex, rq_step *step, rq_op_time *times,
                                  n, err);
     if (status == RQ_OK && encodes && bucket <= RQ_NARROW_BUCKET)
         status = profile_program(ex, &ex->encode, 0, step->words, times, max, n, err);
-    return status == RQ_OK ? wait_all(ex, err) : status;
+    return status == RQ_OK ? rq_exec_wait_all(ex, err) : status;
 }

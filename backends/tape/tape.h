@@ -31,6 +31,7 @@ typedef enum rq_persist {
     RQ_PERSIST_LOGITS,  /* f32 [n_vocab, RQ_HEAD_ROWS] */
     RQ_PERSIST_SAMPLED, /* i32 [n_seqs]: last arg-max per slot */
     RQ_PERSIST_CAPTURE, /* f32 [capture_floats, max_tokens]: what measurements read after a step; may be absent */
+    RQ_PERSIST_TRAIL, /* f32 [n_embd, trail rows]: hidden rows for what predicts further on (exec.h); may be absent */
     RQ_PERSIST_COUNT
 } rq_persist;
 

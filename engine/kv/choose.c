@@ -121,9 +121,13 @@ static rq_status choose_groups(rq_kv_plan *plan, const rq_model *m, const rq_eng
         rq_status status = choose_pages(plan, p, err);
         if (status != RQ_OK) return status;
     }
-    for (uint32_t g = 0; g < m->n_groups; g++) {
+    rq_draft_wishes draft;
+    rq_status read = rq_draft_read(m, p, &draft, err);
+    if (read != RQ_OK) return read;
+    plan->n_groups = m->n_groups + (draft.depth != 0);
+    for (uint32_t g = 0; g < plan->n_groups; g++) {
         rq_cache_group *group = &plan->groups[g];
-        *group = m->groups[g];
+        *group = g < m->n_groups ? m->groups[g] : m->mtp_group;
         group->type_k = plan->k.format.exact;
         group->type_v = plan->v.format.exact;
         if (!coded) continue;
@@ -131,6 +135,10 @@ static rq_status choose_groups(rq_kv_plan *plan, const rq_model *m, const rq_eng
             rq_say(p, "cache: layers that see the last %u tokens only keep them as they are", group->window);
             continue;
         }
+        /* formats that need a basis, or hooks, are made for the trunk's layers */
+        bool bound = plan->k.format.klt || plan->v.format.klt || plan->k.format.form == RQ_KV_TRIP ||
+                     plan->v.format.form == RQ_KV_TRIP;
+        if (g == m->n_groups && bound) continue;
         group->form_k = plan->k.format.form;
         group->form_v = plan->v.format.form;
         group->recent_pages = plan->recent_pages;

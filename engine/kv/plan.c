@@ -127,7 +127,7 @@ static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_
     if (!out->encode) return RQ_OK;
     use_rotation(&out->k, &plan->k);
     use_rotation(&out->v, &plan->v);
-    if (plan->profile == NULL) return RQ_OK;
+    if (plan->profile == NULL || m->layers[i].mtp) return RQ_OK; /* nothing was measured of an MTP block */
     const rq_kv_layer_profile *l = &plan->profile->layers[i];
     rq_status status = RQ_OK;
     if (rq_kv_side_takes_profile(&plan->k)) {
@@ -293,7 +293,8 @@ rq_status rq_kv_plan_finish(rq_kv_plan *plan, const rq_model *m, const rq_engine
     if (status == RQ_OK) status = check_klt(plan, m, err);
     if (status != RQ_OK) return status;
     plan->cache_seed = hash_plan(plan);
-    plan->layers = rq_calloc(m->hp.n_layers, sizeof *plan->layers);
+    uint32_t n_layers = m->hp.n_layers + (plan->n_groups > m->n_groups);
+    plan->layers = rq_calloc(n_layers, sizeof *plan->layers);
     if (plan->layers == NULL ||
         !rq_grow((void **)&plan->weights, &plan->cap_weights, m->n_weights, sizeof *plan->weights))
         return rq_fail(err, RQ_ERR_MEMORY, "out of memory for %u layers", m->hp.n_layers);
@@ -301,7 +302,7 @@ rq_status rq_kv_plan_finish(rq_kv_plan *plan, const rq_model *m, const rq_engine
     plan->n_weights = m->n_weights;
     status = make_rotation(plan, &plan->k, m->hp.dim_k, SEED_K, "kv.rotation_k", err);
     if (status == RQ_OK) status = make_rotation(plan, &plan->v, m->hp.dim_v, SEED_V, "kv.rotation_v", err);
-    for (uint32_t i = 0; i < m->hp.n_layers && status == RQ_OK; i++) status = plan_layer(plan, m, i, err);
+    for (uint32_t i = 0; i < n_layers && status == RQ_OK; i++) status = plan_layer(plan, m, i, err);
     plan->pass = (rq_pass){.model = m, .layers = plan->layers};
     if (status == RQ_OK) status = plan_capture(plan, m, p, err);
     plan->pass.weights = plan->weights;

@@ -61,6 +61,17 @@ static void capture(const rq_pass *p, rq_tape *t, rq_ref x, uint32_t n, uint64_t
                rq_tape_view(t, all, at * rows, n, rows, n, 1, 0));
 }
 
+/* Keys after the rotary embedding and values become the cache's. */
+static void keep(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref k, rq_ref v)
+{
+    const rq_pass_layer *own = p->layers ? &p->layers[t->layer] : NULL;
+    rq_ref cache = rq_tape_cache(t, l->group, l->group_layer);
+    if (own && !is_plain(&own->k)) k = forward(p, t, &own->k, own->k.data, k, own->k.mean, own->k.lambda);
+    if (own && !is_plain(&own->v)) v = forward(p, t, &own->v, own->v.data, v, own->v.mean, RQ_NO_WEIGHT);
+    rq_op_kv_write(t, cache, k, v);
+    if (own && own->encode && t->bucket > RQ_NARROW_BUCKET) rq_op_kv_encode(t, cache);
+}
+
 /* Attention over what the cache keeps: q and k after the rotary embedding, all [dim, heads, T]. */
 static rq_ref cached_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v)
 {
@@ -99,6 +110,17 @@ rq_ref rq_block_attend(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q
     q = rq_op_rope(t, q, freq, l->n_rot, m->family->pairing, l->rope_magnitude);
     if (k) k = rq_op_rope(t, k, freq, l->n_rot, m->family->pairing, l->rope_magnitude);
     return cached_attention(p, t, l, q, k, v);
+}
+
+void rq_block_keep(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref k, rq_ref v)
+{
+    const rq_model *m = p->model;
+    const rq_weight *f = &m->weights[l->inv_freq];
+    rq_ref freq = rq_tape_weight(t, l->inv_freq, f->type, f->ne, f->name);
+    if (m->family->qk_norm)
+        k = rq_op_rms_norm(t, k, rq_block_vector(m, t, l->t[RQ_ROLE_ATTN_K_NORM]), m->hp.eps);
+    k = rq_op_rope(t, k, freq, l->n_rot, m->family->pairing, l->rope_magnitude);
+    keep(p, t, l, k, v);
 }
 
 /* ---- the rest of a block ------------------------------------------------------------------------------- */
@@ -169,6 +191,14 @@ void rq_block_end_trunk(const rq_model *m, rq_tape *t, rq_ref x)
     t->layer = UINT32_MAX;
     x = rq_op_rms_norm(t, x, rq_block_vector(m, t, m->global[RQ_ROLE_OUTPUT_NORM]), m->hp.eps);
     rq_op_copy(t, x, persist(t, RQ_PERSIST_HIDDEN, RQ_TYPE_F32, m->hp.n_embd));
+    if (t->persist_rows[RQ_PERSIST_TRAIL] != 0) rq_op_copy(t, x, rq_block_trail(m, t, 1));
+}
+
+rq_ref rq_block_trail(const rq_model *m, rq_tape *t, uint32_t first)
+{
+    uint32_t n = m->hp.n_embd;
+    return rq_tape_view(t, persist(t, RQ_PERSIST_TRAIL, RQ_TYPE_F32, n), (uint64_t)first * n, n, t->bucket, n,
+                        1, 0);
 }
 
 void rq_block_head(const rq_pass *p, rq_tape *t)

@@ -40,7 +40,8 @@ static const rq_family qwen35 = {.arch = "qwen35",
                                  .strict = true,
                                  .ffn_norm = RQ_ROLE_POST_ATTENTION_NORM,
                                  .build_trunk = rq_hybrid_trunk,
-                                 .build_head = rq_block_head};
+                                 .build_head = rq_block_head,
+                                 .build_mtp = rq_hybrid_mtp};
 static const rq_family qwen35moe = {.arch = "qwen35moe",
                                     .pairing = RQ_ROPE_NEOX,
                                     .qk_norm = true,
@@ -52,7 +53,8 @@ static const rq_family qwen35moe = {.arch = "qwen35moe",
                                     .strict = true,
                                     .ffn_norm = RQ_ROLE_POST_ATTENTION_NORM,
                                     .build_trunk = rq_hybrid_trunk,
-                                    .build_head = rq_block_head};
+                                    .build_head = rq_block_head,
+                                    .build_mtp = rq_hybrid_mtp};
 
 static const rq_family gemma3 = {.arch = "gemma3",
                                  .pairing = RQ_ROPE_NEOX,

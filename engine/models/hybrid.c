@@ -6,7 +6,7 @@
 #include <math.h>
 
 /* The rows of attn_q are, head after head, the query and the gate. */
-static rq_ref gated_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a)
+rq_ref rq_block_gated_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a)
 {
     const rq_model *m = p->model;
     uint32_t d = l->dim_k, n = l->n_head;
@@ -62,7 +62,8 @@ void rq_hybrid_trunk(const rq_pass *p, rq_tape *t)
         const rq_layer *l = &m->layers[i];
         t->layer = i;
         rq_ref a = rq_op_rms_norm(t, x, rq_block_vector(m, t, l->t[RQ_ROLE_ATTN_NORM]), hp->eps);
-        x = rq_op_add(t, l->mixer == RQ_MIXER_DELTA ? delta_net(p, t, l, a) : gated_attention(p, t, l, a), x);
+        rq_ref y = l->mixer == RQ_MIXER_DELTA ? delta_net(p, t, l, a) : rq_block_gated_attention(p, t, l, a);
+        x = rq_op_add(t, y, x);
         rq_ref h = rq_op_rms_norm(t, x, rq_block_vector(m, t, l->t[m->family->ffn_norm]), hp->eps);
         x = rq_op_add(t, rq_block_ffn(m, t, l, h), x);
     }

@@ -19,8 +19,10 @@ void rq_pass_build(void *user, rq_tape_kind kind, rq_tape *tape)
     const rq_family *family = pass->model->family;
     if (kind == RQ_TAPE_TRUNK)
         family->build_trunk(pass, tape);
-    else
+    else if (kind == RQ_TAPE_HEAD)
         family->build_head(pass, tape);
+    else if (family->build_mtp)
+        family->build_mtp(pass, tape, kind == RQ_TAPE_DRAFT);
 }
 
 void rq_model_build(void *user, rq_tape_kind kind, rq_tape *tape)

@@ -72,7 +72,7 @@ typedef enum rq_role {
     RQ_ROLE_DELTA_NORM,
     RQ_ROLE_DELTA_OUTPUT,
 
-    RQ_ROLE_MTP_PROJECTION, /* of blocks that predict a token further on */
+    RQ_ROLE_MTP_PROJECTION, /* of blocks that predict a token further on: of the token's half, when loaded */
     RQ_ROLE_MTP_EMBD_NORM,
     RQ_ROLE_MTP_HIDDEN_NORM,
     RQ_ROLE_MTP_HEAD_NORM,
@@ -104,7 +104,8 @@ typedef struct rq_layer {
     float rope_magnitude;  /* and what multiplies cos and sin */
     float result_scale;    /* gemma4: of the layer's result */
     uint32_t kv_layer;     /* whose keys and values it attends to: its own, or those of a layer before it */
-    uint32_t group, group_layer; /* cache or state group, and index in it; of MTP blocks none */
+    uint32_t group, group_layer; /* cache or state group, and index in it */
+    rq_tensor_ref mtp_hidden;    /* MTP blocks: of their projection the half for the hidden row */
     rq_tensor_ref t[RQ_ROLE_COUNT];
 } rq_layer;
 
@@ -148,6 +149,7 @@ struct rq_model {
     size_t n_tables, cap_tables;
     rq_cache_group groups[RQ_MAX_GROUPS]; /* types F16; rq_engine_create replaces them in its own copy */
     uint32_t n_groups;
+    rq_cache_group mtp_group; /* of the first MTP block, as group n_groups; no layers: nothing can draft */
     rq_state_group states[RQ_MAX_STATE_GROUPS];
     uint32_t n_states;
     uint64_t n_params;
@@ -182,7 +184,7 @@ typedef struct rq_pass_layer {
 typedef struct rq_pass {
     const rq_model *model;
     const rq_weight *weights;    /* the model's first */
-    const rq_pass_layer *layers; /* [n_layers]; NULL: nothing is added */
+    const rq_pass_layer *layers; /* [n_layers + n_mtp]; NULL: nothing is added */
     uint32_t capture_floats;     /* of PERSIST capture, per row of the step */
 } rq_pass;
 
@@ -205,6 +207,8 @@ struct rq_family {
     rq_role ffn_norm; /* the norm before the feed-forward block: names differ */
     void (*build_trunk)(const rq_pass *pass, rq_tape *tape);
     void (*build_head)(const rq_pass *pass, rq_tape *tape);
+    /* RQ_TAPE_FOLLOW, or with `draft` RQ_TAPE_DRAFT; NULL: the family has no MTP blocks */
+    void (*build_mtp)(const rq_pass *pass, rq_tape *tape, bool draft);
 };
 
 /* NULL-terminated; NULL for an architecture nobody here knows. */
@@ -230,6 +234,8 @@ rq_ref rq_block_heads(rq_tape *t, rq_ref x, uint32_t dim, uint32_t n);
  * attention over the cache: q, k, v [dim, heads, T] -> [dim_v * heads, T]. k and v are 0 in layers that attend to
  * the keys and values of another. */
 rq_ref rq_block_attend(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref q, rq_ref k, rq_ref v);
+/* What of this becomes the cache's, alone: k and v as above. */
+void rq_block_keep(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref k, rq_ref v);
 /* Feed-forward blocks, h [n_embd, T] -> [n_embd, T]: a dense one; routed experts with these logits of the router
  * [n_expert, T]; whichever of them the model has, with the shared expert. */
 rq_ref rq_block_dense(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h);
@@ -237,17 +243,33 @@ rq_ref rq_block_experts(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref
 rq_ref rq_block_ffn(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref h);
 /* Final norm of the trunk's result and its copy to PERSIST hidden. */
 void rq_block_end_trunk(const rq_model *m, rq_tape *t, rq_ref x);
+/* The bucket's rows of PERSIST trail from row `first` on (exec.h). */
+rq_ref rq_block_trail(const rq_model *m, rq_tape *t, uint32_t first);
 /* Logits of the rows the step names. */
 void rq_block_head(const rq_pass *p, rq_tape *t);
 
-void rq_transformer_trunk(const rq_pass *p, rq_tape *t); /* transformer.c */
-void rq_hybrid_trunk(const rq_pass *p, rq_tape *t);      /* hybrid.c */
-void rq_gemma_trunk(const rq_pass *p, rq_tape *t);       /* gemma.c */
+void rq_transformer_trunk(const rq_pass *p, rq_tape *t);      /* transformer.c */
+void rq_hybrid_trunk(const rq_pass *p, rq_tape *t);           /* hybrid.c */
+void rq_hybrid_mtp(const rq_pass *p, rq_tape *t, bool draft); /* mtp.c */
+/* Attention with a gate for every element of its result: a is the norm of the layer's input. */
+rq_ref rq_block_gated_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, rq_ref a); /* hybrid.c */
+void rq_gemma_trunk(const rq_pass *p, rq_tape *t);                                          /* gemma.c */
 
 /* Parts of loading (hparams.c, tensors.c, rope.c), in this order. */
 rq_status rq_hparams_read(rq_model *model, rq_error *err);
 rq_status rq_tensors_bind(rq_model *model, rq_error *err);
 rq_status rq_rope_prepare(rq_model *model, rq_error *err);
+rq_status rq_mtp_bind(rq_model *model, rq_error *err); /* mtp.c; part of rq_tensors_bind */
+
+/* What was asked for of drafts. */
+typedef struct rq_draft_wishes {
+    uint32_t depth; /* most tokens guessed ahead; 0: nothing drafts */
+    float min_p;    /* a draft ends where a guess has less than this probability */
+    bool automatic; /* only where it measures faster */
+} rq_draft_wishes;
+/* Reads the options; refused where they make no sense or the file has no block that could draft. */
+rq_status rq_draft_read(const rq_model *model, const rq_engine_params *params, rq_draft_wishes *out,
+                        rq_error *err);
 
 /* Room for n floats that live as long as the model; NULL: out of memory. */
 float *rq_model_own_table(rq_model *model, size_t n);

@@ -550,6 +550,7 @@ rq_status rq_tensors_bind(rq_model *m, rq_error *err)
             s = assign_group(m, l, err);
         }
     }
+    if (!s) s = rq_mtp_bind(m, err);
     if (!s && m->family->gemma4) s = check_choices(m, err);
     return !s && m->family->strict ? refuse_surplus(m, err) : s;
 }

@@ -35,7 +35,7 @@ static bool cache_bytes_of(const rq_decision *d, uint32_t n_ctx, uint64_t *out)
     rq_place_pools pools;
     numbers.n_ctx = n_ctx;
     numbers.cache_tokens = 0;
-    if (rq_place_size(d->kv.groups, NULL, d->model->n_groups, &numbers, &pools, NULL) != RQ_OK) return false;
+    if (rq_place_size(d->kv.groups, NULL, d->kv.n_groups, &numbers, &pools, NULL) != RQ_OK) return false;
     *out = pools.cache_bytes;
     return true;
 }
@@ -176,6 +176,7 @@ rq_status rq_decide(const rq_model *model, const rq_engine_params *p, bool list,
     memset(d, 0, sizeof *d);
     d->model = model;
     rq_status status = rq_place_open(p, &d->devices, err);
+    if (status == RQ_OK) status = rq_draft_read(model, p, &d->draft, err);
     if (status == RQ_OK) status = rq_kv_plan_choose(&d->kv, model, p, err);
     if (status == RQ_OK) status = decide_numbers(d, p, err);
     if (status == RQ_OK) status = decide_place(d, p, &fit, err);

@@ -11,6 +11,7 @@ typedef struct rq_decision {
     rq_place_wishes wishes;
     rq_place place;
     rq_place_numbers numbers; /* complete */
+    rq_draft_wishes draft;
     rq_place_pools pools;
     uint32_t n_piece, n_queue;
     uint64_t available_bytes; /* of the processor; 0: unknown */

@@ -134,9 +134,10 @@ static rq_status place_caches(rq_place *p, const rq_cache_group *groups, rq_erro
     uint8_t at[RQ_MAX_GROUPS][RQ_PLACE_DEVICES]; /* our group, counted from 1 */
     memset(at, 0, sizeof at);
     memset(p->of, 0xff, sizeof p->of);
-    for (uint32_t i = 0; i < m->hp.n_layers; i++) {
-        uint32_t g = m->layers[i].group, l = m->layers[i].group_layer, d = p->layer[i];
-        if (m->layers[i].mixer != RQ_MIXER_ATTENTION || g >= m->n_groups || l >= RQ_MAX_LAYERS ||
+    for (uint32_t i = 0; i < m->hp.n_layers + p->drafts; i++) {
+        uint32_t g = m->layers[i].group, l = m->layers[i].group_layer;
+        uint32_t d = m->layers[i].mtp ? p->output : p->layer[i];
+        if (m->layers[i].mixer != RQ_MIXER_ATTENTION || g >= m->n_groups + p->drafts || l >= RQ_MAX_LAYERS ||
             p->of[g][l].group != UINT16_MAX)
             continue; /* layers may share what one of them keeps */
         if (at[g][d] == 0) {
@@ -167,6 +168,7 @@ static rq_status place_states(rq_place *p, rq_error *err)
                 return too_many_groups("recurrent states", RQ_MAX_STATE_GROUPS, err);
             p->states[p->n_states] = m->states[g];
             p->states[p->n_states].n_layers = 0;
+            p->states[p->n_states].n_pending = p->drafts ? RQ_MAX_PENDING : 0;
             p->state_device[p->n_states] = d;
             at[g][d] = (uint8_t)++p->n_states;
         }
@@ -185,6 +187,9 @@ rq_status rq_place_make(const rq_model *m, const rq_cache_group *groups, uint32_
     out->n_cards = n_cards;
     if (n_cards == 0) out->choice.gpu_layers = 0;
     static const double even[RQ_MAX_CARDS] = {1, 1, 1, 1, 1, 1, 1, 1};
+    /* who wants drafts brings the block's cache along, behind the groups of the trunk */
+    out->drafts =
+        m->mtp_group.n_layers != 0 && m->n_groups < RQ_MAX_GROUPS && groups[m->n_groups].n_layers != 0;
     place_layers(out, shares != NULL ? shares : even);
     out->n_devices = n_cards + out->uses_processor;
     rq_status status = place_caches(out, groups, err);
@@ -270,8 +275,7 @@ rq_status rq_place_size(const rq_cache_group *groups, const uint32_t *group_devi
         out->coded_bytes += coded_bytes;
         out->scratch_bytes += scratch_bytes;
     }
-    if (!grows)
-        out->cache_tokens = (uint64_t)rq_cache_pages_for(n->n_ctx) * RQ_PAGE_TOKENS * n->n_sessions;
+    if (!grows) out->cache_tokens = (uint64_t)rq_cache_pages_for(n->n_ctx) * RQ_PAGE_TOKENS * n->n_sessions;
     return RQ_OK;
 }
 
@@ -337,6 +341,7 @@ rq_executor_params rq_place_executor(rq_place *place, const rq_place_devices *de
         .n_embd = m->hp.n_embd,
         .n_vocab = m->hp.n_vocab,
         .capture_floats = kv->pass.capture_floats,
+        .drafts = place->drafts,
         .build = build,
         .place = layer_device,
         .place_experts = expert_device,

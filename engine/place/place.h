@@ -65,6 +65,7 @@ typedef struct rq_place {
     uint16_t layer[RQ_MAX_LAYERS], experts[RQ_MAX_LAYERS]; /* device */
     uint16_t input, output;
     bool uses_processor;
+    bool drafts; /* the first MTP block is part of it, with the output */
     rq_cache_group groups[RQ_MAX_GROUPS];
     uint32_t group_device[RQ_MAX_GROUPS];
     uint32_t n_groups;

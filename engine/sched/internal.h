@@ -63,12 +63,15 @@ struct rq_session {
     int32_t n_logprobs;
     bool ignore_eos;
     bool fresh; /* reuses nothing */
-    size_t n_prompt, n_reused, n_generated;
+    size_t n_prompt, n_reused, n_generated, n_drafted, n_accepted;
     size_t n_held, n_same; /* tokens of the sequence before, and how many of them the prompt begins with */
     size_t ends[RQ_KEPT_ENDS]; /* where a later request may well go on */
     uint32_t n_ends;
     int64_t start_ns, first_ns, last_ns;
     char reuse_note[120];
+    /* The last run was a draft check that ended at position check_end: the state lacks its n_unapplied tokens. */
+    size_t check_end;
+    uint32_t n_unapplied;
     rq_snapshot *restore; /* pinned: to be put into the slot before the session's next step */
     rq_sampler sampler;
     rq_stream stream;
@@ -77,19 +80,35 @@ struct rq_session {
     rq_event_queue queue;
 };
 
+/* Are drafts worth their time? Measured in steps of one session alone, in turns with and without. */
+typedef struct rq_draft_trial {
+    bool on;      /* steps may draft */
+    bool running; /* not decided yet */
+    uint32_t n_steps;
+    uint64_t ns[2], tokens[2]; /* without, with */
+} rq_draft_trial;
+
+/* A token that was chosen. */
+typedef struct rq_result {
+    bool has_token; /* it becomes part of the sequence, and an event; else the answer ends with it */
+    rq_token token;
+    rq_token_logprob chosen, top[RQ_MAX_LOGPROBS];
+    uint32_t n_top;
+    rq_buf text;
+} rq_result;
+
 /* A session's part of a step, and what came of it. */
 typedef struct rq_part {
     rq_session *session;
     uint32_t first, count; /* tokens of the step */
     uint32_t row, n_rows;  /* its rows of the head in this step; evaluations may want more than fit */
+    uint32_t n_guesses;    /* tokens to guess; then those that were: the run is the next token and they */
+    rq_token guesses[RQ_NARROW_TOKENS];
     /* filled outside the lock */
-    bool sampled;
-    rq_token token;
-    rq_token_logprob chosen, top[RQ_MAX_LOGPROBS];
-    uint32_t n_top;
+    rq_result *results; /* the scheduler's, as many as rows of a request */
+    uint32_t n_results; /* tokens chosen: that many of the run count */
     rq_finish finish;
-    bool has_token;        /* an event with a token, then perhaps the final one */
-    rq_buf text, tail;     /* of the two events */
+    rq_buf tail;           /* text of the final event */
     rq_snapshot *snapshot; /* of the state behind the step, to be kept; or NULL */
     rq_error error;
 } rq_part;
@@ -114,6 +133,8 @@ struct rq_sched {
     rq_sampler_scratch scratch;
     rq_part parts[RQ_NARROW_TOKENS];
     uint32_t n_parts;
+    rq_result results[RQ_NARROW_TOKENS];
+    rq_draft_trial trial;
     rq_page_copy *copies; /* to make before the step */
     uint32_t n_copies;
 };
@@ -148,6 +169,21 @@ void rq_sched_finish(rq_session *session, rq_finish finish, const rq_error *erro
 void rq_sched_fail(rq_sched *sched, const rq_error *why);
 /* The event fields that every event carries. */
 void rq_sched_fill_event(const rq_session *session, rq_event *event);
+
+/* ---- draft.c --------------------------------------------------------------------------------------------- */
+
+void rq_draft_start(rq_sched *sched);
+/* Under the lock: how many tokens to guess for the session, which is in turn for one token, where the step has room for
+ * `room` more. */
+uint32_t rq_draft_length(const rq_sched *sched, const rq_session *session, uint32_t room);
+/* How many tokens before the session's next one wait to be applied to its state. */
+uint32_t rq_draft_unapplied(const rq_session *session);
+/* Outside the lock: guesses for the parts that want guesses, and adds their runs to the step. */
+rq_status rq_draft_guess(rq_sched *sched, rq_step *step, rq_error *err);
+/* Which token of each part is its last is known: the next guesses start there. Checks or all others. */
+rq_status rq_draft_remember(rq_sched *sched, bool checks, rq_error *err);
+/* Under the lock: counts a step that took ns and ends the trial when enough was seen. */
+void rq_draft_count(rq_sched *sched, int64_t ns);
 
 /* ---- step.c ---------------------------------------------------------------------------------------------- */
 

@@ -139,6 +139,8 @@ void rq_sched_fill_event(const rq_session *s, rq_event *e)
     e->n_prompt = (uint32_t)s->n_prompt;
     e->n_reused = (uint32_t)s->n_reused;
     e->n_generated = (uint32_t)s->n_generated;
+    e->n_drafted = (uint32_t)s->n_drafted;
+    e->n_accepted = (uint32_t)s->n_accepted;
     if (s->first_ns != 0) {
         e->prompt_ms = (double)(s->first_ns - s->start_ns) * 1e-6;
         e->generate_ms = (double)(s->last_ns - s->first_ns) * 1e-6;
@@ -282,10 +284,11 @@ rq_status rq_sched_create(const rq_sched_params *p, rq_sched **out, rq_error *er
     sc->params.groups = NULL; /* the caller's, not needed any more */
     sc->params.group_pages = sc->params.group_coded_pages = sc->params.group_scratch_pages = NULL;
     sc->next_ticket = 1;
+    rq_draft_start(sc);
     pthread_mutex_init(&sc->lock, NULL);
     pthread_cond_init(&sc->work, NULL);
     for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++)
-        sc->parts[i].text.max = sc->parts[i].tail.max = 2 * RQ_STREAM_MAX_BYTES;
+        sc->results[i].text.max = sc->parts[i].tail.max = 2 * RQ_STREAM_MAX_BYTES;
     const rq_cache_params cache = {.groups = groups,
                                    .n_groups = p->n_groups,
                                    .pages = p->group_pages,
@@ -330,7 +333,7 @@ void rq_sched_free(rq_sched *sc)
         pthread_join(sc->thread, NULL);
     }
     for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++) {
-        rq_buf_free(&sc->parts[i].text);
+        rq_buf_free(&sc->results[i].text);
         rq_buf_free(&sc->parts[i].tail);
         rq_snapshot_free(sc->parts[i].snapshot);
     }

@@ -37,6 +37,12 @@ typedef struct rq_sched_params {
     uint64_t cache_seed;     /* a hash of what else the pages depend on (the profile); 0: nothing */
     uint32_t n_vocab, n_ctx, n_sessions, n_batch, n_queue; /* as rq_engine_params, resolved */
     uint32_t n_piece; /* most tokens of a request's prompt in a step, <= n_batch: how long others may wait */
+    /* Drafts, of an executor that makes them: most tokens guessed ahead (0: none), the least probability of a guess, and
+     * whether they end for good where they measure slower than none. */
+    uint32_t draft_depth;
+    float draft_min_p;
+    bool draft_auto;
+    void (*say)(void *user, const char *line); /* what was measured; may be NULL */
     /* Asked after every step: anything but RQ_OK fails the engine with that sentence. May be NULL. */
     rq_status (*check)(void *user, rq_error *err);
     void *user;

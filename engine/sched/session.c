@@ -186,7 +186,7 @@ rq_status rq_submit(rq_session *s, const rq_token *tokens, size_t n, const size_
         s->ignore_eos = request->ignore_eos;
         s->n_limit = n_limit;
         s->n_prompt = n;
-        s->n_reused = s->n_generated = 0;
+        s->n_reused = s->n_generated = s->n_drafted = s->n_accepted = 0;
         keep_ends(s, boundaries, n_boundaries);
         s->start_ns = s->first_ns = s->last_ns = 0;
         enqueue(s);

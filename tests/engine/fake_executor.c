@@ -239,3 +239,32 @@ uint64_t rq_executor_device_ns(const rq_executor *ex)
 {
     return 0;
 }
+
+/* Nothing here drafts: tests of that take the whole engine (test_draft.c). */
+void rq_executor_follow(rq_executor *ex, bool on)
+{
+    if (on) violation(ex, "something is to be followed");
+}
+
+rq_status rq_executor_edit(rq_executor *ex, rq_step *step, rq_error *err)
+{
+    violation(ex, "tables are to be changed before a step");
+    return RQ_OK;
+}
+
+rq_step *rq_executor_draft_begin(rq_executor *ex)
+{
+    violation(ex, "a draft is begun");
+    return &ex->steps[0];
+}
+
+rq_status rq_executor_draft(rq_executor *ex, rq_step *step, const int32_t *after, int32_t *ids,
+                            const float **logits, rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_UNSUPPORTED, "nothing can guess here");
+}
+
+rq_status rq_executor_last(rq_executor *ex, uint32_t seq, uint32_t token, rq_error *err)
+{
+    return rq_fail(err, RQ_ERR_UNSUPPORTED, "there is no hidden row of token %u", token);
+}
