@@ -12,11 +12,11 @@
 layout(local_size_x = 64) in;
 layout(constant_id = 0) const uint ROWS = 8u;
 layout(constant_id = 1) const uint MAX_V = 8u; // elements of the values per invocation: heads of up to 64 MAX_V
-const uint MAX_D = 512u;
+layout(constant_id = 2) const uint MAX_D = 512u; // elements of a query
 shared float q_row[ROWS * MAX_D];
 shared float p_row[ROWS * 64u];
 shared float red[ROWS * 64u];
-shared float level_k[32], level_v[32];
+shared float level_k[64], level_v[64]; // of two spans
 
 // An element of an exact page by the device's own conversion: one instruction, and what it makes of a subnormal half (zero,
 // on some) is far below what attention resolves.
@@ -49,48 +49,66 @@ float scale_of(uint64_t tables, uint64_t scales, uint form, uint at)
 }
 
 // Adds to s the scores of this invocation's key in a coded page.
-void coded_scores(uint64_t k, uint64_t scales, uint64_t tables, uint form, uint dk, uint token, inout float s[ROWS])
+void coded_scores(uint64_t k, uint64_t scales, uint64_t tables, uint whole, uint dk, uint token, inout float s[ROWS])
 {
-    uint e = 0u;
-    for (uint g = 0u, n = groups_of(form, dk); g < n; g++) {
-        uint size = group_size(form, dk, g), w = size / 8u;
-        precise float sum[ROWS];
-        [[unroll]] for (uint r = 0u; r < ROWS; r++) sum[r] = 0.0;
-        if (form == Q8_0) {
-            for (uint i = 0u; i < size / 4u; i++) {
-                uint v = U32(k).d[(e / 4u + i) * 64u + token];
-                [[unroll]] for (uint c = 0u; c < 4u; c++) {
-                    float x = float(bitfieldExtract(int(v), int(8u * c), 8));
-                    [[unroll]] for (uint r = 0u; r < ROWS; r++)
-                        sum[r] = fma(q_row[r * MAX_D + e + 4u * i + c], x, sum[r]);
+    uint e = 0u, group = 0u;
+    for (uint span = 0u; span < spans_of(whole); span++) {
+        uint form = span_form(whole, span), d = span_size(whole, dk, span);
+        float of_span[ROWS];
+        [[unroll]] for (uint r = 0u; r < ROWS; r++) of_span[r] = 0.0;
+        for (uint g = 0u, n = groups_of(form, d); g < n; g++, group++) {
+            uint size = group_size(form, d, g), w = size / 8u;
+            precise float sum[ROWS];
+            [[unroll]] for (uint r = 0u; r < ROWS; r++) sum[r] = 0.0;
+            if (form == Q8_0) {
+                for (uint i = 0u; i < size / 4u; i++) {
+                    uint v = U32(k).d[(e / 4u + i) * 64u + token];
+                    [[unroll]] for (uint c = 0u; c < 4u; c++) {
+                        float x = float(bitfieldExtract(int(v), int(8u * c), 8));
+                        [[unroll]] for (uint r = 0u; r < ROWS; r++)
+                            sum[r] = fma(q_row[r * MAX_D + e + 4u * i + c], x, sum[r]);
+                    }
                 }
-            }
-        } else {
-            uint before = logical_word(k + 4ul * token, 64u, form, w - 1u, w) << 4;
-            for (uint i = 0u; i < w; i++) {
-                uint v = logical_word(k + 4ul * token, 64u, form, i, w);
-                for (uint c = 0u; c < 8u; c++) {
-                    float x = level_k[(v >> 4u * c & 15u) + (before >> 4u * c & 1u) * 16u];
-                    [[unroll]] for (uint r = 0u; r < ROWS; r++)
-                        sum[r] = fma(q_row[r * MAX_D + e + 8u * i + c], x, sum[r]);
+            } else {
+                uint before = logical_word(k + 4ul * token, 64u, form, w - 1u, w) << 4;
+                for (uint i = 0u; i < w; i++) {
+                    uint v = logical_word(k + 4ul * token, 64u, form, i, w);
+                    for (uint c = 0u; c < 8u; c++) {
+                        float x = level_k[32u * span + (v >> 4u * c & 15u) + (before >> 4u * c & 1u) * 16u];
+                        [[unroll]] for (uint r = 0u; r < ROWS; r++)
+                            sum[r] = fma(q_row[r * MAX_D + e + 8u * i + c], x, sum[r]);
+                    }
+                    before = v;
                 }
-                before = v;
+                k += 256ul * words_of(form, w);
             }
-            k += 256ul * words_of(form, w);
+            float scale = scale_of(tables, scales, form, group * 64u + token);
+            [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+                precise float t = fma(sum[r], scale, of_span[r]);
+                of_span[r] = t;
+            }
+            e += size;
         }
-        float scale = scale_of(tables, scales, form, g * 64u + token);
+        float gain = is_codec(form) ? F32(tables + TAB_CODEC).d[(form - C2) * 5u + 3u] : 1.0;
         [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-            precise float t = fma(sum[r], scale, s[r]);
+            precise float t = fma(of_span[r], gain, s[r]);
             s[r] = t;
         }
-        e += size;
     }
 }
 
 // Adds to o what the keys [from, to) of a coded page give to element `d`: the sum of p_row * value.
-void coded_values(uint64_t v, uint64_t scales, uint64_t tables, uint form, uint dv, uint d, uint from, uint to,
+void coded_values(uint64_t v, uint64_t scales, uint64_t tables, uint whole, uint all, uint d, uint from, uint to,
                   inout float o[ROWS])
 {
+    uint span = d < span_first(whole, all, 1u) || whole != C42 ? 0u : 1u, form = span_form(whole, span);
+    uint dv = span_size(whole, all, span), levels = 32u * span;
+    if (span == 1u) { // behind the first
+        uint first = span_first(whole, all, 1u);
+        d -= first;
+        v += 4ul * first * words_of(C4, 8u);
+        scales += 64ul * groups_of(C4, first);
+    }
     uint g = 0u, start = 0u, size = group_size(form, dv, 0u);
     while (d >= start + size) {
         start += size;
@@ -113,12 +131,21 @@ void coded_values(uint64_t v, uint64_t scales, uint64_t tables, uint form, uint 
         for (uint last = min(to, per * i + per); n < last; n++) {
             uint shift = 32u / per * (n % per);
             float l = form == Q8_0 ? float(bitfieldExtract(int(x), int(shift), 8))
-                                   : level_v[(x >> shift & 15u) + (y >> shift & 1u) * 16u];
+                                   : level_v[levels + (x >> shift & 15u) + (y >> shift & 1u) * 16u];
             float value = l * scale_of(tables, scales, form, g * 64u + n);
             [[unroll]] for (uint r = 0u; r < ROWS; r++) sum[r] = fma(p_row[r * 64u + n], value, sum[r]);
         }
     }
-    [[unroll]] for (uint r = 0u; r < ROWS; r++) o[r] = sum[r];
+    float gain = is_codec(form) ? F32(tables + TAB_CODEC).d[(form - C2) * 5u + 4u] : 1.0;
+    [[unroll]] for (uint r = 0u; r < ROWS; r++) o[r] = sum[r] * gain;
+}
+
+// Levels of a span's codes.
+float level_of(uint64_t tables, uint whole, uint i)
+{
+    uint form = span_form(whole, i / 32u);
+    if (i / 32u >= spans_of(whole) || !is_codec(form)) return 0.0;
+    return float(bitfieldExtract(int(U8(tables + TAB_LEVELS).d[(form - C2) * 32u + i % 32u]), 0, 8));
 }
 
 // a: step, pool, q, y, partials, mean (0: none); u: group, layer, query heads, query heads per KV head, strides of q
@@ -145,16 +172,9 @@ void main()
 
     uint form_k = pool_word(pool, G_FORM_K), form_v = pool_word(pool, G_FORM_V), sinks = pool_word(pool, G_SINK);
     bool is_coded = pool_word(pool, G_IS_CODED) != 0u;
-    float gain_k = 1.0, gain_v = 1.0;
     if (is_coded) {
-        if (tid < 32u) {
-            if (is_codec(form_k))
-                level_k[tid] = float(bitfieldExtract(int(U8(tables + TAB_LEVELS).d[(form_k - C2) * 32u + tid]), 0, 8));
-            if (is_codec(form_v))
-                level_v[tid] = float(bitfieldExtract(int(U8(tables + TAB_LEVELS).d[(form_v - C2) * 32u + tid]), 0, 8));
-        }
-        if (is_codec(form_k)) gain_k = F32(tables + TAB_CODEC).d[(form_k - C2) * 5u + 3u];
-        if (is_codec(form_v)) gain_v = F32(tables + TAB_CODEC).d[(form_v - C2) * 5u + 4u];
+        level_k[tid] = level_of(tables, form_k, tid);
+        level_v[tid] = level_of(tables, form_v, tid);
     }
     uint pos[ROWS], lowest[ROWS], boundary[ROWS], last_pos = 0u;
     [[unroll]] for (uint r = 0u; r < ROWS; r++) {
@@ -227,7 +247,6 @@ void main()
                     [[unroll]] for (uint r = 0u; r < ROWS; r++) s[r] = sum[r];
                 } else {
                     coded_scores(k, scales_k, tables, form_k, dk, tid, s);
-                    [[unroll]] for (uint r = 0u; r < ROWS; r++) s[r] *= gain_k;
                 }
                 if (softcap > 0.0)
                     [[unroll]] for (uint r = 0u; r < ROWS; r++) s[r] = softcap * tanh((s[r] + shift[r]) / softcap);
@@ -278,7 +297,6 @@ void main()
                         [[unroll]] for (uint r = 0u; r < ROWS; r++) o[r] = sum[r];
                     } else {
                         coded_values(v, scales_v, tables, form_v, dv, d, from, to, o);
-                        [[unroll]] for (uint r = 0u; r < ROWS; r++) o[r] *= gain_v;
                     }
                     [[unroll]] for (uint r = 0u; r < ROWS; r++) {
                         precise float next = fma(split[i][r], old[r], o[r]);

@@ -9,7 +9,8 @@ shared float most[64];
 // a: x, to; u: n_in, rows, slots (rows are slots of tokens), stride of tokens in floats, stride of slots
 void main()
 {
-    uint n_in = push.u[0], row = gl_WorkGroupID.y, tid = gl_LocalInvocationID.x, padded = (n_in + 31u) / 32u * 32u;
+    uint n_in = push.u[0], row = gl_WorkGroupID.x + gl_WorkGroupID.y * 32768u, tid = gl_LocalInvocationID.x, padded = (n_in + 31u) / 32u * 32u;
+    if (row >= push.u[1]) return;
     F32 x = F32(push.a[0] + 4ul * (uint64_t(row / push.u[2]) * push.u[3] + row % push.u[2] * push.u[4]));
     float m = 0.0;
     for (uint i = tid; i < n_in; i += 64u) m = max(m, abs(x.d[i]));

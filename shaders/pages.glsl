@@ -45,7 +45,7 @@ float load_exact(uint64_t p, uint i, uint type)
 }
 
 // ---- coded forms (backends/cache.h) -------------------------------------------------------------------------
-const uint SAME = 0u, Q8_0 = 1u, C2 = 3u, C3 = 4u, C4 = 5u;
+const uint SAME = 0u, Q8_0 = 1u, C2 = 3u, C3 = 4u, C4 = 5u, C42 = 6u;
 
 // Tables of the codec rows, behind those of the weights (backends/vulkan/tables.c).
 const uint TAB_LEVELS = 36032u; // int8 [3 rows][2][16]
@@ -80,4 +80,26 @@ uint words_of(uint form, uint n)
 {
     uint bits = bits_of(form);
     return bits == 3u ? n / 4u * 3u + n % 4u : bits == 2u ? (n + 1u) / 2u : n;
+}
+
+// Spans of a row, each coded in a form of its own: one, and two of C42.
+uint spans_of(uint form)
+{
+    return form == C42 ? 2u : 1u;
+}
+
+uint span_form(uint form, uint i)
+{
+    return form != C42 ? form : i == 0u ? C4 : C2;
+}
+
+uint span_first(uint form, uint d, uint i)
+{
+    return i == 0u ? 0u : (d / 8u + 1u) / 2u * 8u;
+}
+
+uint span_size(uint form, uint d, uint i)
+{
+    uint half_d = (d / 8u + 1u) / 2u * 8u;
+    return form != C42 ? d : i == 0u ? half_d : d - half_d;
 }

@@ -2,7 +2,7 @@
 # line in MANIFEST for each module: its name, the hash of its source and what that includes, compiler, flags.
 #   cmake -P shaders/spirv.cmake                       fails when a source has changed since its module was made
 #   cmake -DCOMPILER=glslang -P shaders/spirv.cmake    makes the modules and the manifest anew
-set(spirv_modules matmul_coopmat)
+set(spirv_modules matmul_coopmat attend_coopmat)
 set(spirv_flags -V --target-env vulkan1.2 -g0)
 
 # Hash of a file and, one after another, of the files it includes.

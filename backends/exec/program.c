@@ -235,6 +235,8 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
                                rq_error *err)
 {
     rq_tape_init(&p->tape, bucket);
+    p->tape.groups = ex->groups;
+    p->tape.n_groups = ex->params.caps.n_groups;
     p->tape.persist_rows[RQ_PERSIST_HIDDEN] = ex->params.caps.max_tokens;
     p->tape.persist_rows[RQ_PERSIST_LOGITS] = RQ_HEAD_ROWS;
     p->tape.persist_rows[RQ_PERSIST_SAMPLED] = ex->params.caps.n_seqs;

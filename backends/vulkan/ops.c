@@ -102,6 +102,8 @@ static void rope(vk_builder *b, const rq_op *op)
 /* ---- products -------------------------------------------------------------------------------------------- */
 
 enum { OUTPUTS = 2, TILE_OUTPUTS = 64, SCRATCH_ALIGN = 256 };
+/* Of attention in tiles: its rows, the longest row of keys or values, and invocations of the plain kernel. */
+enum { TILE_ROWS = 32, TILE_WIDTH = 256, TILE_INVOCATIONS = 128, ATTEND_SCRATCH_BYTES = 64 << 20 };
 
 static uint64_t align_up(uint64_t x, uint64_t to)
 {
@@ -116,6 +118,45 @@ static uint32_t attend_floats(uint32_t dim_v)
 static bool is_product(const rq_op *op)
 {
     return op->kind == RQ_OP_MATMUL || op->kind == RQ_OP_MATMUL_EXPERTS;
+}
+
+static const rq_cache_group *group_of(const vk_builder *b, const rq_op *op)
+{
+    return vk_bindings(b)->pools[vk_tape(b)->values[op->in[0]].index].group;
+}
+
+static uint32_t row_width(const rq_cache_group *g)
+{
+    return ((g->dim_k > g->dim_v ? g->dim_k : g->dim_v) + 31) & ~31u;
+}
+
+/* Is the attention of this bucket one in tiles (attend_tile.glsl)? Others go through attend.comp. */
+static bool in_tiles(const vk_builder *b, const rq_op *op)
+{
+    const VkPhysicalDeviceLimits *limits = &vk_device_of(b)->properties.limits;
+    const rq_cache_group *g = group_of(b, op);
+    return vk_tape(b)->bucket > RQ_NARROW_BUCKET && op->p.attend.softcap <= 0 && g->type_k == RQ_TYPE_F16 &&
+           g->type_v == RQ_TYPE_F16 && row_width(g) <= TILE_WIDTH &&
+           limits->maxComputeSharedMemorySize >= 32768 &&
+           limits->maxComputeWorkGroupInvocations >= TILE_INVOCATIONS;
+}
+
+/* The kernel of a prompt's attention: the device's own choice, unless its queries in another form would take more
+ * scratch memory than attention may. */
+static vk_product tile_kernel(const vk_builder *b, const rq_op *op)
+{
+    const rq_value *q = &vk_tape(b)->values[op->in[1]];
+    vk_product p = vk_attend_of(vk_device_of(b));
+    if (vk_form_bytes(p.form, q->ne[0], (uint64_t)q->ne[1] * q->ne[2]) > ATTEND_SCRATCH_BYTES)
+        p = (vk_product){VK_ATTEND_TILE, VK_FORM_F32};
+    return p;
+}
+
+static uint64_t query_bytes(const vk_builder *b, const rq_op *op)
+{
+    const rq_value *q = &vk_tape(b)->values[op->in[1]];
+    if (!in_tiles(b, op)) return 0;
+    return vk_form_bytes(tile_kernel(b, op).form, q->ne[0], (uint64_t)q->ne[1] * q->ne[2]);
 }
 
 /* Scratch memory of a program: attention's partial results, then activations in the form products want. The largest
@@ -133,6 +174,9 @@ static uint64_t scratch(vk_builder *b, uint64_t *activations)
             n = 4ull * caps->max_partials * x->ne[1] *
                 attend_floats(tape->values[op->out[0]].ne[0] / x->ne[1]);
             if (n > partials) partials = n;
+        } else if (op->kind == RQ_OP_ATTEND) {
+            n = query_bytes(b, op);
+            if (n > bytes) bytes = n;
         } else if (is_product(op)) {
             n = vk_form_bytes(vk_product_of(vk_device_of(b), w->type, tape->bucket).form, w->ne[0],
                               op->kind == RQ_OP_MATMUL ? x->ne[1] : x->ne[1] * x->ne[2]);
@@ -158,8 +202,10 @@ static uint64_t in_form(vk_builder *b, vk_form form, rq_ref ref, const vk_view *
     *last = key;
     vk_push push = {.a = {x->address, to}, .u = {x->ne[0], rows, slots, token_stride, slot_stride}};
     bool halves = form == VK_FORM_HALVES;
-    vk_dispatch(b, halves ? VK_HALVE : VK_QUANTIZE, no_constants, &push,
-                halves ? 1 : divide_up(x->ne[0], 32 * 64), rows, 1, true);
+    if (halves)
+        dispatch_rows(b, VK_HALVE, no_constants, &push, rows, 1, true);
+    else
+        vk_dispatch(b, VK_QUANTIZE, no_constants, &push, divide_up(x->ne[0], 32 * 64), rows, 1, true);
     return to;
 }
 
@@ -263,21 +309,10 @@ static void kv_write(vk_builder *b, const rq_op *op)
                 k.ne[1], vk_tape(b)->bucket, false);
 }
 
-/* The caches cards keep: f16, q8_0 and the codec rows, and f32 and bf16 where they are asked for. */
-static bool good_forms(vk_builder *b, const rq_cache_group *g)
-{
-    if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v) && g->form_k != RQ_KV_C42 &&
-        g->form_v != RQ_KV_C42)
-        return true;
-    vk_op_fail(b, "caches of q4_0 and klt3, and codecs under measurement, are for the processor alone");
-    return false;
-}
-
 static void kv_encode(vk_builder *b, const rq_op *op)
 {
     const rq_value *cache = &vk_tape(b)->values[op->in[0]];
     const rq_cache_group *g = vk_bindings(b)->pools[cache->index].group;
-    if (!good_forms(b, g)) return;
     vk_push push = {.a = {vk_step_address(b), vk_pool_address(b, cache->index), tables_of(b)},
                     .u = {cache->index, cache->layer}};
     vk_dispatch(b, VK_KV_ENCODE, no_constants, &push, vk_bindings(b)->caps->max_encodes, g->n_heads, 2,
@@ -302,12 +337,30 @@ static void rotate(vk_builder *b, const rq_op *op)
     vk_dispatch(b, VK_ROTATE, no_constants, &push, heads, x.ne[2], 1, false);
 }
 
+/* A prompt: a workgroup for each TILE_ROWS of the `rows` rows of a work item and KV head. */
+static void attend_tiles(vk_builder *b, const rq_op *op, vk_push *push, const vk_view *q, uint32_t work,
+                         uint32_t rows)
+{
+    const rq_cache_group *g = group_of(b, op);
+    vk_product kernel = tile_kernel(b, op);
+    uint32_t invocations = TILE_INVOCATIONS, sums = 8 * divide_up(TILE_ROWS / 8 * g->dim_v, invocations);
+    bool after = false;
+    if (kernel.form == VK_FORM_HALVES) {
+        uint32_t n = q->ne[1] * q->ne[2];
+        invocations = four_subgroups(b);
+        sums = 32 * TILE_ROWS / invocations * divide_up(g->dim_v, 32);
+        push->a[4] = in_form(b, kernel.form, op->in[1], q, q->ne[1], n, q->stride[2], q->stride[1], &after);
+        push->u[12] = n;
+    }
+    vk_dispatch(b, kernel.shader, (uint32_t[VK_CONSTANTS]){row_width(g), [2] = sums, [6] = invocations}, push,
+                work, g->n_heads, divide_up(rows, TILE_ROWS), after);
+}
+
 static void attend(vk_builder *b, const rq_op *op)
 {
     const rq_value *cache = &vk_tape(b)->values[op->in[0]];
     const rq_cache_group *g = vk_bindings(b)->pools[cache->index].group;
     const rq_step_caps *caps = vk_bindings(b)->caps;
-    if (!good_forms(b, g)) return;
     vk_view q = vk_value(b, op->in[1]), mean = {0}, y = vk_value(b, op->out[0]);
     if (op->n_in > 2) mean = vk_value(b, op->in[2]);
     uint32_t bucket = vk_tape(b)->bucket, heads = q.ne[1], floats = attend_floats(g->dim_v);
@@ -324,12 +377,18 @@ static void attend(vk_builder *b, const rq_op *op)
     uint32_t tiles = bucket / RQ_TILE_TOKENS + 2 * (bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS);
     uint32_t work = splits ? bucket * split_pages : tiles < bucket ? tiles : bucket;
     if (work > caps->max_work) work = caps->max_work;
-    /* rows of a workgroup: its shared memory holds eight, and few rows need no more */
     uint32_t group = heads / g->n_heads, rows = 1, per_invocation = 1;
-    while (rows < 8 && rows < queries * group) rows *= 2;
+    if (in_tiles(b, op)) {
+        attend_tiles(b, op, &push, &q, work, queries * group);
+        return;
+    }
+    /* rows of a workgroup: one page is unpacked for all of them; shared memory and registers hold eight, and sixteen
+     * where there are so many query heads to a KV head and they are small */
     while (64 * per_invocation < g->dim_v) per_invocation *= 2;
-    vk_dispatch(b, VK_ATTEND, (uint32_t[VK_CONSTANTS]){rows, per_invocation}, &push, work, g->n_heads,
-                divide_up(queries * group, rows), splits);
+    uint32_t most = group > 8 && per_invocation <= 2 && g->dim_k <= 128 ? 16 : 8;
+    while (rows < most && rows < queries * group) rows *= 2;
+    vk_dispatch(b, VK_ATTEND, (uint32_t[VK_CONSTANTS]){rows, per_invocation, (g->dim_k + 63) & ~63u}, &push,
+                work, g->n_heads, divide_up(queries * group, rows), splits);
     if (splits) vk_dispatch(b, VK_ATTEND_MERGE, no_constants, &push, work, heads, queries, true);
 }
 
@@ -503,6 +562,23 @@ void vk_compile_op(vk_builder *b, const rq_op *op)
     }
 }
 
+/* The caches there are kernels for: f16, f32 and bf16, q8_0 and the codec rows. A tape that does not know its groups is
+ * asked about when it does. */
+static bool cache_supported(const rq_tape *tape, const rq_op *op, rq_error *why)
+{
+    uint32_t index = tape->values[op->in[0]].index;
+    if (tape->groups == NULL || index >= tape->n_groups) return true;
+    const rq_cache_group *g = &tape->groups[index];
+    for (uint32_t v = 0; v < 2; v++) {
+        rq_kv_form form = v ? g->form_v : g->form_k;
+        if (form != RQ_KV_Q4_0 && form != RQ_KV_TRIP) continue;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan keeps no caches in %s, which are for the processor alone",
+                form == RQ_KV_Q4_0 ? "q4_0" : "codecs under measurement");
+        return false;
+    }
+    return true;
+}
+
 /* Fused kinds are run as their primitives. */
 bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, rq_error *why)
 {
@@ -518,7 +594,11 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
                 info && info->name ? info->name : "unknown");
         return false;
     }
+    case RQ_OP_KV_WRITE:
+    case RQ_OP_KV_ENCODE:
+        return cache_supported(tape, op, why);
     case RQ_OP_ATTEND:
+        if (!cache_supported(tape, op, why)) return false;
         if (tape->values[op->in[1]].ne[0] <= 512 &&
             tape->values[op->out[0]].ne[0] / tape->values[op->in[1]].ne[1] <= 512)
             return true;
@@ -529,7 +609,9 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
         rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan routes to at most %d experts", 64 * 256);
         return false;
     case RQ_OP_GLU:
-        if (op->p.glu.act != RQ_ACT_SIGMOID && tape->values[op->in[0]].ne[0] == tape->values[op->in[1]].ne[0])
+        if (op->p.glu.act <= RQ_ACT_SIGMOID &&
+            (tape->values[op->in[0]].ne[0] == tape->values[op->in[1]].ne[0] ||
+             tape->values[op->in[0]].ne[0] == 1))
             return true;
         rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has no kernel for this %s", name);
         return false;
@@ -551,8 +633,6 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
     case RQ_OP_SOFTCAP:
     case RQ_OP_ROPE:
     case RQ_OP_ROTATE:
-    case RQ_OP_KV_WRITE:
-    case RQ_OP_KV_ENCODE:
     case RQ_OP_GROUP:
     case RQ_OP_COMBINE:
     case RQ_OP_COPY:

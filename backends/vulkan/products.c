@@ -17,6 +17,7 @@ static const uint32_t needs[VK_MATHS] = {
 static const char *const matvecs[VK_MATHS] = {NULL, NULL, "matvec_dot", NULL, NULL};
 static const char *const matmuls[VK_MATHS] = {"matmul", "matmul_f16", "matmul_dot", "matmul_emulated",
                                               "matmul_coopmat"};
+static const char *const attends[VK_MATHS] = {"attend_tile", NULL, NULL, "attend_emulated", "attend_coopmat"};
 
 /* Sums inside a subgroup are written for 4 to 64 invocations. */
 static bool good_width(const vk_device *d)
@@ -46,7 +47,7 @@ static bool has(const vk_device *d, vk_math math)
 
 rq_status vk_math_choose(vk_device *d, const char *implementation, uint32_t disabled, rq_error *err)
 {
-    d->matvec = d->matmul = VK_MATH_F32;
+    d->matvec = d->matmul = d->attend = VK_MATH_F32;
     if (implementation && strcmp(implementation, "vulkan") != 0) {
         vk_math math = VK_MATH_F32;
         while (math < VK_MATHS && strcmp(names[math], implementation) != 0) math++;
@@ -59,10 +60,11 @@ rq_status vk_math_choose(vk_device *d, const char *implementation, uint32_t disa
                                d->properties.deviceName, rq_vk_ability_name((rq_vk_ability_kind)k),
                                implementation);
         d->features.used |= needs[math]; /* asked for by name: even where the driver does it step by step */
-        d->matvec = d->matmul = math;
+        d->matvec = d->matmul = d->attend = math;
         d->math_is_forced = true;
         return RQ_OK;
     }
+    /* attention takes another kind only where it was measured to be the faster one (measure.c) */
     if (d->properties.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU) return RQ_OK; /* it has no faster kind */
     if (has(d, VK_MATH_DOT)) d->matvec = VK_MATH_DOT;
     for (uint32_t math = VK_MATHS; math-- > 0 && d->matmul == VK_MATH_F32;)
@@ -119,4 +121,19 @@ bool vk_math_serves(const vk_device *d, vk_math math, uint32_t bucket)
     if (math == VK_MATH_F32) return true;
     const char *name = bucket <= 8 ? matvecs[math] : matmuls[math];
     return math != VK_MATH_EMULATED && name && has(d, math) && vk_variant(d, name) != VK_SHADER_COUNT;
+}
+
+bool vk_attend_serves(const vk_device *d, vk_math math)
+{
+    if (math == VK_MATH_F32) return true;
+    /* four subgroups are at least a row of invocations for each of 32 queries */
+    return attends[math] && has(d, math) && d->features.subgroup_size >= 8 &&
+           vk_variant(d, attends[math]) != VK_SHADER_COUNT;
+}
+
+vk_product vk_attend_of(const vk_device *d)
+{
+    if (d->attend == VK_MATH_F32 || !vk_attend_serves(d, d->attend))
+        return (vk_product){VK_ATTEND_TILE, VK_FORM_F32};
+    return (vk_product){vk_variant(d, attends[d->attend]), VK_FORM_HALVES};
 }

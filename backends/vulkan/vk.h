@@ -42,6 +42,7 @@ typedef enum vk_shader {
     VK_KV_WRITE,
     VK_KV_ENCODE,
     VK_ATTEND,
+    VK_ATTEND_TILE,
     VK_ATTEND_MERGE,
     VK_ROUTE,
     VK_GROUP,
@@ -141,6 +142,7 @@ typedef struct vk_device {
     VkPhysicalDeviceMemoryProperties memory_properties;
     rq_vk_features features;
     vk_math matvec, matmul; /* of products in buckets up to 8, and in wider ones */
+    vk_math attend;         /* of attention in wider ones */
     bool math_is_forced;    /* by name */
     uint32_t queue_family;
     bool lost, has_budget;
@@ -286,6 +288,10 @@ const char *vk_math_name(vk_math math);
 bool vk_math_serves(const vk_device *d, vk_math math, uint32_t bucket);
 /* The kernel of a product with weights of a type in a bucket. */
 vk_product vk_product_of(const vk_device *d, rq_type type, uint32_t bucket);
+/* The kernel of a prompt's attention in tiles (attend_tile.glsl) and the form of its queries. */
+vk_product vk_attend_of(const vk_device *d);
+/* Has the device this kind for the attention of prompts? */
+bool vk_attend_serves(const vk_device *d, vk_math math);
 /* Scratch memory of `rows` rows of activations in that form. */
 uint64_t vk_form_bytes(vk_form form, uint32_t n_in, uint64_t rows);
 
@@ -293,10 +299,12 @@ uint64_t vk_form_bytes(vk_form form, uint32_t n_in, uint64_t rows);
 
 /* At the first start on a device: measures and keeps the choice on disk (cache.c); later takes it from there. */
 void vk_measure_once(vk_device *d);
+/* Is the normalised squared error of n results at most the tolerance? */
+bool vk_agrees(const float *y, const float *right, uint64_t n, double tolerance);
 
 typedef struct vk_choice {
     uint32_t used; /* abilities it was made with */
-    uint8_t matvec, matmul, zero[2];
+    uint8_t matvec, matmul, attend, zero;
 } vk_choice;
 
 /* cache.c: the choice kept for this device, driver, shaders and `used`, which the caller fills; false when there is

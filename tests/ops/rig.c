@@ -446,6 +446,22 @@ static void give_pages(run *r, uint32_t seq, uint32_t start, uint32_t n, uint32_
     }
 }
 
+static rq_cache_group case_group(const op_case *c)
+{
+    return (rq_cache_group){.n_layers = 2,
+                            .n_heads = c->kv_heads,
+                            .dim_k = c->dim,
+                            .dim_v = c->m ? c->m : c->dim,
+                            .window = c->window,
+                            .type_k = c->type,
+                            .type_v = c->type,
+                            .form_k = c->form_k,
+                            .form_v = c->form_v,
+                            .sink_pages = c->sinks,
+                            .recent_pages = c->recent,
+                            .trip = trip};
+}
+
 static void make_cache(run *r, uint32_t n_tokens)
 {
     const op_case *c = r->c;
@@ -459,18 +475,7 @@ static void make_cache(run *r, uint32_t n_tokens)
                              .max_pages = (far > near ? far : near) + 3};
     rq_step_caps_complete(&r->caps);
     if (c->kv_heads == 0) return;
-    r->group = (rq_cache_group){.n_layers = 2,
-                                .n_heads = c->kv_heads,
-                                .dim_k = c->dim,
-                                .dim_v = c->m ? c->m : c->dim,
-                                .window = c->window,
-                                .type_k = c->type,
-                                .type_v = c->type,
-                                .form_k = c->form_k,
-                                .form_v = c->form_v,
-                                .sink_pages = c->sinks,
-                                .recent_pages = c->recent,
-                                .trip = trip};
+    r->group = case_group(c);
     rq_page_layout layout = rq_page_layout_of(&r->group);
     uint32_t n_pages = far + near;
     r->host_pool = (rq_cache_pool){.group = &r->group, .layout = layout, .n_slabs = 1, .n_pages = n_pages};
@@ -799,6 +804,9 @@ const char *case_served_by(rq_device *device, const op_case *c, uint32_t bucket,
 {
     rq_tape t;
     build(&t, c, bucket);
+    rq_cache_group group = case_group(c);
+    t.groups = &group;
+    t.n_groups = c->kv_heads ? 1 : 0;
     const rq_op *op = subject(&t, c);
     const char *name = device->backend->supports(device, &t, op, why)
                            ? device->backend->implementation(device, &t, op)

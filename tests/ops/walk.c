@@ -56,10 +56,15 @@ bool walk_is_quick(void)
 
 enum { ROW_BYTES = 1 << 16 };
 
-/* Caches for comparison live on the processor alone; cards refuse them when a tape is compiled. */
+/* Caches for comparison live on the processor alone; Vulkan says so, others refuse them when a tape is compiled. */
+static bool for_comparison(rq_kv_form form)
+{
+    return form == RQ_KV_Q4_0 || form == RQ_KV_TRIP;
+}
+
 static bool refused(const walker *w, const op_case *c)
 {
-    return w->device->backend != &rq_backend_cpu &&
+    return w->device->backend != &rq_backend_cpu && strcmp(w->device->backend->name, "vulkan") != 0 &&
            !(rq_kv_form_on_cards(c->form_k) && rq_kv_form_on_cards(c->form_v));
 }
 
@@ -75,6 +80,9 @@ static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
         w->unfused[c->kind] = true;
         return false;
     }
+    if (!by && w->device->backend != &rq_backend_cpu &&
+        (for_comparison(c->form_k) || for_comparison(c->form_v)))
+        return false;
     if (!by) {
         fault(w, c, bucket, n, why.text, 0);
         return false;
