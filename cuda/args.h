@@ -30,6 +30,7 @@
     X(attend_tile_256, 128)                                                                                  \
     X(attend_tile_512, 128)                                                                                  \
     X(attend_8, 64)                                                                                          \
+    X(attend_group, 128)                                                                                     \
     X(attend_coded, 128)                                                                                     \
     X(attend_merge, 64)                                                                                      \
     X(route, 64)                                                                                             \

@@ -1,5 +1,6 @@
-// attend_coded.cu - attention over coded pages on matrix units (attend_coded.cuh). A block: one item of work, one KV
-// head, eight rows; a warp makes the scores of 16 keys of a page and a quarter of the elements of the result.
+// attend_coded.cu - attention on matrix units over coded pages, and over pages of halves where a KV head has several
+// query heads (attend_coded.cuh). A block: one item of work, one KV head, eight rows; a warp makes the scores of 16 keys
+// of a page and a quarter of the elements of the result.
 #include "cuda/attend_coded.cuh"
 
 // Largest and sum over the 16 threads that share a row of scores.
@@ -14,7 +15,8 @@ DEVICE float row_sum(float v)
     return v;
 }
 
-KERNEL(attend_coded, cuda_attend_args, 128)
+// CODED: there are coded pages; without, exact ones are of halves.
+template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
 {
     SHARED(coded_state, shared_state, 1);
     coded_state &sh = shared_state[0];
@@ -31,8 +33,9 @@ KERNEL(attend_coded, cuda_attend_args, 128)
     n_rows = min_u(n_rows - row_first, AC_ROWS);
     const uint32_t *table = pool->table + (uint64_t)w.seq * pool->max_pages;
     const uint32_t *coded_table = pool->coded_table + (uint64_t)w.seq * pool->max_pages;
+    bool halves = !CODED || (pool->type_k == T_F16 && pool->type_v == T_F16 && dk % 16 == 0);
     span last_span = span_at(form_v, true, dv, 1);
-    uint32_t value_groups = last_span.groups + groups_of(last_span.form, last_span.size);
+    uint32_t value_groups = CODED ? last_span.groups + groups_of(last_span.form, last_span.size) : 0;
     {
         uint32_t r = row_first + min_u(row, n_rows - 1),
                  t = w.first + r / per; // rows that are none repeat the last
@@ -40,16 +43,19 @@ KERNEL(attend_coded, cuda_attend_args, 128)
         float largest = 0, shift = 0;
         for (uint32_t i = part; i < dk; i += 16) {
             float v = q[i] * p.scale;
-            sh.q[row][i] = v;
+            uint32_t h = half_bits(v);
+            sh.q[0][row][i] = (uint16_t)h;
+            sh.q[1][row][i] = (uint16_t)half_bits(v - half_float(h));
             largest = fmaxf(largest, is_finite(v) ? fabsf(v) : 0.0f);
             if (p.mean && p.softcap > 0) shift += v * p.mean[kv_head * p.mean_stride + i];
         }
         largest = row_max(largest);
         shift = row_sum(shift);
         float inverse = largest > 1e-30f ? 16256.0f / largest : 0.0f;
-        for (uint32_t i = part; i < AC_D + 64; i += 16) {
+        for (uint32_t i = part; CODED && i < AC_D + 64; i += 16) {
             int8_t hi = 0, lo = 0;
-            if (i < dk && is_finite(sh.q[row][i])) split_planes(sh.q[row][i], inverse, hi, lo);
+            float v = i < dk ? q[i] * p.scale : 0.0f;
+            if (is_finite(v)) split_planes(v, inverse, hi, lo);
             sh.planes[0][row][i] = hi;
             sh.planes[1][row][i] = lo;
         }
@@ -75,7 +81,7 @@ KERNEL(attend_coded, cuda_attend_args, 128)
         for (uint32_t k = 0; k < 4; k++) total[i][k] = split[i][k] = 0;
     bool any = false;
     for (uint32_t page_index = w.page_first; page_index < page_end; page_index++) {
-        for (uint32_t pass = 0; pass < 2;
+        for (uint32_t pass = CODED ? 0 : 1; pass < 2;
              pass++) { // the page's coded form for some rows, its exact form for others
             bool exact = pass == 1;
             uint32_t seen = 0;
@@ -92,13 +98,18 @@ KERNEL(attend_coded, cuda_attend_args, 128)
             if (exact) {
                 k = page_block(pool, page, p.layer, kv_head);
                 v = k + pool->k_bytes;
-                for (uint32_t at = tid; at < AC_ROWS * 64; at += 128) { // a thread: one key, every other row
-                    uint32_t r = at / 64, token = at % 64;
-                    float s = 0;
-                    for (uint32_t i = 0; i < dk; i++)
-                        s = fmaf(sh.q[r][i], load_exact(k, i * 64 + token, pool->type_k), s);
-                    sh.s[r][token] = s;
-                }
+                if (halves)
+                    exact_scores(sh, k, dk);
+                else
+                    for (uint32_t at = tid; at < AC_ROWS * 64;
+                         at += 128) { // a thread: one key, every other row
+                        uint32_t r = at / 64, token = at % 64;
+                        float s = 0;
+                        for (uint32_t i = 0; i < dk; i++)
+                            s = fmaf(half_float(sh.q[0][r][i]) + half_float(sh.q[1][r][i]),
+                                     load_exact(k, i * 64 + token, pool->type_k), s);
+                        sh.s[r][token] = s;
+                    }
             } else {
                 k = coded_block(pool, page, p.layer, kv_head);
                 v = k + pool->coded_k_bytes;
@@ -134,6 +145,7 @@ KERNEL(attend_coded, cuda_attend_args, 128)
             if (exact) {
 #pragma unroll
                 for (uint32_t i = 0; i < 4; i++) sh.s[row][4 * part + i] = s[i];
+                store8(&sh.halves[row][4 * part], {half2_bits(s[0], s[1]), half2_bits(s[2], s[3])});
             } else {
                 for (uint32_t group = 0; group < value_groups; group++) {
                     uint32_t form = group < last_span.groups ? C4 : last_span.form;
@@ -163,7 +175,9 @@ KERNEL(attend_coded, cuda_attend_args, 128)
             for (uint32_t i = 0; i < AC_TILES; i++)
 #pragma unroll
                 for (uint32_t c = 0; c < 4; c++) split[i][c] *= sh.old[2 * quad + c % 2];
-            if (exact) {
+            if (exact && halves) {
+                exact_values<!CODED>(sh, v, dv, last_pos - page_index * 64 + 1, split);
+            } else if (exact) {
 #pragma unroll
                 for (uint32_t i = 0; i < AC_TILES; i++) {
                     uint32_t d = 16 * (warp + 4 * i) + g;
@@ -229,10 +243,19 @@ KERNEL(attend_coded, cuda_attend_args, 128)
         }
 #pragma unroll
         for (uint32_t i = 0; i < AC_TILES; i++) {
-            uint32_t d = 16 * (warp + 4 * i) + g;
+            uint32_t d = 16 * (warp + 4 * i) + (CODED ? g : 2 * g);
             if (d >= dv) continue;
             to[d] = total[i][c] * factor;
-            to[d + 8] = total[i][2 + c] * factor;
+            to[d + (CODED ? 8 : 1)] = total[i][2 + c] * factor;
         }
     }
+}
+
+KERNEL(attend_coded, cuda_attend_args, 128)
+{
+    attend_rows<true>(p);
+}
+KERNEL(attend_group, cuda_attend_args, 128)
+{
+    attend_rows<false>(p);
 }

@@ -1,7 +1,7 @@
-// attend_coded.cuh - attention of up to eight rows (queries x the query heads of one KV head) over coded pages on matrix
-// units. Keys and values are unpacked once for all rows, straight from their words into the operands of 8-bit products;
-// queries, and weights times scales, are integers of 15 bits in two planes (hi * 128 + lo), so sums are exact and a row's
-// bits do not depend on the others. Pages in exact form (the latest few) are summed in floats.
+// attend_coded.cuh - attention of up to eight rows (queries x the query heads of one KV head) on matrix units. Keys and
+// values are read once for all rows, straight into the operands of products. Coded ones become 8-bit levels; queries, and
+// weights times scales, are integers of 15 bits in two planes (hi * 128 + lo), so sums are exact. Exact ones are halves;
+// queries are sums of two halves. A row's bits do not depend on the others.
 #ifndef RQ_CUDA_ATTEND_CODED_CUH
 #define RQ_CUDA_ATTEND_CODED_CUH
 
@@ -11,10 +11,11 @@
 CONSTANT uint32_t AC_ROWS = 8, AC_D = 256, AC_TILES = AC_D / 64 /* of 16 elements, of a warp */,
                   AC_GROUPS = 8;
 
-struct coded_state { // in shared memory
-    float q[AC_ROWS][AC_D];
+struct coded_state {                                  // in shared memory
+    alignas(16) uint16_t q[2][AC_ROWS][AC_D + 8];     // queries: a half, and what it lacks
     alignas(16) int8_t planes[2][AC_ROWS][AC_D + 64]; // of queries
     float s[AC_ROWS][64];
+    alignas(16) uint16_t halves[AC_ROWS][64 + 8]; // weights of an exact page
     alignas(16) int8_t weights[AC_GROUPS][2][AC_ROWS][64];
     float weight_scale[AC_GROUPS][AC_ROWS];
     float q_scale[AC_ROWS], shift[AC_ROWS], old[AC_ROWS], split_max[AC_ROWS], split_sum[AC_ROWS];
@@ -158,6 +159,62 @@ DEVICE void coded_values(coded_state &sh, const uint8_t *values, const cuda_tabl
     if (first.form == C3) span_values<(int)C3>(sh, values, tables, first, out);
     if (first.form == C4) span_values<(int)C4>(sh, values, tables, first, out);
     if (form == C2 || form == C42) span_values<(int)C2>(sh, values, tables, span_at(form, true, dv, 1), out);
+}
+
+// ---- exact pages of halves: words of two neighbours, of which two make operands that neighbour the other way
+
+// Scores of this warp's 16 keys. The tile's rows g and g + 8 are the keys 2 g and 2 g + 1.
+DEVICE void exact_scores(coded_state &sh, const uint8_t *k, uint32_t dk)
+{
+    uint32_t warp = thread_x() / 32, lane = thread_x() % 32, g = lane / 4, t = lane % 4;
+    const uint32_t *words = (const uint32_t *)k + 8 * warp + g; // 32 words for an element
+    float sum[4] = {0, 0, 0, 0};
+#pragma unroll 4
+    for (uint32_t d = 2 * t; d < dk; d += 16) {
+        uint32_t x = words[32 * d], y = words[32 * d + 32], z = words[32 * d + 256], u = words[32 * d + 288];
+        const uint32_t a[4] = {prmt(x, y, 0x5410), prmt(x, y, 0x7632), prmt(z, u, 0x5410),
+                               prmt(z, u, 0x7632)};
+#pragma unroll
+        for (uint32_t part = 0; part < 2; part++) {
+            const uint32_t b[2] = {load4(&sh.q[part][g][d]), load4(&sh.q[part][g][d + 8])};
+            mma_f16(sum, a, b);
+        }
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) sh.s[2 * t + i % 2][16 * warp + 2 * g + i / 2] = sum[i];
+}
+
+// Adds what the keys below `end` give to this warp's elements. PAIRED: the tile's rows g and g + 8 are the elements
+// 2 g and 2 g + 1; else g and g + 8, as coded pages have them.
+template <bool PAIRED>
+DEVICE void exact_values(coded_state &sh, const uint8_t *v, uint32_t dv, uint32_t end, float out[AC_TILES][4])
+{
+    uint32_t warp = thread_x() / 32, lane = thread_x() % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (uint32_t i = 0; i < AC_TILES; i++) {
+        uint32_t first = 16 * (warp + 4 * i);
+        if (first >= dv) continue;
+#pragma unroll
+        for (uint32_t kk = 0; kk < 4; kk++) {
+            uint32_t token = 16 * kk + 2 * t, a[4];
+#pragma unroll
+            for (uint32_t h = 0; h < 2; h++) { // what nobody has written may be no number
+                bool there = token + 8 * h < end, both = token + 8 * h + 1 < end;
+                if (PAIRED) {
+                    const uint32_t *at = (const uint32_t *)v + ((token + 8 * h) * dv + first) / 2 + g;
+                    uint32_t x = there ? at[0] : 0, y = both ? at[dv / 2] : 0;
+                    a[2 * h] = prmt(x, y, 0x5410);
+                    a[2 * h + 1] = prmt(x, y, 0x7632);
+                } else {
+                    const uint16_t *at = (const uint16_t *)v + (token + 8 * h) * dv + first + g;
+                    a[2 * h] = (there ? at[0] : 0u) | (both ? (uint32_t)at[dv] << 16 : 0u);
+                    a[2 * h + 1] = (there ? at[8] : 0u) | (both ? (uint32_t)at[dv + 8] << 16 : 0u);
+                }
+            }
+            const uint32_t b[2] = {load4(&sh.halves[g][token]), load4(&sh.halves[g][token + 8])};
+            mma_f16(out[i], a, b);
+        }
+    }
 }
 
 #endif

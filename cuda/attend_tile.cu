@@ -63,20 +63,26 @@ DEVICE void existing_visit(const cuda_pool *pool, const tile_pages &t, visit &v)
         next_visit(pool, t, v);
 }
 
-// Where the parts of a page lie; scales are those of coded sides.
+// Where a page's keys and values lie, and whether they are halves. Scales of coded pages follow.
 struct page_parts {
-    const uint8_t *k, *v, *scales_k, *scales_v;
-    bool plain_k, plain_v; // as halves
+    const uint8_t *k, *v;
+    bool plain_k, plain_v;
 };
 
 DEVICE page_parts parts_of(const cuda_pool *pool, const visit &v, uint32_t layer, uint32_t head)
 {
-    page_parts p = {0, 0, 0, 0, v.exact || pool->form_k == SAME, v.exact || pool->form_v == SAME};
+    page_parts p = {0, 0, v.exact || pool->form_k == SAME, v.exact || pool->form_v == SAME};
     p.k = v.exact ? page_block(pool, v.page, layer, head) : coded_block(pool, v.page, layer, head);
     p.v = p.k + (v.exact ? pool->k_bytes : pool->coded_k_bytes);
-    p.scales_k = p.v + pool->coded_v_bytes;
-    p.scales_v = p.scales_k + pool->coded_k_scale_bytes;
     return p;
+}
+DEVICE const uint8_t *scales_k(const cuda_pool *pool, const page_parts &p)
+{
+    return p.v + pool->coded_v_bytes;
+}
+DEVICE const uint8_t *scales_v(const cuda_pool *pool, const page_parts &p)
+{
+    return p.v + pool->coded_v_bytes + pool->coded_k_scale_bytes;
 }
 
 // Scores of 16 rows against 64 keys: s[j] are keys 8 j to 8 j + 7, in the layout of a product's sums.
@@ -159,7 +165,7 @@ DEVICE void attend_tile(const cuda_attend_args &p)
     uint32_t last_lowest = window != 0 && pages.last_pos >= window ? pages.last_pos + 1 - window : 0;
     uint32_t first_boundary = boundary_of(pool, pages.first_pos);
 
-    float gain_v[2] = {1, 1};
+    float gain_v = 1, gain_v2 = 1; // of the spans
     if (pool->is_coded) {
         bool coded_k = form_k != SAME, coded_v = form_v != SAME;
         if (tid == 0)
@@ -169,8 +175,10 @@ DEVICE void attend_tile(const cuda_attend_args &p)
         for (uint32_t i = 0; i < 2; i++) {
             span k = span_at(form_k, false, dk, i), v = span_at(form_v, true, dv, i);
             if (tid == 0 && is_codec(k.form)) sh.gain_k[i] = p.tables->gain_k[k.form - C2];
-            if (is_codec(v.form))
-                gain_v[i] = p.tables->gain_v[v.form - C2] * p.tables->scales[0][128] * 64.0f;
+            float gain =
+                is_codec(v.form) ? p.tables->gain_v[v.form - C2] * p.tables->scales[0][128] * 64.0f : 1.0f;
+            if (i == 0) gain_v = gain;
+            gain_v2 = gain;
         }
     }
     // Queries: a warp takes every WARPS-th row; rows that are none and elements past the end are zeros.
@@ -218,17 +226,17 @@ DEVICE void attend_tile(const cuda_attend_args &p)
     visit now = {w.page_first, 0, false, false};
     find_visit(pool, pages, now);
     existing_visit(pool, pages, now);
-    page_parts at = {0, 0, 0, 0, true, true};
+    page_parts at = {0, 0, true, true};
     if (now.there) {
         at = parts_of(pool, now, p.layer, kv_head);
-        if (!at.plain_k) keys.fetch(sh, at.k, at.scales_k);
-        if (!at.plain_v) vals.fetch(sh, at.v, at.scales_v, dv);
+        if (!at.plain_k) keys.fetch(sh, at.k, scales_k(pool, at));
+        if (!at.plain_v) vals.fetch(sh, at.v, scales_v(pool, at), dv);
         if (at.plain_k)
             copy_keys<PANELS, THREADS>(sh.k, at.k, dk);
         else
-            keys.place(sh, p.tables, at.k, at.scales_k, form_k, dk);
+            keys.place(sh, p.tables, at.k, scales_k(pool, at), form_k, dk);
         copy_commit();
-        if (!at.plain_v) vals.place_scales(sh, gain_v, dv);
+        if (!at.plain_v) vals.place_scales(sh, gain_v, gain_v2, dv);
     }
     visit ahead = now;
     if (now.there) next_visit(pool, pages, ahead);
@@ -245,9 +253,9 @@ DEVICE void attend_tile(const cuda_attend_args &p)
         }
         visit next = ahead;
         existing_visit(pool, pages, next);
-        page_parts next_at = {0, 0, 0, 0, true, true};
+        page_parts next_at = {0, 0, true, true};
         if (next.there) next_at = parts_of(pool, next, p.layer, kv_head);
-        if (!next_at.plain_k) keys.fetch(sh, next_at.k, next_at.scales_k);
+        if (!next_at.plain_k) keys.fetch(sh, next_at.k, scales_k(pool, next_at));
         uint32_t weights[4][4];
         if (!idle) {
             float s[8][4];
@@ -328,10 +336,10 @@ DEVICE void attend_tile(const cuda_attend_args &p)
             if (next_at.plain_k)
                 copy_keys<PANELS, THREADS>(sh.k, next_at.k, dk);
             else
-                keys.place(sh, p.tables, next_at.k, next_at.scales_k, form_k, dk);
+                keys.place(sh, p.tables, next_at.k, scales_k(pool, next_at), form_k, dk);
             copy_commit();
         }
-        if (!next_at.plain_v) vals.fetch(sh, next_at.v, next_at.scales_v, dv);
+        if (!next_at.plain_v) vals.fetch(sh, next_at.v, scales_v(pool, next_at), dv);
         ahead = next;
         if (next.there) next_visit(pool, pages, ahead);
         if (!idle) {
@@ -346,10 +354,10 @@ DEVICE void attend_tile(const cuda_attend_args &p)
             if (next_at.plain_k)
                 copy_keys<PANELS, THREADS>(sh.k, next_at.k, dk);
             else
-                keys.place(sh, p.tables, next_at.k, next_at.scales_k, form_k, dk);
+                keys.place(sh, p.tables, next_at.k, scales_k(pool, next_at), form_k, dk);
             copy_commit();
         }
-        if (!next_at.plain_v) vals.place_scales(sh, gain_v, dv);
+        if (!next_at.plain_v) vals.place_scales(sh, gain_v, gain_v2, dv);
         now = next;
         at = next_at;
     }
@@ -382,5 +390,5 @@ CUDA_LARGE_KERNELS(LARGE_BYTES)
 
 TILE(attend_tile_64, 1, 8, 1, 1)
 TILE(attend_tile_128, 2, 8, 1, 2)
-TILE(attend_tile_256, 4, 4, 1, 2)
-TILE(attend_tile_512, 8, 4, 2, 2)
+TILE(attend_tile_256, 4, 4, 1, 1)
+TILE(attend_tile_512, 8, 4, 2, 1)

@@ -350,7 +350,7 @@ template <typename STATE, uint32_t PANELS, uint32_t WARPS, uint32_t AHEAD> struc
         }
     }
     // The scales that were fetched, as halves of 64 units.
-    DEVICE_MEMBER void place_scales(STATE &sh, const float gain[2], uint32_t dv)
+    DEVICE_MEMBER void place_scales(STATE &sh, float gain, float gain_2, uint32_t dv)
     {
         bool bytes = sh.v_span[0].form != Q8_0;
 #pragma unroll
@@ -363,7 +363,7 @@ template <typename STATE, uint32_t PANELS, uint32_t WARPS, uint32_t AHEAD> struc
                 bool second = sh.v_span[0].size != dv && group >= sh.v_span[1].groups;
                 for (uint32_t i = 0; i < 4; i++) {
                     int e = (int)(scale[n].x >> 8 * i & 255u);
-                    x[i] = e == 0 ? 0.0f : exp2_fast((float)(e - 128) * 0.0625f) * gain[second ? 1 : 0];
+                    x[i] = e == 0 ? 0.0f : exp2_fast((float)(e - 128) * 0.0625f) * (second ? gain_2 : gain);
                 }
             } else {
                 x[0] = half_float(scale[n].x & 0xffffu) * 64.0f, x[1] = half_float(scale[n].x >> 16) * 64.0f;

@@ -398,6 +398,14 @@ static bool on_matrix_units(const rq_cache_group *g)
     return true;
 }
 
+/* Groups of exact pages that attend_group reads: halves, and several query heads that share a KV head. */
+static bool in_groups(const rq_cache_group *g, uint32_t per_kv_head)
+{
+    return !rq_group_is_coded(g) && per_kv_head >= 4 && g->type_k == RQ_TYPE_F16 &&
+           g->type_v == RQ_TYPE_F16 && g->dim_k <= 256 && g->dim_v <= 256 && g->dim_k % 16 == 0 &&
+           g->dim_v % 16 == 0;
+}
+
 /* Attention of wide steps in tiles: the kernel for heads of this size, and its rows; 0 rows where there is none. */
 static uint32_t tile_rows(const cu_builder *b, const rq_cache_group *g, uint32_t *kernel)
 {
@@ -451,6 +459,7 @@ static void attend(cu_builder *b, const rq_op *op)
     uint32_t rows = 1, kernel = CU_attend_1, most = g->dim_v > 256 ? 2 : g->dim_v > 128 ? 4 : 8;
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
     if (on_matrix_units(g)) rows = 8, kernel = CU_attend_coded;
+    if (in_groups(g, group)) rows = 8, kernel = CU_attend_group;
     uint32_t tile_kernel, tile = tile_rows(b, g, &tile_kernel);
     if (tile) rows = tile, kernel = tile_kernel;
     cu_launch(b, kernel, &a, sizeof a, work, g->n_heads, divide_up(queries * group, rows), splits);
