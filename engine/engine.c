@@ -167,12 +167,13 @@ static void say_windows(const rq_engine *e, const rq_engine_params *p)
         rq_say(p,
                "cache: %u layers that see the last %u tokens keep %u pages of 64 for each session, %u of "
                "%.1f KiB in "
-               "all, whatever the context",
+               "all, whatever the context: %s/%s",
                group->n_layers, group->window,
                rq_cache_share(group, coded ? RQ_PAGE_CODED : RQ_PAGE_EXACT, max_pages),
                coded ? d->pools.coded_pages[g] : d->pools.exact_pages[g],
                (double)(coded ? rq_coded_layout_of(group).page_bytes : rq_page_layout_of(group).page_bytes) /
-                   1024);
+                   1024,
+               d->kv.window_k.name, d->kv.window_v.name);
     }
 }
 

@@ -112,6 +112,7 @@ typedef struct rq_engine_params {
      * they were written. kv_profile: a file; NULL: the model's path and ".kvprofile" if it is there; "none". */
     const char *type_k, *type_v;
     uint32_t kv_recent, kv_sinks;
+    const char *kv_swa; /* of layers that see a window: a format, or "K,V"; NULL: f16, f32 or bf16 as above */
     const char *kv_profile;
     const struct rq_kv_hooks *kv_hooks; /* for measurements (kv.h); NULL */
     /* Drafts: the file's MTP block guesses up to draft_depth (1 to 6, 0 = 2) tokens ahead, the model checks them in one

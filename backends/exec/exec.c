@@ -47,8 +47,6 @@ static rq_status check_group(const rq_executor_params *p, uint32_t index, rq_err
                        g->dim_k, g->dim_v, RQ_KV_MAX_DIM);
     if ((g->form_k == RQ_KV_TRIP || g->form_v == RQ_KV_TRIP) && !g->trip)
         return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u takes a round trip that nobody makes", index);
-    if (g->window)
-        return rq_fail(err, RQ_ERR_UNSUPPORTED, "caches of layers with a window are not compressed");
     if (g->recent_pages == 0 || coded == 0)
         return rq_fail(err, RQ_ERR_ARGUMENT, "cache group %u needs coded pages and at least one recent page",
                        index);

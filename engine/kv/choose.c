@@ -3,6 +3,7 @@
 #include "engine/kv/plan.h"
 #include "engine/say.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
@@ -90,6 +91,52 @@ static rq_status choose_side(rq_kv_side *side, const char *name, uint32_t dim, b
     return RQ_OK;
 }
 
+static bool is_coded(const rq_kv_side *k, const rq_kv_side *v)
+{
+    return k->format.form != RQ_KV_SAME || v->format.form != RQ_KV_SAME;
+}
+
+/* Layers with a window: what was asked for them, a format or one for keys and one for values; else what is kept exactly
+ * elsewhere, because a window ends before compression would pay. */
+static rq_status choose_windows(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
+{
+    const rq_cache_group *window = NULL;
+    for (uint32_t g = 0; g < m->n_groups; g++)
+        if (m->groups[g].window != 0) window = &m->groups[g];
+    char text[2 * RQ_KV_NAME_BYTES], *name_v = NULL;
+    rq_kv_format exact_k = {.exact = plan->k.format.exact, .form = RQ_KV_SAME}, exact_v = exact_k;
+    exact_v.exact = plan->v.format.exact;
+    plan->window_k = (rq_kv_side){.format = exact_k};
+    plan->window_v = (rq_kv_side){.format = exact_v};
+    rq_kv_format_name(&exact_k, plan->window_k.name);
+    rq_kv_format_name(&exact_v, plan->window_v.name);
+    plan->window_k.bits = rq_kv_exact_bits(exact_k.exact);
+    plan->window_v.bits = rq_kv_exact_bits(exact_v.exact);
+    if (p->kv_swa == NULL) return RQ_OK;
+    if (window == NULL) {
+        rq_say(p, "cache: no layer of this model sees a window only, so --kv-swa changes nothing");
+        return RQ_OK;
+    }
+    if (snprintf(text, sizeof text, "%s", p->kv_swa) >= (int)sizeof text)
+        return rq_fail(err, RQ_ERR_ARGUMENT,
+                       "--kv-swa takes a cache format or two, as in wht3,wht4, not %.60s", p->kv_swa);
+    if ((name_v = strchr(text, ',')) != NULL) *name_v++ = 0;
+    const char *names[] = {text, name_v != NULL ? name_v : text};
+    rq_kv_side *sides[] = {&plan->window_k, &plan->window_v};
+    for (int i = 0; i < 2; i++) {
+        if (is_auto(names[i]) || strcasecmp(names[i], "trip") == 0)
+            return rq_fail(err, RQ_ERR_ARGUMENT, "--kv-swa takes the name of a cache format, not %.60s",
+                           names[i]);
+        rq_status status = choose_side(sides[i], names[i], i ? window->dim_v : window->dim_k, i != 0, p, err);
+        if (status != RQ_OK) return status;
+        if (sides[i]->format.klt)
+            return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                           "layers that see a window cannot be kept as %s: a profile has no basis for them",
+                           sides[i]->name);
+    }
+    return RQ_OK;
+}
+
 static rq_status choose_formats(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
 {
     const char *type_k = p->type_k, *type_v = p->type_v;
@@ -97,6 +144,7 @@ static rq_status choose_formats(rq_kv_plan *plan, const rq_model *m, const rq_en
     rq_status status = resolve_auto(m, p, &table, &type_k, &type_v, err);
     if (status == RQ_OK) status = choose_side(&plan->k, type_k, m->hp.dim_k, false, p, err);
     if (status == RQ_OK) status = choose_side(&plan->v, type_v, m->hp.dim_v, true, p, err);
+    if (status == RQ_OK) status = choose_windows(plan, m, p, err);
     rq_kv_table_free(&table);
     return status;
 }
@@ -114,10 +162,21 @@ static rq_status choose_pages(rq_kv_plan *plan, const rq_engine_params *p, rq_er
     return RQ_OK;
 }
 
+/* There are no sinks: they leave the window. */
+static void set_window(const rq_kv_plan *plan, rq_cache_group *group)
+{
+    group->type_k = plan->window_k.format.exact;
+    group->type_v = plan->window_v.format.exact;
+    if (!is_coded(&plan->window_k, &plan->window_v)) return;
+    group->form_k = plan->window_k.format.form;
+    group->form_v = plan->window_v.format.form;
+    group->recent_pages = plan->recent_pages;
+}
+
 static rq_status choose_groups(rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p, rq_error *err)
 {
-    bool coded = plan->k.format.form != RQ_KV_SAME || plan->v.format.form != RQ_KV_SAME;
-    if (coded) {
+    bool coded = is_coded(&plan->k, &plan->v);
+    if (coded || is_coded(&plan->window_k, &plan->window_v)) {
         rq_status status = choose_pages(plan, p, err);
         if (status != RQ_OK) return status;
     }
@@ -128,13 +187,13 @@ static rq_status choose_groups(rq_kv_plan *plan, const rq_model *m, const rq_eng
     for (uint32_t g = 0; g < plan->n_groups; g++) {
         rq_cache_group *group = &plan->groups[g];
         *group = g < m->n_groups ? m->groups[g] : m->mtp_group;
+        if (group->window != 0) {
+            set_window(plan, group);
+            continue;
+        }
         group->type_k = plan->k.format.exact;
         group->type_v = plan->v.format.exact;
         if (!coded) continue;
-        if (group->window != 0) { /* a window ends before compression would pay */
-            rq_say(p, "cache: layers that see the last %u tokens only keep them as they are", group->window);
-            continue;
-        }
         /* formats that need a basis, or hooks, are made for the trunk's layers */
         bool bound = plan->k.format.klt || plan->v.format.klt || plan->k.format.form == RQ_KV_TRIP ||
                      plan->v.format.form == RQ_KV_TRIP;

@@ -54,6 +54,30 @@ static rq_status make_rotation(rq_kv_plan *plan, rq_kv_side *side, uint32_t dim,
     return add_weight(plan, name, side->rotation.data, side->rotation.n_floats, 1, &side->data, err);
 }
 
+static rq_status make_window_rotations(rq_kv_plan *plan, const rq_model *m, rq_error *err)
+{
+    plan->window_k.data = plan->window_v.data = RQ_NO_WEIGHT;
+    for (uint32_t g = 0; g < m->n_groups; g++) {
+        const rq_cache_group *group = &plan->groups[g];
+        if (group->window == 0 || !rq_group_is_coded(group)) continue;
+        if (plan->window_k.rotation.n_blocks != 0 || plan->window_v.rotation.n_blocks != 0) {
+            if (group->dim_k == plan->window_dim_k && group->dim_v == plan->window_dim_v) continue;
+            return rq_fail(
+                err, RQ_ERR_UNSUPPORTED,
+                "layers with windows have heads of different sizes: they cannot be compressed (--kv-swa)");
+        }
+        plan->window_dim_k = group->dim_k;
+        plan->window_dim_v = group->dim_v;
+        rq_status status =
+            make_rotation(plan, &plan->window_k, group->dim_k, SEED_K, "kv.rotation_k of windows", err);
+        if (status == RQ_OK)
+            status =
+                make_rotation(plan, &plan->window_v, group->dim_v, SEED_V, "kv.rotation_v of windows", err);
+        if (status != RQ_OK) return status;
+    }
+    return RQ_OK;
+}
+
 /* ---- a layer ------------------------------------------------------------------------------------------- */
 
 static const rq_pass_side NOTHING = {.data = RQ_NO_WEIGHT,
@@ -125,8 +149,10 @@ static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_
     const rq_cache_group *group = &plan->groups[m->layers[i].group];
     out->encode = rq_group_is_coded(group);
     if (!out->encode) return RQ_OK;
-    use_rotation(&out->k, &plan->k);
-    use_rotation(&out->v, &plan->v);
+    bool window = group->window != 0;
+    use_rotation(&out->k, window ? &plan->window_k : &plan->k);
+    use_rotation(&out->v, window ? &plan->window_v : &plan->v);
+    if (window) return RQ_OK; /* profiles are for layers whose cache grows */
     if (plan->profile == NULL || m->layers[i].mtp) return RQ_OK; /* nothing was measured of an MTP block */
     const rq_kv_layer_profile *l = &plan->profile->layers[i];
     rq_status status = RQ_OK;
@@ -274,6 +300,8 @@ static rq_status check_klt(const rq_kv_plan *plan, const rq_model *m, rq_error *
 static uint64_t hash_plan(const rq_kv_plan *plan)
 {
     uint64_t h = XXH3_64bits_withSeed(plan->k.name, sizeof plan->k.name, 3);
+    h = XXH3_64bits_withSeed(plan->window_k.name, sizeof plan->window_k.name, h);
+    h = XXH3_64bits_withSeed(plan->window_v.name, sizeof plan->window_v.name, h);
     h = XXH3_64bits_withSeed(plan->v.name, sizeof plan->v.name, h);
     for (uint32_t i = 0; plan->profile != NULL && i < plan->profile->n_layers; i++) {
         rq_kv_layer_profile *l = &plan->profile->layers[i];
@@ -302,6 +330,7 @@ rq_status rq_kv_plan_finish(rq_kv_plan *plan, const rq_model *m, const rq_engine
     plan->n_weights = m->n_weights;
     status = make_rotation(plan, &plan->k, m->hp.dim_k, SEED_K, "kv.rotation_k", err);
     if (status == RQ_OK) status = make_rotation(plan, &plan->v, m->hp.dim_v, SEED_V, "kv.rotation_v", err);
+    if (status == RQ_OK) status = make_window_rotations(plan, m, err);
     for (uint32_t i = 0; i < n_layers && status == RQ_OK; i++) status = plan_layer(plan, m, i, err);
     plan->pass = (rq_pass){.model = m, .layers = plan->layers};
     if (status == RQ_OK) status = plan_capture(plan, m, p, err);
@@ -314,6 +343,8 @@ void rq_kv_plan_free(rq_kv_plan *plan)
     drop_profile(plan);
     rq_rotation_free(&plan->k.rotation);
     rq_rotation_free(&plan->v.rotation);
+    rq_rotation_free(&plan->window_k.rotation);
+    rq_rotation_free(&plan->window_v.rotation);
     for (size_t i = 0; i < plan->n_tables; i++) rq_free(plan->tables[i]);
     rq_free(plan->tables);
     rq_free(plan->weights);

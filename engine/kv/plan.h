@@ -23,9 +23,11 @@ static inline bool rq_kv_side_takes_profile(const rq_kv_side *side)
 
 typedef struct rq_kv_plan {
     rq_kv_side k, v;
-    uint32_t recent_pages, sink_pages; /* 0 where nothing is coded */
+    rq_kv_side window_k, window_v;       /* of layers that see a window */
+    uint32_t window_dim_k, window_dim_v; /* their heads, where they are coded */
+    uint32_t recent_pages, sink_pages;   /* 0 where nothing is coded */
     rq_cache_group groups[RQ_MAX_GROUPS];
-    uint32_t n_groups; /* the model's, and the MTP block's where it drafts */
+    uint32_t n_groups;  /* the model's, and the MTP block's where it drafts */
     char *profile_path; /* NULL: none is used */
     rq_kv_profile *profile;
     bool profile_named;  /* the caller named it */

@@ -69,13 +69,15 @@ static void put_windows(rq_buf *out, const rq_decision *d, bool json)
         if (json)
             rq_buf_printf(out,
                           "%s{\"window\": %u, \"layers\": %u, \"pages_per_session\": %u, \"pages\": %u, "
-                          "\"page_bytes\": %llu}",
-                          between, group->window, group->n_layers, share, pages, (unsigned long long)bytes);
+                          "\"page_bytes\": %llu, \"type_k\": \"%s\", \"type_v\": \"%s\"}",
+                          between, group->window, group->n_layers, share, pages, (unsigned long long)bytes,
+                          d->kv.window_k.name, d->kv.window_v.name);
         else
-            rq_buf_printf(
-                out,
-                "window   of %u tokens, %u layers: %u pages per session, %u pages of %llu bytes in all\n",
-                group->window, group->n_layers, share, pages, (unsigned long long)bytes);
+            rq_buf_printf(out,
+                          "window   of %u tokens, %u layers: %u pages per session, %u pages of %llu bytes in "
+                          "all, %s/%s\n",
+                          group->window, group->n_layers, share, pages, (unsigned long long)bytes,
+                          d->kv.window_k.name, d->kv.window_v.name);
         between = ", ";
     }
 }

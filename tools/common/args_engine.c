@@ -186,6 +186,13 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                         .target = &p->kv_sinks,
                                         .max = 1 << 24,
                                         .help = "and so many first ones, in whole 64s"});
+    rq_options_add(options, (rq_option){.names = "--kv-swa",
+                                        .kind = RQ_OPT_STRING,
+                                        .target = &p->kv_swa,
+                                        .value = "FORMAT",
+                                        .shown = "uncompressed",
+                                        .help = "format of layers that see a window of the last tokens only; "
+                                                "two with a comma: keys, values"});
     rq_options_add(options,
                    (rq_option){.names = "--kv-profile",
                                .kind = RQ_OPT_STRING,
@@ -194,11 +201,14 @@ void rq_options_engine(rq_options *options, rq_engine_args *args)
                                .shown = "MODEL.kvprofile if there is one",
                                .help = "profile of the model's keys and values (rqvk-kv calibrate writes "
                                        "one); none: go without"});
-    rq_options_add(options, (rq_option){.names = "--cache-ram",
-                                        .kind = RQ_OPT_U64,
-                                        .target = &p->cache_ram_mib,
-                                        .shown = "1024",
-                                        .help = "MiB for copies of the state of recurrent models"});
+    rq_options_add(
+        options,
+        (rq_option){.names = "--cache-ram",
+                    .kind = RQ_OPT_U64,
+                    .target = &p->cache_ram_mib,
+                    .shown = "1024",
+                    .help =
+                        "MiB for copies of the state of recurrent models, from which later requests go on"});
     rq_options_add(options, (rq_option){.names = "--cache-tokens",
                                         .kind = RQ_OPT_U64,
                                         .target = &p->cache_tokens,
