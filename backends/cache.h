@@ -149,12 +149,6 @@ static inline uint32_t rq_kv_bits(rq_kv_form form)
     return bits[form];
 }
 
-/* What cards keep; the rest lives on the processor alone. */
-static inline bool rq_kv_form_on_cards(rq_kv_form form)
-{
-    return form != RQ_KV_Q4_0 && form != RQ_KV_TRIP;
-}
-
 enum { RQ_KV_MAX_SPANS = 2 };
 
 typedef struct rq_kv_span {

@@ -367,19 +367,10 @@ static void qk_write(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_qk_write, &a, sizeof a, cu_tape(b)->bucket, q.ne[1] + 2 * k.ne[1], 1, false);
 }
 
-/* The caches cards keep: f16, q8_0, the codec rows and klt3, and f32 and bf16 where they are asked for. */
-static bool good_forms(cu_builder *b, const rq_cache_group *g)
-{
-    if (rq_kv_form_on_cards(g->form_k) && rq_kv_form_on_cards(g->form_v)) return true;
-    cu_op_fail(b, "caches of q4_0, and codecs under measurement, are for the processor alone");
-    return false;
-}
-
 static void kv_encode(cu_builder *b, const rq_op *op)
 {
     const rq_value *cache = &cu_tape(b)->values[op->in[0]];
     const rq_cache_group *g = cu_bindings(b)->pools[cache->index].group;
-    if (!good_forms(b, g)) return;
     cuda_kv_args a = {.step = cu_step_address(b),
                       .pool = cu_pool_address(b, cache->index),
                       .tables = tables_of(b),
@@ -428,7 +419,6 @@ static void attend(cu_builder *b, const rq_op *op)
     const rq_value *cache = &cu_tape(b)->values[op->in[0]];
     const rq_cache_group *g = cu_bindings(b)->pools[cache->index].group;
     const rq_step_caps *caps = cu_bindings(b)->caps;
-    if (!good_forms(b, g)) return;
     cu_view q = cu_value(b, op->in[1]), mean = {0};
     if (op->n_in > 2) mean = cu_value(b, op->in[2]);
     uint32_t bucket = cu_tape(b)->bucket, heads = q.ne[1], group = heads / g->n_heads;
@@ -626,10 +616,31 @@ static bool readable(const rq_tape *tape, rq_ref weight, rq_error *why)
     return false;
 }
 
+/* The caches there are kernels for: f16, f32 and bf16, q8_0, the codec rows and klt3. A tape that does not know its
+ * groups is asked about when it does. */
+static bool caches_supported(const rq_tape *tape, const rq_op *op, rq_error *why)
+{
+    for (uint32_t i = 0; i < op->n_in; i++) {
+        const rq_value *v = &tape->values[op->in[i]];
+        if (op->in[i] == 0 || v->space != RQ_SPACE_CACHE || !tape->groups || v->index >= tape->n_groups)
+            continue;
+        const rq_cache_group *g = &tape->groups[v->index];
+        for (uint32_t side = 0; side < 2; side++) {
+            rq_kv_form form = side ? g->form_v : g->form_k;
+            if (form != RQ_KV_Q4_0 && form != RQ_KV_TRIP) continue;
+            rq_fail(why, RQ_ERR_UNSUPPORTED, "CUDA keeps no caches in %s, which are for the processor alone",
+                    form == RQ_KV_Q4_0 ? "q4_0" : "codecs under measurement");
+            return false;
+        }
+    }
+    return true;
+}
+
 bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_error *why)
 {
     (void)device;
     const rq_value *v = tape->values;
+    if (!caches_supported(tape, op, why)) return false;
     switch (op->kind) {
     case RQ_OP_EMBED:
     case RQ_OP_MATMUL:

@@ -56,22 +56,15 @@ bool walk_is_quick(void)
 
 enum { ROW_BYTES = 1 << 16 };
 
-/* Caches for comparison live on the processor alone; Vulkan says so, others refuse them when a tape is compiled. */
+/* Caches for comparison live on the processor alone; cards say so. */
 static bool for_comparison(rq_kv_form form)
 {
     return form == RQ_KV_Q4_0 || form == RQ_KV_TRIP;
 }
 
-static bool refused(const walker *w, const op_case *c)
-{
-    return w->device->backend != &rq_backend_cpu && strcmp(w->device->backend->name, "vulkan") != 0 &&
-           !(rq_kv_form_on_cards(c->form_k) && rq_kv_form_on_cards(c->form_v));
-}
-
 /* Runs the case with n tokens; false when the device refuses it. */
 static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
 {
-    if (refused(w, c)) return false;
     uint32_t bucket = 1;
     while (bucket < n) bucket *= 2;
     rq_error why = {0};
