@@ -40,7 +40,10 @@
     X(argmax, 256)                                                                                           \
     X(argmax_last, 64)                                                                                       \
     X(short_conv, 64)                                                                                        \
-    X(delta_rule, 64)
+    X(delta_rule_32, 128)                                                                                    \
+    X(delta_rule_64, 128)                                                                                    \
+    X(delta_rule_128, 256)                                                                                   \
+    X(delta_rule_256, 256)
 
 /* Kernels with shared memory that is given at the launch: X(name, bytes). */
 #define CUDA_LARGE_KERNELS(X)                                                                                \
@@ -60,7 +63,8 @@ enum {
     CUDA_MATVEC_JOBS = 3,   /* weights of one launch */
     CUDA_MATVEC_TOKENS = 8, /* columns of one launch */
     CUDA_MATVEC_THREADS = 256,
-    CUDA_MATMUL_THREADS = 128
+    CUDA_MATMUL_THREADS = 128,
+    CUDA_CONV_PIECE = 64 /* tokens of a short convolution's block */
 };
 
 /* Tables of the quantised types and of the cache's codec rows, in device memory. */
@@ -204,7 +208,8 @@ typedef struct cuda_conv_args {
     CUDA_PTR(const float) w;
     CUDA_PTR(float) y;
     uint64_t slot_bytes, layer_bytes, x_stride, w_stride;
-    uint32_t layer, n_slots, channels, taps;
+    uint64_t pending; /* bytes from a slot's start to the layer's pending rows, of `places` */
+    uint32_t layer, n_slots, channels, taps, places;
 } cuda_conv_args;
 
 typedef struct cuda_delta_args {
@@ -219,8 +224,9 @@ typedef struct cuda_delta_args {
     CUDA_PTR(const float) offset;
     CUDA_PTR(float) y;
     uint64_t slot_bytes, layer_bytes, tail_bytes, matrix_bytes;
+    uint64_t pending_v, pending_k, pending_gates; /* bytes from a slot's start */
     uint64_t q_stride[2], k_stride[2], v_stride[2], alpha_stride, beta_stride;
-    uint32_t layer, n_slots, heads, key_heads, dk, dv, tiled;
+    uint32_t layer, n_slots, heads, key_heads, group_key_heads, dk, dv, tiled, places;
     float scale;
 } cuda_delta_args;
 

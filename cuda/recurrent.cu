@@ -1,9 +1,9 @@
-// recurrent.cu - recurrent layers: their short convolution and their delta rule. A thread carries one channel or one
-// column of a head's matrix from token to token of a run; columns do not meet, so nothing waits for anything.
+// recurrent.cu - recurrent layers: their short convolution and their delta rule in token form. What a draft check leaves
+// pending and how the next run applies it is in backends/step.h and backends/state.h.
 #include "cuda/common.cuh"
 
 struct run_of_step {
-    uint32_t first, count, start, slot;
+    uint32_t first, count, start, slot, pending, accepted;
 };
 
 DEVICE bool run_at(const uint32_t *step, uint32_t i, uint32_t n_slots, run_of_step &r)
@@ -14,67 +14,196 @@ DEVICE bool run_at(const uint32_t *step, uint32_t i, uint32_t n_slots, run_of_st
     r.count = at[2];
     r.start = at[3];
     r.slot = at[5];
+    r.pending = at[6];
+    r.accepted = at[7];
     return r.slot < n_slots;
 }
 
-// ---- y_t = silu(sum_j w_j x_{t - taps + 1 + j}); moves x and y once
-KERNEL(short_conv, cuda_conv_args, 64)
+// Runs are cut into pieces of `tokens`; piece i of all and which one of its run it is.
+DEVICE bool piece_at(const uint32_t *step, uint32_t i, uint32_t tokens, uint32_t n_slots, run_of_step &r,
+                     uint32_t &piece)
 {
-    uint32_t c = block_x() * 64 + thread_x(), kept = p.taps - 1;
-    run_of_step r;
-    if (c >= p.channels || !run_at(p.step, block_y(), p.n_slots, r)) return;
-    float *tail = (float *)(p.state + r.slot * p.slot_bytes + p.layer * p.layer_bytes);
-    float in[8], w[8]; // the last inputs, this one behind them; shifted by one each token
-#pragma unroll
-    for (uint32_t j = 0; j < 8; j++) {
-        in[j] = j < kept && r.start != 0 ? tail[(uint64_t)j * p.channels + c] : 0.0f;
-        w[j] = j < p.taps ? p.w[j * p.w_stride + c] : 0.0f;
+    uint32_t n_runs = step[STEP_N_RUNS];
+    const uint32_t *runs = step + step[STEP_RUNS];
+    piece = i;
+    for (uint32_t at = 0; at < n_runs; at++) {
+        uint32_t pieces = (runs[RUN_WORDS * at + 2] + tokens - 1) / tokens;
+        if (piece < pieces) return run_at(step, at, n_slots, r);
+        piece -= pieces;
     }
-    for (uint32_t t = r.first; t < r.first + r.count; t++) {
-        float x = p.x[t * p.x_stride + c], sum = 0;
-#pragma unroll
-        for (uint32_t j = 0; j < 8; j++) {
-            if (j == kept) in[j] = x;
-            if (j < p.taps) sum = fmaf(in[j], w[j], sum);
-        }
-        p.y[(uint64_t)t * p.channels + c] = sum / (1.0f + expf(-sum));
-#pragma unroll
-        for (uint32_t j = 0; j < 7; j++)
-            if (j < kept) in[j] = in[j + 1];
-    }
-#pragma unroll
-    for (uint32_t j = 0; j < 8; j++)
-        if (j < kept) tail[(uint64_t)j * p.channels + c] = in[j];
+    return false;
 }
 
-// ---- the gated delta rule (Yang, Kautz & Hatamizadeh 2024, eq. 10); reads the matrix twice a token (the second time
-// from a cache) and writes it once
-KERNEL(delta_rule, cuda_delta_args, 64)
+// A sequence begins with zeros.
+DEVICE bool begins(const run_of_step &r)
 {
-    uint32_t m = block_z() * 64 + thread_x(), head = block_y();
+    return r.start == r.accepted;
+}
+
+// ---- y_t = silu(sum_j w_j x_{t - taps + 1 + j}). A thread carries a channel from token to token of a piece of 64; the
+// piece that needs the tail writes it. Moves x and y once
+DEVICE void push_input(float *last, float x, uint32_t kept)
+{
+#pragma unroll
+    for (uint32_t j = 0; j < 7; j++)
+        if (j < kept) last[j] = j + 1 < kept ? last[j + 1] : x;
+}
+
+KERNEL(short_conv, cuda_conv_args, 64)
+{
+    constexpr uint32_t PIECE = CUDA_CONV_PIECE;
+    uint32_t c = block_x() * 64 + thread_x(), kept = p.taps - 1, piece;
     run_of_step r;
-    if (m >= p.dv || !run_at(p.step, block_x(), p.n_slots, r)) return;
-    uint32_t from = p.tiled ? head % p.key_heads : head / (p.heads / p.key_heads);
-    float *s = (float *)(p.state + r.slot * p.slot_bytes + p.layer * p.layer_bytes + p.tail_bytes +
-                         head * p.matrix_bytes) +
-               m;
-    if (r.start == 0)
-        for (uint32_t i = 0; i < p.dk; i++) s[(uint64_t)i * p.dv] = 0;
+    if (c >= p.channels || !piece_at(p.step, block_y(), PIECE, p.n_slots, r, piece)) return;
+    float *tail = (float *)(p.state + r.slot * p.slot_bytes + p.layer * p.layer_bytes) + c;
+    float *kept_x = (float *)(p.state + r.slot * p.slot_bytes + p.pending) + c;
+    uint32_t first = piece * PIECE, end = min_u(first + PIECE, r.count);
+    const float *x = p.x + r.first * p.x_stride + c;
+    float last[8], w[8]; // the last inputs, the newest at kept - 1
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j++) {
+        w[j] = j < p.taps ? p.w[j * p.w_stride + c] : 0.0f;
+        last[j] = 0;
+        if (j >= kept) continue;
+        if (piece != 0)
+            last[j] = x[(first - kept + j) * p.x_stride];
+        else if (!begins(r))
+            last[j] = tail[(uint64_t)j * p.channels];
+    }
+    if (piece == 0) {
+        for (uint32_t at = r.start - r.accepted; at < r.start; at++)
+            push_input(last, kept_x[(uint64_t)(at % p.places) * p.channels], kept);
+        // Of the run's own inputs the last ones stay, behind what of the old ones does; of a draft check none.
+        uint32_t own = r.pending ? 0 : min_u(r.count, kept);
+        if (own || r.accepted) {
+#pragma unroll
+            for (uint32_t j = 0; j < 7; j++) {
+                if (j >= kept) continue;
+                float v = 0;
+#pragma unroll
+                for (uint32_t i = 0; i < 7; i++)
+                    if (i == j + own) v = last[i];
+                if (j + own >= kept) v = x[(r.count + j - kept) * p.x_stride];
+                tail[(uint64_t)j * p.channels] = v;
+            }
+        }
+    }
+    for (uint32_t t = first; t < end; t++) {
+        float in = x[t * p.x_stride], sum = 0;
+        if (r.pending) kept_x[(uint64_t)((r.start + t) % p.places) * p.channels] = in;
+#pragma unroll
+        for (uint32_t j = 0; j < 8; j++)
+            if (j < p.taps) sum = fmaf(j < kept ? last[j] : in, w[j], sum);
+        p.y[(uint64_t)(r.first + t) * p.channels + c] = sum / (1.0f + expf(-sum));
+        push_input(last, in, kept);
+    }
+}
+
+// ---- the gated delta rule (Yang, Kautz & Hatamizadeh 2024, eq. 10). A block carries 32 columns of a head's matrix, each
+// warp a part of their rows, in registers: the matrix is read once and written once, whatever the number of tokens; a
+// draft check does not write it. Sums over a column are made of the warps' parts in their order
+struct delta_block {
+    float (*reads)[32], (*sums)[32]; // shared, [WARPS]
+    uint32_t lane, warp, row, end;
+};
+
+template <int WARPS> DEVICE float sum_of(float (*parts)[32], uint32_t lane)
+{
+    float sum = parts[0][lane];
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) sum += parts[w][lane];
+    return sum;
+}
+
+// S *= decay; d = write (v - S^T k); S += k d^T; returns S^T q.
+template <int ROWS, int WARPS>
+DEVICE float take_token(const delta_block &b, float *s, const float *k, const float *q, float v, float decay,
+                        float write)
+{
+    float read = 0, sum = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < ROWS; i++)
+        if (b.row + i < b.end) read = fmaf(s[i] * decay, k[b.row + i], read);
+    b.reads[b.warp][b.lane] = read;
+    block_sync();
+    float d = write * (v - sum_of<WARPS>(b.reads, b.lane));
+#pragma unroll
+    for (uint32_t i = 0; i < ROWS; i++)
+        if (b.row + i < b.end) {
+            s[i] = fmaf(k[b.row + i], d, s[i] * decay);
+            sum = fmaf(s[i], q[b.row + i], sum);
+        }
+    b.sums[b.warp][b.lane] = sum;
+    block_sync();
+    return sum_of<WARPS>(b.sums, b.lane);
+}
+
+template <int ROWS, int WARPS>
+DEVICE void delta_run(const cuda_delta_args &p, float (*reads)[32], float (*sums)[32])
+{
+    uint32_t lane = thread_x() % 32, warp = thread_x() / 32, m = block_z() * 32 + lane, head = block_y();
+    run_of_step r;
+    if (!run_at(p.step, block_x(), p.n_slots, r)) return;
+    bool mine = m < p.dv;
+    uint32_t shared_by = p.heads / p.key_heads, from = p.tiled ? head % p.key_heads : head / shared_by;
+    uint8_t *slot = p.state + r.slot * p.slot_bytes;
+    float *matrix = (float *)(slot + p.layer * p.layer_bytes + p.tail_bytes + head * p.matrix_bytes) + m;
+    float *pending_v = (float *)(slot + p.pending_v), *pending_k = (float *)(slot + p.pending_k),
+          *pending_gates = (float *)(slot + p.pending_gates);
+    uint32_t each = (p.dk + WARPS - 1) / WARPS, row = warp * each, end = min_u(row + each, p.dk);
+    delta_block b = {reads, sums, lane, warp, row, end};
+    float s[ROWS];
+#pragma unroll
+    for (uint32_t i = 0; i < ROWS; i++)
+        s[i] = mine && row + i < end && !begins(r) ? matrix[(uint64_t)(row + i) * p.dv] : 0.0f;
+    for (uint32_t at = r.start - r.accepted; at < r.start; at++) {
+        uint32_t v_row = at % p.places, k_row = at % (2 * p.places);
+        const float *k = pending_k + (uint64_t)(k_row * p.group_key_heads + from) * p.dk;
+        const float *gates = pending_gates + 2 * (uint64_t)(k_row * p.heads + head);
+        float v = mine ? pending_v[(uint64_t)(v_row * p.heads + head) * p.dv + m] : 0.0f;
+        take_token<ROWS, WARPS>(b, s, k, k, v, gates[0], gates[1]);
+    }
+    if (r.pending && r.accepted) {
+#pragma unroll
+        for (uint32_t i = 0; i < ROWS; i++)
+            if (mine && row + i < end) matrix[(uint64_t)(row + i) * p.dv] = s[i];
+    }
     for (uint32_t t = r.first; t < r.first + r.count; t++) {
         const float *k = p.k + from * p.k_stride[0] + t * p.k_stride[1];
         const float *q = p.q + from * p.q_stride[0] + t * p.q_stride[1];
+        float v = mine ? p.v[head * p.v_stride[0] + t * p.v_stride[1] + m] : 0.0f;
         float a = p.alpha[t * p.alpha_stride + head] + p.offset[head];
         float softplus = fmaxf(a, 0.0f) + log1pf(expf(-fabsf(a)));
         float decay = expf(p.rate[head] * softplus),
               write = 1.0f / (1.0f + expf(-p.beta[t * p.beta_stride + head]));
-        float read = 0, sum = 0;
-        for (uint32_t i = 0; i < p.dk; i++) read = fmaf(s[(uint64_t)i * p.dv] * decay, k[i], read);
-        float d = write * (p.v[head * p.v_stride[0] + t * p.v_stride[1] + m] - read);
-        for (uint32_t i = 0; i < p.dk; i++) {
-            float e = fmaf(k[i], d, s[(uint64_t)i * p.dv] * decay);
-            s[(uint64_t)i * p.dv] = e;
-            sum = fmaf(e, q[i], sum);
+        float y = take_token<ROWS, WARPS>(b, s, k, q, v, decay, write);
+        if (warp == 0 && mine) p.y[((uint64_t)t * p.heads + head) * p.dv + m] = y * p.scale;
+        if (!r.pending) continue;
+        // What the recurrence needs is kept; of a key the first of those that share it keeps it for all.
+        uint32_t at = r.start + t - r.first, v_row = at % p.places, k_row = at % (2 * p.places);
+        if (warp == 0 && mine) pending_v[(uint64_t)(v_row * p.heads + head) * p.dv + m] = v;
+        if (block_z() != 0) continue;
+        if (p.tiled ? head < p.key_heads : head % shared_by == 0)
+            for (uint32_t i = thread_x(); i < p.dk; i += 32 * WARPS)
+                pending_k[(uint64_t)(k_row * p.group_key_heads + from) * p.dk + i] = k[i];
+        if (thread_x() == 0) {
+            pending_gates[2 * (uint64_t)(k_row * p.heads + head)] = decay;
+            pending_gates[2 * (uint64_t)(k_row * p.heads + head) + 1] = write;
         }
-        p.y[((uint64_t)t * p.heads + head) * p.dv + m] = sum * p.scale;
     }
+    if (r.pending) return;
+#pragma unroll
+    for (uint32_t i = 0; i < ROWS; i++)
+        if (mine && row + i < end) matrix[(uint64_t)(row + i) * p.dv] = s[i];
 }
+
+#define DELTA_RULE(dk, warps)                                                                                \
+    KERNEL(delta_rule_##dk, cuda_delta_args, 32 * (warps))                                                   \
+    {                                                                                                        \
+        SHARED(float, parts, 2 * 32 * (warps));                                                              \
+        delta_run<(dk) / (warps), warps>(p, (float(*)[32])parts, (float(*)[32])(parts + 32 * (warps)));      \
+    }
+DELTA_RULE(32, 4)
+DELTA_RULE(64, 4)
+DELTA_RULE(128, 8)
+DELTA_RULE(256, 8)

@@ -152,4 +152,8 @@ void cu_compile_op(cu_builder *b, const rq_op *op);
 bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_error *why);
 const char *cu_implementation(rq_device *device, const rq_tape *tape, const rq_op *op);
 
+/* recurrent.c */
+void cu_short_conv(cu_builder *b, const rq_op *op);
+void cu_delta_rule(cu_builder *b, const rq_op *op);
+
 #endif

@@ -456,71 +456,6 @@ static void attend(cu_builder *b, const rq_op *op)
     if (splits) cu_launch(b, CU_attend_merge, &a, sizeof a, work, heads, queries, true);
 }
 
-/* ---- recurrent layers ------------------------------------------------------------------------------------ */
-
-static uint32_t runs_of(const cu_builder *b)
-{
-    uint32_t bucket = cu_tape(b)->bucket;
-    return bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS;
-}
-
-static void short_conv(cu_builder *b, const rq_op *op)
-{
-    const rq_value *state = &cu_tape(b)->values[op->in[0]];
-    const rq_state_pool *pool = &cu_bindings(b)->states[state->index];
-    cu_view x = cu_value(b, op->in[1]), w = cu_value(b, op->in[2]);
-    cuda_conv_args a = {.step = cu_step_address(b),
-                        .state = cu_address(pool->memory),
-                        .x = x.address,
-                        .w = w.address,
-                        .y = cu_value(b, op->out[0]).address,
-                        .slot_bytes = pool->layout.slot_bytes,
-                        .layer_bytes = pool->layout.layer_bytes,
-                        .x_stride = x.stride[1],
-                        .w_stride = w.stride[1],
-                        .layer = state->layer,
-                        .n_slots = pool->n_slots,
-                        .channels = x.ne[0],
-                        .taps = w.ne[1]};
-    cu_launch(b, CU_short_conv, &a, sizeof a, divide_up(x.ne[0], 64), runs_of(b), 1, false);
-}
-
-static void delta_rule(cu_builder *b, const rq_op *op)
-{
-    const rq_value *state = &cu_tape(b)->values[op->in[0]];
-    const rq_state_pool *pool = &cu_bindings(b)->states[state->index];
-    cu_view q = cu_value(b, op->in[1]), k = cu_value(b, op->in[2]), v = cu_value(b, op->in[3]),
-            alpha = cu_value(b, op->in[4]), beta = cu_value(b, op->in[5]);
-    cuda_delta_args a = {.step = cu_step_address(b),
-                         .state = cu_address(pool->memory),
-                         .q = q.address,
-                         .k = k.address,
-                         .v = v.address,
-                         .alpha = alpha.address,
-                         .beta = beta.address,
-                         .rate = cu_value(b, op->in[6]).address,
-                         .offset = cu_value(b, op->in[7]).address,
-                         .y = cu_value(b, op->out[0]).address,
-                         .slot_bytes = pool->layout.slot_bytes,
-                         .layer_bytes = pool->layout.layer_bytes,
-                         .tail_bytes = pool->layout.tail_bytes,
-                         .matrix_bytes = pool->layout.matrix_bytes,
-                         .q_stride = {q.stride[1], q.stride[2]},
-                         .k_stride = {k.stride[1], k.stride[2]},
-                         .v_stride = {v.stride[1], v.stride[2]},
-                         .alpha_stride = alpha.stride[1],
-                         .beta_stride = beta.stride[1],
-                         .layer = state->layer,
-                         .n_slots = pool->n_slots,
-                         .heads = v.ne[1],
-                         .key_heads = k.ne[1],
-                         .dk = k.ne[0],
-                         .dv = v.ne[0],
-                         .tiled = op->p.delta.tiled,
-                         .scale = op->p.delta.scale};
-    cu_launch(b, CU_delta_rule, &a, sizeof a, runs_of(b), v.ne[1], divide_up(v.ne[0], 64), false);
-}
-
 /* ---- experts --------------------------------------------------------------------------------------------- */
 
 static void route(cu_builder *b, const rq_op *op)
@@ -587,8 +522,8 @@ void cu_compile_op(cu_builder *b, const rq_op *op)
         [RQ_OP_KV_ENCODE] = kv_encode,
         [RQ_OP_ATTEND] = attend,
         [RQ_OP_L2_NORM] = norm,
-        [RQ_OP_SHORT_CONV] = short_conv,
-        [RQ_OP_DELTA_RULE] = delta_rule,
+        [RQ_OP_SHORT_CONV] = cu_short_conv,
+        [RQ_OP_DELTA_RULE] = cu_delta_rule,
         [RQ_OP_ROUTE] = route,
         [RQ_OP_GROUP] = group,
         [RQ_OP_MATMUL_EXPERTS] = matmul_experts,
@@ -673,10 +608,13 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
     case RQ_OP_GLU:
         if (op->p.glu.act != RQ_ACT_SIGMOID && v[op->in[0]].ne[0] == v[op->in[1]].ne[0]) return true;
         break;
+    case RQ_OP_DELTA_RULE:
+        if (tape->values[op->in[2]].ne[0] <= 256) return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "CUDA has recurrent layers with keys of up to 256 elements");
+        return false;
     case RQ_OP_RMS_NORM:
     case RQ_OP_L2_NORM:
     case RQ_OP_SHORT_CONV:
-    case RQ_OP_DELTA_RULE:
     case RQ_OP_ADD:
     case RQ_OP_MUL:
     case RQ_OP_SCALE:

@@ -433,53 +433,6 @@ static void argmax(vk_builder *b, const rq_op *op)
     vk_dispatch(b, VK_ARGMAX, no_constants, &push, 1, 1, 1, false);
 }
 
-/* ---- recurrent layers ------------------------------------------------------------------------------------ */
-
-static uint32_t runs_of(const vk_builder *b)
-{
-    uint32_t bucket = vk_tape(b)->bucket;
-    return bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS;
-}
-
-static void short_conv(vk_builder *b, const rq_op *op)
-{
-    const rq_value *state = &vk_tape(b)->values[op->in[0]];
-    const rq_state_pool *pool = &vk_bindings(b)->states[state->index];
-    vk_view x = vk_value(b, op->in[1]), w = vk_value(b, op->in[2]), y = vk_value(b, op->out[0]);
-    uint64_t layer = vk_address(pool->memory) + state->layer * pool->layout.layer_bytes;
-    vk_push push = {.a = {vk_step_address(b), layer, x.address, w.address, y.address},
-                    .u = {x.ne[0], w.ne[1], x.stride[1], w.stride[1],
-                          (uint32_t)(pool->layout.slot_bytes / 64), pool->n_slots}};
-    vk_dispatch(b, VK_SHORT_CONV, no_constants, &push, divide_up(x.ne[0], 64), runs_of(b), 1, false);
-}
-
-/* Floats from one operand to another; they are parts of one arena. */
-static uint32_t distance(vk_builder *b, uint64_t from, uint64_t to)
-{
-    int64_t floats = (int64_t)(to - from) / 4;
-    if (floats != (int32_t)floats) vk_op_fail(b, "its operands are more than 8 GiB apart");
-    return (uint32_t)(int32_t)floats;
-}
-
-static void delta_rule(vk_builder *b, const rq_op *op)
-{
-    const rq_value *state = &vk_tape(b)->values[op->in[0]];
-    const rq_state_pool *pool = &vk_bindings(b)->states[state->index];
-    vk_view q = vk_value(b, op->in[1]), k = vk_value(b, op->in[2]), v = vk_value(b, op->in[3]),
-            alpha = vk_value(b, op->in[4]), beta = vk_value(b, op->in[5]), rate = vk_value(b, op->in[6]),
-            offset = vk_value(b, op->in[7]), y = vk_value(b, op->out[0]);
-    uint64_t layer = vk_address(pool->memory) + state->layer * pool->layout.layer_bytes;
-    vk_push push = {.a = {vk_step_address(b), layer + pool->layout.tail_bytes, q.address, rate.address,
-                          offset.address, y.address},
-                    .u = {distance(b, q.address, k.address), distance(b, q.address, v.address),
-                          distance(b, q.address, alpha.address), distance(b, q.address, beta.address),
-                          q.stride[1], q.stride[2], k.stride[1], k.stride[2], v.stride[1], v.stride[2],
-                          alpha.stride[1], beta.stride[1], (uint32_t)(pool->layout.slot_bytes / 64),
-                          pool->n_slots, k.ne[0] | v.ne[0] << 16, v.ne[1] | k.ne[1] << 16,
-                          float_bits(op->p.delta.scale), op->p.delta.tiled}};
-    vk_dispatch(b, VK_DELTA_RULE, no_constants, &push, runs_of(b), v.ne[1], divide_up(v.ne[0], 64), false);
-}
-
 void vk_compile_op(vk_builder *b, const rq_op *op)
 {
     static const uint32_t of_act[] = {
@@ -494,10 +447,10 @@ void vk_compile_op(vk_builder *b, const rq_op *op)
         norm(b, op);
         return;
     case RQ_OP_SHORT_CONV:
-        short_conv(b, op);
+        vk_short_conv(b, op);
         return;
     case RQ_OP_DELTA_RULE:
-        delta_rule(b, op);
+        vk_delta_rule(b, op);
         return;
     case RQ_OP_MATMUL:
         matmul(b, op);
@@ -621,8 +574,9 @@ bool vk_op_supported(const vk_device *d, const rq_tape *tape, const rq_op *op, r
         return false;
     case RQ_OP_DELTA_RULE: {
         const rq_value *k = &tape->values[op->in[2]], *v = &tape->values[op->in[3]];
-        if (k->ne[0] < 1 << 16 && v->ne[0] < 1 << 16 && k->ne[1] < 1 << 16 && v->ne[1] < 1 << 16) return true;
-        rq_fail(why, RQ_ERR_UNSUPPORTED, "Vulkan has recurrent layers of up to 65,535 heads and elements");
+        if (k->ne[0] <= 256 && v->ne[0] < 1 << 16 && k->ne[1] < 1 << 16 && v->ne[1] < 1 << 16) return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED,
+                "Vulkan has recurrent layers of up to 65,535 heads with keys of up to 256 elements");
         return false;
     }
     case RQ_OP_RMS_NORM:

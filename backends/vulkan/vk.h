@@ -267,6 +267,10 @@ void vk_dispatch(vk_builder *b, vk_shader shader, const uint32_t constants[VK_CO
                  uint32_t x, uint32_t y, uint32_t z, bool after);
 void vk_op_fail(vk_builder *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* recurrent.c */
+void vk_short_conv(vk_builder *b, const rq_op *op);
+void vk_delta_rule(vk_builder *b, const rq_op *op);
+
 /* Notes of ops.c from operation to operation of a program; zero at first. */
 uint64_t *vk_memo(vk_builder *b);
 
