@@ -241,6 +241,8 @@ static void note_progress(rq_choice *choice, const rq_event *event)
     choice->n_prompt = event->n_prompt;
     choice->n_reused = event->n_reused;
     choice->n_generated = event->n_generated;
+    choice->n_drafted = event->n_drafted;
+    choice->n_accepted = event->n_accepted;
     choice->finish = event->finish;
     choice->prompt_ms = event->prompt_ms;
     choice->generate_ms = event->generate_ms;

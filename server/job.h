@@ -18,7 +18,7 @@ typedef struct rq_choice {
     rq_buf logprobs[4]; /* JSON fragments, see response.c */
     size_t characters;  /* of the tokens so far, for text_offset */
     rq_finish finish;
-    uint32_t n_prompt, n_reused, n_generated;
+    uint32_t n_prompt, n_reused, n_generated, n_drafted, n_accepted;
     double prompt_ms, generate_ms;
     char reuse_note[120]; /* why not more was reused; "" if all was */
 } rq_choice;

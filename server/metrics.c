@@ -58,6 +58,8 @@ void rq_metrics_write(const rq_server *server, rq_buf *out)
         {"reused_tokens_total", "counter", "Prompt tokens that were still in the cache.",
          (double)s.reused_tokens},
         {"generated_tokens_total", "counter", "Tokens generated.", (double)s.generated_tokens},
+        {"drafted_tokens_total", "counter", "Tokens guessed ahead and checked.", (double)s.drafted_tokens},
+        {"accepted_tokens_total", "counter", "Guesses that were right.", (double)s.accepted_tokens},
         {"sessions", "gauge", "Sessions of the engine.", s.sessions},
         {"sessions_running", "gauge", "Sessions with a running request.", s.running},
         {"cache_tokens_used", "gauge", "Tokens in the cache, in whole pages.", (double)s.cache_tokens_used},

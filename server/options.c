@@ -156,6 +156,7 @@ static void options_limits(rq_options *options, rq_server_config *c)
 void rq_server_options(rq_options *options, rq_server_config *config)
 {
     rq_options_engine(options, &config->engine);
+    rq_options_drafts(options, &config->engine);
     options_network(options, config);
     options_limits(options, config);
     rq_options_sampling(options, &config->sampling);

@@ -235,12 +235,14 @@ static void write_usage(rq_buf *out, const rq_job *job)
 static void write_timings(rq_buf *out, const rq_job *job)
 {
     double prompt_ms = 0, generate_ms = 0;
-    uint64_t cached = 0, prompt = 0, generated = 0;
+    uint64_t cached = 0, prompt = 0, generated = 0, drafted = 0, accepted = 0;
     for (size_t i = 0; i < job->n_choices; i++) {
         const rq_choice *c = &job->choices[i];
         cached += c->n_reused;
         prompt += c->n_prompt - c->n_reused;
         generated += c->n_generated;
+        drafted += c->n_drafted;
+        accepted += c->n_accepted;
         prompt_ms += c->prompt_ms;
         generate_ms += c->generate_ms;
     }
@@ -255,6 +257,9 @@ static void write_timings(rq_buf *out, const rq_job *job)
         prompt ? prompt_ms / (double)prompt : 0, prompt_ms > 0 ? (double)prompt * 1e3 / prompt_ms : 0,
         (unsigned long long)generated, generate_ms, intervals ? generate_ms / (double)intervals : 0,
         generate_ms > 0 ? (double)intervals * 1e3 / generate_ms : 0);
+    if (drafted)
+        rq_buf_printf(out, ",\"draft_n\":%llu,\"draft_n_accepted\":%llu", (unsigned long long)drafted,
+                      (unsigned long long)accepted);
     rq_buf_puts(out, ",\"cache_note\":"); /* why not more of the first prompt was in the cache */
     json_text(out, job->choices[0].reuse_note);
     rq_buf_puts(out, "}");

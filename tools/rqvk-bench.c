@@ -1,6 +1,7 @@
 /* rqvk-bench - prompt and generation speed at chosen depths and numbers of sequences, and the speed of single
  * operations. */
 #include "backends/base/mem.h"
+#include "tools/bench/drafts.h"
 #include "tools/bench/results.h"
 #include "tools/common/args.h"
 #include "tools/common/numbers.h"
@@ -248,6 +249,17 @@ static rq_status run_ops(const bench *b, const char *filter, rq_error *err)
     return rq_bench_ops(backend, b->args->params.n_threads, filter, print_op, &format, err);
 }
 
+static rq_status run_drafts(const bench *b, const char *path, rq_error *err)
+{
+    rq_model *model = NULL;
+    rq_status s = rq_engine_args_open(b->args, &model, NULL, err);
+    if (s == RQ_OK)
+        s = rq_bench_drafts(model, &b->args->params, path, b->repetitions, b->gen.values[0],
+                            b->format != BENCH_MD, err);
+    rq_model_free(model);
+    return s;
+}
+
 int main(int argc, char **argv)
 {
     rq_engine_args engine_args = rq_engine_args_default();
@@ -261,6 +273,7 @@ int main(int argc, char **argv)
                .warmup = true,
                .format_name = "md"};
     bool ops = false;
+    const char *drafts = NULL;
     const char *filter = NULL;
     rq_options options = {0};
     rq_options_engine(&options, &engine_args);
@@ -335,6 +348,13 @@ int main(int argc, char **argv)
                                          .kind = RQ_OPT_STRING,
                                          .target = &filter,
                                          .help = "with --ops: only rows whose name contains this"});
+    rq_options_add(&options,
+                   (rq_option){.names = "--drafts",
+                               .kind = RQ_OPT_STRING,
+                               .target = &drafts,
+                               .value = "FILE",
+                               .shown = "",
+                               .help = "measure drafts of each depth instead, on pieces of this text"});
     const rq_program_text text = {.program = "rqvk-bench",
                                   .usage =
                                       "[-m MODEL] [-p N,...] [-n N,...] [-d N,...] [-np N,...] [options]",
@@ -348,6 +368,8 @@ int main(int argc, char **argv)
         if (!strcmp(b.format_name, formats[i])) b.format = (bench_format)i;
 
     rq_error err = {0};
-    rq_status s = ops ? run_ops(&b, filter, &err) : run_tests(&b, &err);
+    rq_status s = drafts ? run_drafts(&b, drafts, &err)
+                  : ops  ? run_ops(&b, filter, &err)
+                         : run_tests(&b, &err);
     return s ? rq_complain("rqvk-bench", &err) : 0;
 }

@@ -177,6 +177,7 @@ int main(int argc, char **argv)
     rq_options options = {0};
     add_options(&options, &config);
     rq_options_engine(&options, &config.engine);
+    rq_options_drafts(&options, &config.engine);
     rq_options_sampling(&options, &config.sampling);
     int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);
     if (code >= 0) return code;

@@ -173,7 +173,11 @@ void rq_chat_print_timings(const rq_chat *chat)
     uint32_t evaluated = e->n_prompt - e->n_reused;
     double prompt_rate = e->prompt_ms > 0 ? evaluated * 1e3 / e->prompt_ms : 0;
     double rate = e->generate_ms > 0 && e->n_generated > 1 ? (e->n_generated - 1) * 1e3 / e->generate_ms : 0;
-    fprintf(stderr, "prompt %u tokens (%u reused), %.1f tokens/s; answer %u tokens, %.2f tokens/s%s\n",
-            (unsigned)e->n_prompt, (unsigned)e->n_reused, prompt_rate, (unsigned)e->n_generated, rate,
+    char drafts[64] = "";
+    if (e->n_drafted)
+        snprintf(drafts, sizeof drafts, " (%u of %u guesses right)", (unsigned)e->n_accepted,
+                 (unsigned)e->n_drafted);
+    fprintf(stderr, "prompt %u tokens (%u reused), %.1f tokens/s; answer %u tokens%s, %.2f tokens/s%s\n",
+            (unsigned)e->n_prompt, (unsigned)e->n_reused, prompt_rate, (unsigned)e->n_generated, drafts, rate,
             e->finish == RQ_FINISH_LENGTH ? "; cut off at the limit" : "");
 }

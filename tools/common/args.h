@@ -101,6 +101,9 @@ rq_engine_args rq_engine_args_default(void);
  * --list-devices */
 void rq_options_engine(rq_options *options, rq_engine_args *args);
 
+/* --draft --draft-depth --draft-min-p; drafts are "auto" where the program has not said otherwise. */
+void rq_options_drafts(rq_options *options, rq_engine_args *args);
+
 /* -n: most tokens of an answer, at least 1, or -1; and whether that is what was given. */
 rq_option rq_option_predict(int32_t *target, const char *shown, const char *help);
 rq_status rq_predict_check(int32_t n_predict, rq_error *err);
