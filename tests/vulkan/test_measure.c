@@ -4,6 +4,7 @@
 #include "backends/vulkan/vk.h"
 #include "tests/vulkan/rig.h"
 
+#include <math.h>
 #include <unistd.h>
 
 static void every_kind_is_measured(void **state)
@@ -34,6 +35,42 @@ static void every_kind_is_measured(void **state)
     assert_int_equal(rq_vulkan_messages(device), 0);
     rq_backend_vulkan.close(device);
     assert_int_equal(rq_mem_alive(), alive);
+}
+
+/* The attention of prompts: the kernel of cooperative matrices with plain arithmetic in their place stands for itself. */
+static void attention_is_measured(void **state)
+{
+    rq_error err = {0};
+    rq_device *device = NULL;
+    rq_status status =
+        rq_backend_vulkan.open(&(rq_device_options){.implementation = "coopmat-emulated"}, &device, &err);
+    if (status == RQ_ERR_UNSUPPORTED) skip();
+    assert_int_equal(status, RQ_OK);
+    vk_device *d = (vk_device *)device;
+    char text[768];
+    assert_int_equal(rq_vulkan_measure(device, 64, text, sizeof text, &err), RQ_OK);
+    print_message("%s", text);
+    const char *line = strstr(text, "attention");
+    assert_non_null(line);
+    assert_non_null(strstr(line, " float32 "));
+    if (vk_attend_serves(d, VK_MATH_EMULATED)) assert_non_null(strstr(line, " coopmat-emulated "));
+    assert_null(strstr(text, "wrong"));
+    assert_int_equal(rq_vulkan_messages(device), 0);
+    rq_backend_vulkan.close(device);
+}
+
+static void wrong_results_do_not_agree(void **state)
+{
+    float right[64], y[64];
+    for (int i = 0; i < 64; i++) y[i] = right[i] = (float)(i - 20);
+    assert_true(vk_agrees(y, right, 64, 1e-12));
+    y[40] += 0.5f; /* 0.25 of 20 x 20 + 12 x 12 + ... */
+    assert_true(vk_agrees(y, right, 64, 1e-4));
+    assert_false(vk_agrees(y, right, 64, 1e-6));
+    y[40] = NAN;
+    assert_false(vk_agrees(y, right, 64, 1e6));
+    memset(right, 0, sizeof right);
+    assert_false(vk_agrees(right, right, 64, 1)); /* a kernel that writes nothing says nothing */
 }
 
 static void a_choice_is_kept(void **state)
@@ -77,7 +114,8 @@ int main(void)
 {
     int absent = vulkan_absent();
     if (absent) return absent;
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_kind_is_measured),
-                                       cmocka_unit_test(a_choice_is_kept)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_kind_is_measured), cmocka_unit_test(attention_is_measured),
+        cmocka_unit_test(wrong_results_do_not_agree), cmocka_unit_test(a_choice_is_kept)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
