@@ -79,9 +79,11 @@ static rq_status read_head_dims(rq_model *m, rq_error *err)
     if (!s) s = opt_u32(m, "rope.dimension_count", 2, MAX_HEAD_DIM, hp->dim_k, &hp->n_rot, err);
     if (s) return s;
     if (hp->dim_k == 0 || hp->dim_k > MAX_HEAD_DIM || hp->dim_k % 8 || hp->dim_v % 8)
-        return rq_fail(err, RQ_ERR_UNSUPPORTED,
-                       "%s: head sizes %u and %u: only multiples of 8 up to %d can be run", label, hp->dim_k,
-                       hp->dim_v, MAX_HEAD_DIM);
+        return rq_fail(
+            err, RQ_ERR_UNSUPPORTED,
+            "%s: head sizes %u and %u (%s.attention.key_length and value_length, or the width by the "
+            "heads): only multiples of 8 up to %d can be run",
+            label, hp->dim_k, hp->dim_v, m->arch, MAX_HEAD_DIM);
     if (hp->n_rot % 2 || hp->n_rot > hp->dim_k)
         return rq_fail(err, RQ_ERR_FORMAT, "%s: %s.rope.dimension_count is %u with a head size of %u", label,
                        m->arch, hp->n_rot, hp->dim_k);

@@ -288,7 +288,7 @@ static bool role_needed(const rq_model *m, const rq_layer *l, rq_role role)
     }
 }
 
-/* Roles that this model could not use are not looked for, so a stray tensor changes nothing, or is refused. */
+/* Roles that this model could not use are not looked for: their tensors are strangers, which refuse_surplus names. */
 static bool role_possible(const rq_model *m, const rq_layer *l, rq_role role)
 {
     unsigned flags = ROLES[role].flags;
@@ -552,5 +552,5 @@ rq_status rq_tensors_bind(rq_model *m, rq_error *err)
     }
     if (!s) s = rq_mtp_bind(m, err);
     if (!s && m->family->gemma4) s = check_choices(m, err);
-    return !s && m->family->strict ? refuse_surplus(m, err) : s;
+    return s ? s : refuse_surplus(m, err);
 }
