@@ -33,7 +33,9 @@ DEVICE raw_words fetch_words(const uint32_t *words, uint32_t stride, uint32_t P,
         uint32_t set = P / 2, odd = P & 1;
         const uint32_t *w = words + 3 * set * stride;
         if (W == 8 || 4 * set + 4 <= W) {
-            o.w[0] = w[0], o.w[1] = w[stride], o.w[2] = w[2 * stride];
+            // the octet is in the first or the third word, which changes places with it
+            uint64_t turned = 2 * odd * stride;
+            o.w[0] = w[turned], o.w[1] = w[stride], o.w[2] = w[2 * stride - turned];
         } else {
             if (first) o.w[0] = w[2 * odd * stride];
             if (second) o.w[1] = w[(2 * odd + 1) * stride];
@@ -55,8 +57,8 @@ template <int FORM> DEVICE octets split_words(const raw_words &r, uint32_t P, ui
     if (FORM == (int)C3) {
         uint32_t set = P / 2, odd = P & 1, x = r.w[0], y = r.w[1], z = r.w[2];
         if (W == 8 || 4 * set + 4 <= W) {
-            uint32_t fourth = (x >> 3 & 0x11111111u) | (y >> 2 & 0x22222222u) | (z >> 1 & 0x44444444u);
-            o.a = (odd ? z : x) & 0x77777777u;
+            uint32_t fourth = (z >> 3 & 0x11111111u) | (y >> 2 & 0x22222222u) | (x >> 1 & 0x44444444u);
+            o.a = x & 0x77777777u;
             o.b = odd ? fourth : y & 0x77777777u;
         } else {
             o.a = x & 0x77777777u;
@@ -87,36 +89,45 @@ template <int FORM> DEVICE level_table load_levels(const cuda_tables *tables)
     return l;
 }
 
-// Four levels of the low four nibbles of `codes`; nibbles of `bits` hold the low bits of the codes before.
-template <int FORM> DEVICE uint32_t four_levels(const level_table &l, uint32_t codes, uint32_t bits)
+// Levels of four codes of three bits.
+DEVICE uint32_t four_levels3(const uint32_t t[4], uint32_t codes)
 {
-    if (FORM == (int)C2) return prmt(l.t[0][0], l.t[1][0], codes | bits << 2);
-    uint32_t mask = prmt(0x0000ff00u, 0, bits);
-    uint32_t zero, one;
-    if (FORM == (int)C3) {
-        zero = prmt(l.t[0][0], l.t[0][1], codes);
-        one = prmt(l.t[1][0], l.t[1][1], codes);
-    } else {
-        uint32_t high = prmt(0x0000ff00u, 0, codes >> 3 & 0x1111u), c = codes & 0x7777u;
-        zero = (prmt(l.t[0][0], l.t[0][1], c) & ~high) | (prmt(l.t[0][2], l.t[0][3], c) & high);
-        one = (prmt(l.t[1][0], l.t[1][1], c) & ~high) | (prmt(l.t[1][2], l.t[1][3], c) & high);
-    }
-    return (zero & ~mask) | (one & mask);
+    return prmt(t[0], t[1], codes);
+}
+// Codes of four bits; `high` chooses between the table's halves by their highest bit.
+DEVICE uint32_t four_levels4(const uint32_t t[4], uint32_t codes, uint32_t high)
+{
+    return prmt(prmt(t[0], t[1], codes), prmt(t[2], t[3], codes), high);
 }
 
-// An octet's levels: elements 0..3 and 4..7. `before`: the codes of which the low bits choose the tables.
+// An octet's levels: elements 0..3 and 4..7. `before`: the codes of which the low bits choose the tables. Levels of both
+// tables are looked up; a selector that is 3210 but 4 more in the nibbles of the second table takes what is wanted.
 template <int FORM>
 DEVICE void octet_levels(const level_table &l, uint32_t codes, uint32_t second, uint32_t before, uint32_t &lo,
                          uint32_t &hi)
 {
+    uint32_t table = before << 2 & 0x44444444u;
     if (FORM == (int)Q8_0) {
         lo = codes;
         hi = second;
-        return;
     }
-    uint32_t bits = before & 0x11111111u;
-    lo = four_levels<FORM>(l, codes, bits);
-    hi = four_levels<FORM>(l, codes >> 16, bits >> 16);
+    if (FORM == (int)C2) {
+        uint32_t at = table | codes;
+        lo = prmt(l.t[0][0], l.t[1][0], at);
+        hi = prmt(l.t[0][0], l.t[1][0], at >> 16);
+    }
+    if (FORM == (int)C3) {
+        uint32_t choice = table | 0x32103210u;
+        lo = prmt(four_levels3(l.t[0], codes), four_levels3(l.t[1], codes), choice);
+        hi = prmt(four_levels3(l.t[0], codes >> 16), four_levels3(l.t[1], codes >> 16), choice >> 16);
+    }
+    if (FORM == (int)C4) {
+        uint32_t choice = table | 0x32103210u, high = (codes >> 1 & 0x44444444u) | 0x32103210u;
+        uint32_t c = codes & 0x77777777u;
+        lo = prmt(four_levels4(l.t[0], c, high), four_levels4(l.t[1], c, high), choice);
+        c >>= 16, high >>= 16;
+        hi = prmt(four_levels4(l.t[0], c, high), four_levels4(l.t[1], c, high), choice >> 16);
+    }
 }
 
 #endif
