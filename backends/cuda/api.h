@@ -1,6 +1,7 @@
 /* api.h - the CUDA driver as a table of functions. On a machine with a card it is filled from the driver's library
  * (driver.c); tests fill it with a simulator and let calls fail. Signatures are those of cuda.h with its handles as
- * plain pointers and numbers, written from its documentation; no test holds them to that header yet. */
+ * plain pointers and numbers, written from its documentation; tests/simt/api_agrees.cpp holds them to that header
+ * where a toolkit is installed. */
 #ifndef RQ_CUDA_API_H
 #define RQ_CUDA_API_H
 
@@ -19,6 +20,11 @@ typedef struct cuda_kernel_node {
 
 /* Results: 0 is success; cuda_result_memory: out of memory. Others only have a name. */
 enum { CUDA_OK = 0, CUDA_OUT_OF_MEMORY = 2, CUDA_NO_DEVICE = 100 };
+/* After one of these no call of the context works any more. */
+enum { CUDA_CONTEXT_BROKEN_FIRST = 700, CUDA_CONTEXT_BROKEN_LAST = 719 };
+
+/* Flags: a stream that does not wait for the default one; an event that only orders. */
+enum { CUDA_STREAM_ALONE = 1, CUDA_EVENT_NO_TIME = 2 };
 
 /* Device attributes asked for (CUdevice_attribute). */
 enum {

@@ -13,7 +13,7 @@ rq_status cu_fail(cu_device *d, int result, const char *what, rq_error *err)
     if (d->api.error_name) d->api.error_name(result, &name);
     if (result == CUDA_OUT_OF_MEMORY)
         return rq_fail(err, RQ_ERR_MEMORY, "%s ran out of memory while %s", d->name, what);
-    if (result >= 700 && result < 720) d->lost = true; /* the context is broken: no call works any more */
+    if (result >= CUDA_CONTEXT_BROKEN_FIRST && result <= CUDA_CONTEXT_BROKEN_LAST) d->lost = true;
     return rq_fail(err, RQ_ERR_DEVICE, "%s failed while %s (%s, CUDA error %d)", d->name, what,
                    name ? name : "?", result);
 }
@@ -142,11 +142,11 @@ static rq_status open_card(cu_device *d, const rq_device_options *options, rq_er
     }
     result = api->context_set(d->context);
     if (result == 0) {
-        result = api->stream_create(&d->stream, 1); /* 1: does not wait for the default stream */
+        result = api->stream_create(&d->stream, CUDA_STREAM_ALONE);
         if (result) d->stream = NULL;
     }
     for (uint32_t i = 0; i < CU_RING && result == 0; i++) {
-        result = api->event_create(&d->ring[i].copied, 2); /* 2: without a time */
+        result = api->event_create(&d->ring[i].copied, CUDA_EVENT_NO_TIME);
         if (result) d->ring[i].copied = NULL;
     }
     return result ? cu_fail(d, result, "opening it", err) : RQ_OK;

@@ -606,8 +606,6 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
         break;
     }
     case RQ_OP_GLU:
-        if (op->p.glu.act != RQ_ACT_SIGMOID && v[op->in[0]].ne[0] == v[op->in[1]].ne[0]) return true;
-        break;
     case RQ_OP_DELTA_RULE:
         if (tape->values[op->in[2]].ne[0] <= 256) return true;
         rq_fail(why, RQ_ERR_UNSUPPORTED, "CUDA has recurrent layers with keys of up to 256 elements");

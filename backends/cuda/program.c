@@ -17,6 +17,8 @@ typedef struct launch {
     uint8_t args[CU_ARGS_BYTES];
 } launch;
 
+enum { CU_SCRATCHES = 4 };
+
 typedef struct cu_program {
     rq_program base;
     launch *list;
@@ -25,7 +27,8 @@ typedef struct cu_program {
     cu_step *step; /* NULL: reads none */
     void *graph, *exec;
     rq_memory *pools[RQ_MAX_GROUPS];
-    rq_memory *scratch;
+    rq_memory *scratch[CU_SCRATCHES]; /* each larger than the one before */
+    uint32_t n_scratch;
 } cu_program;
 
 struct cu_builder {
@@ -122,13 +125,17 @@ uint64_t cu_scratch(cu_builder *b, uint64_t bytes)
     cu_program *p = b->program;
     b->shares_scratch = true;
     if (b->status != RQ_OK) return 0;
-    if (p->scratch && p->scratch->bytes >= bytes) return cu_address(p->scratch);
-    if (p->scratch) { /* launches already made know the smaller one */
-        cu_op_fail(b, "scratch memory of two sizes is needed");
+    for (uint32_t i = 0; i < p->n_scratch; i++)
+        if (p->scratch[i]->bytes >= bytes) return cu_address(p->scratch[i]);
+    if (p->n_scratch == CU_SCRATCHES) { /* launches already made know the smaller ones */
+        cu_op_fail(b, "scratch memory of more than %d sizes is needed", CU_SCRATCHES);
         return 0;
     }
-    b->status = cu_alloc(&b->device->base, bytes, "partial results of attention", &p->scratch, &b->error);
-    return cu_address(p->scratch);
+    rq_memory **to = &p->scratch[p->n_scratch];
+    b->status = cu_alloc(&b->device->base, bytes, "partial results of attention", to, &b->error);
+    if (b->status != RQ_OK) return 0;
+    p->n_scratch++;
+    return cu_address(*to);
 }
 
 static bool reads_rows(const rq_tape *tape)
@@ -259,7 +266,7 @@ void cu_destroy(rq_program *program)
     if (p->exec) d->api.graph_exec_destroy(p->exec);
     if (p->graph) d->api.graph_destroy(p->graph);
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) cu_release(p->pools[g]);
-    cu_release(p->scratch);
+    for (uint32_t i = 0; i < p->n_scratch; i++) cu_release(p->scratch[i]);
     rq_free(p->list);
     rq_free(p);
 }
