@@ -194,6 +194,12 @@ struct rq_backend {
     rq_status (*fetch)(rq_memory *src, uint64_t offset, rq_memory *host, uint64_t bytes, rq_error *err);
     /* As run and wait, with the nanoseconds of each operation of the segment in ns[count]. */
     rq_status (*profile)(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);
+    /* How many kernels each operation of the tape would launch, per_op[n_ops]. No card is needed; such a backend's `supports` takes NULL as device. groups, states: by
+     * index;
+     * `caps` complete. NULL: the backend launches nothing. */
+    rq_status (*launches)(const rq_tape *tape, const rq_cache_group *groups, uint32_t n_groups,
+                          const rq_state_group *states, uint32_t n_states, const rq_step_caps *caps,
+                          uint32_t *per_op, rq_error *err);
 };
 
 extern const rq_backend rq_backend_cpu;

@@ -26,15 +26,17 @@ static const rq_op_info catalogue[RQ_OP_COUNT] = {
     [RQ_OP_DELTA_RULE] = {"delta_rule", 8, 8, 1, 1, 0, 1 << 0, STEP},
     [RQ_OP_ROUTE] = {"route", 1, 1, 2, 2, 0, 0, 0},
     [RQ_OP_GROUP] = {"group", 1, 1, 1, 1, 0, 0, STEP},
-    [RQ_OP_MATMUL_EXPERTS] = {"matmul_experts", 4, 4, 1, 1, 0, 0, STEP},
+    [RQ_OP_MATMUL_EXPERTS] = {"matmul_experts", 4, 4, 1, 1, 1 << 3, 0, STEP},
     [RQ_OP_COMBINE] = {"combine", 2, 2, 1, 1, 0, 0, 0},
     [RQ_OP_COPY] = {"copy", 2, 2, 0, 0, 0, 1 << 1, 0},
     [RQ_OP_SELECT_ROWS] = {"select_rows", 1, 1, 1, 1, 0, 0, STEP},
     [RQ_OP_ARGMAX] = {"argmax", 2, 2, 0, 0, 0, 1 << 1, STEP},
-    [RQ_OP_NORM_MATMULS] = {"norm_matmuls", 3, 5, 1, 3, 1 << 1, 0, 0},
-    [RQ_OP_NORM_GLU_MATMULS] = {"norm_glu_matmuls", 4, 4, 1, 1, 1 << 1, 0, 0},
-    [RQ_OP_MATMUL_ADD] = {"matmul_add", 3, 3, 1, 1, 0, 0, 0},
-    [RQ_OP_QK_NORM_ROPE_WRITE] = {"qk_norm_rope_write", 7, 7, 1, 1, 1 << 4 | 1 << 5, 1 << 6, STEP},
+    [RQ_OP_PRODUCTS] = {"products", 10, 10, 1, 4, 0x3fa, 0, 0},
+    [RQ_OP_GLU_PRODUCTS] = {"glu_products", 5, 5, 1, 1, 1 << 1 | 1 << 4, 0, STEP},
+    [RQ_OP_QKV_WRITE] = {"qkv_write", 14, 14, 1, 1, 0x3fb0, 1 << 6, STEP},
+    [RQ_OP_ATTEND_ROTATE] = {"attend_rotate", 6, 6, 1, 1, 0x3c, 0, STEP},
+    [RQ_OP_COMBINE_ADD] = {"combine_add", 5, 5, 1, 1, 1 << 3 | 1 << 4, 0, 0},
+    [RQ_OP_NORM_JOIN] = {"norm_join", 3, 3, 1, 1, 1 << 1, 0, 0},
 };
 
 const rq_op_info *rq_op_get(rq_op_kind kind)
@@ -173,17 +175,21 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
         return 1e-11; /* as f32 sums, n <= 512 */
     case RQ_OP_COMBINE:
         return 1e-12; /* a short sum: k <= 64 terms, k u^2 */
+    case RQ_OP_COMBINE_ADD: /* a sigmoid in it */
+        return 1e-11;
+    case RQ_OP_NORM_JOIN:
+        return SUM_F32;
     case RQ_OP_MATMUL:
     case RQ_OP_MATMUL_EXPERTS:
-    case RQ_OP_MATMUL_ADD:
         return matmul_tolerance(type);
-    case RQ_OP_NORM_MATMULS:
+    case RQ_OP_PRODUCTS:
         return 2 * matmul_tolerance(type); /* the norm's error comes on top */
-    case RQ_OP_NORM_GLU_MATMULS:
+    case RQ_OP_GLU_PRODUCTS:
         return 4 * matmul_tolerance(type); /* two products multiplied, |act'| <= 1.13 */
     case RQ_OP_ATTEND:
+    case RQ_OP_ATTEND_ROTATE: /* what follows is exact beside it */
         return type == RQ_TYPE_F32 ? 1e-9 : 1e-6;
-    case RQ_OP_QK_NORM_ROPE_WRITE: /* q; a cached element next to a tie may round the other way: v^2 / 3 */
+    case RQ_OP_QKV_WRITE: /* q; a cached element next to a tie may round the other way: v^2 / 3 */
         return matmul_tolerance(type);
     case RQ_OP_NONE:
     case RQ_OP_COUNT:
@@ -271,11 +277,22 @@ static double state_bytes(const rq_tape *tape, const rq_op *op)
     return 4.0 * k->ne[0] * v->ne[0] * v->ne[1];
 }
 
+static bool attends(const rq_op *op)
+{
+    return op->kind == RQ_OP_ATTEND || op->kind == RQ_OP_ATTEND_ROTATE;
+}
+
+/* The ids of a product by expert; 0 of other operations. */
+static rq_ref by_expert(const rq_op *op)
+{
+    return op->kind == RQ_OP_MATMUL_EXPERTS ? op->in[2] : op->kind == RQ_OP_GLU_PRODUCTS ? op->in[4] : 0;
+}
+
 /* Bytes of the cache that an operation touches with T tokens that each see `kv_len` positions. */
 static double cache_bytes(const rq_tape *tape, const rq_op *op, const rq_cache_group *g, uint32_t kv_len)
 {
     double row = g->n_heads * (g->dim_k * type_bytes(g->type_k) + g->dim_v * type_bytes(g->type_v));
-    if (op->kind != RQ_OP_ATTEND) return row * tape->bucket;
+    if (!attends(op)) return row * tape->bucket;
     double coded_row = (double)rq_coded_layout_of(g).layer_bytes / RQ_PAGE_TOKENS;
     uint32_t seen = g->window && g->window < kv_len ? g->window : kv_len, coded = 0;
     if (rq_group_is_coded(g) && kv_len)
@@ -299,9 +316,10 @@ rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_gr
             bytes = (double)rq_row_bytes(v->type, v->ne[0]) * tape->bucket;
         else if (op->kind == RQ_OP_SELECT_ROWS)
             bytes = (double)v->ne[0] * 4 * tape->bucket;
-        else if (op->kind == RQ_OP_MATMUL_EXPERTS && i == 0) {
+        else if (v->space == RQ_SPACE_WEIGHT && by_expert(op)) {
             /* tokens choose k of E experts: an expert is missed by all with (1 - k/E)^T */
-            double e = v->ne[2], k = tape->values[op->in[2]].ne[0];
+            double e = v->ne[2], k = tape->values[by_expert(op)].ne[0];
+            if (e < k) e = k; /* a norm's weight */
             bytes *= 1 - pow(1 - k / e, tape->bucket);
         } else if (op->kind == RQ_OP_COPY && i == 1)
             bytes = bytes_of(&tape->values[op->in[0]]);
@@ -310,7 +328,7 @@ rq_op_cost rq_op_cost_of(const rq_tape *tape, const rq_op *op, const rq_cache_gr
         else if (v->space == RQ_SPACE_CACHE && groups) {
             const rq_cache_group *g = &groups[v->index];
             bytes = cache_bytes(tape, op, g, kv_len);
-            if (op->kind == RQ_OP_ATTEND) {
+            if (attends(op)) {
                 head_dims = (double)(g->dim_k + g->dim_v) * tape->values[op->in[1]].ne[1] * tape->bucket;
                 if (g->window && g->window < kv_len) head_dims *= (double)g->window / kv_len;
             }

@@ -77,9 +77,9 @@
  *     P / max(sum of the k, 2^-14) * scale. Ids are in [0, E) and distinct whatever the logits are.
  * GROUP           ids i32 [k, T]                                  i32 work block, rq_group_layout
  *     sorts the (token, slot) pairs of the real tokens by expert and cuts them into tiles. Reads STEP.
- * MATMUL_EXPERTS  w [n_in, n_out, E], x f32 [n_in, 1 or k, T], ids i32 [k, T], group   f32 [n_out, k, T]
+ * MATMUL_EXPERTS  w [n_in, n_out, E], x f32 [n_in, 1 or k, T], ids i32 [k, T], group |0   f32 [n_out, k, T]
  *     y[:,s,t] = w[:,:,ids[s,t]] x[:, s or 0, t]. Buckets up to 8 go through the (token, slot) pairs with the
- *     accumulation order of MATMUL; wider ones may use the group block. Reads STEP.
+ *     accumulation order of MATMUL and need no group; wider ones use the group block. Reads STEP.
  * COMBINE         y f32 [n, k, T], weights f32 [k, T]             f32 [n, T]
  *     sum over s = 0 .. k-1 in this order of weights[s,t] * y[:,s,t].
  * COPY            x f32 [n, T], persist [n, >= T] (written)       nothing
@@ -103,8 +103,8 @@ typedef struct rq_op_info {
     const char *name;       /* "matmul_experts" */
     uint8_t min_in, max_in; /* entries of in[] used, absent ones included */
     uint8_t min_out, max_out;
-    uint8_t optional; /* bit i: in[i] may be 0 */
-    uint8_t written; /* bit i: in[i] is written, and but for the cache of KV_ENCODE and for states not read */
+    uint16_t optional; /* bit i: in[i] may be 0 */
+    uint16_t written; /* bit i: in[i] is written, and but for the cache of KV_ENCODE and for states not read */
     uint8_t flags;
 } rq_op_info;
 

@@ -21,18 +21,18 @@
     X(rotate, 64)                                                                                            \
     X(kv_write, 64)                                                                                          \
     X(kv_encode, 64)                                                                                         \
-    X(qk_write, 64)                                                                                          \
+    X(qkv_write, 64)                                                                                         \
     X(attend_1, 64)                                                                                          \
     X(attend_2, 64)                                                                                          \
     X(attend_4, 64)                                                                                          \
+    X(attend_8, 64)                                                                                          \
     X(attend_tile_64, 256)                                                                                   \
     X(attend_tile_128, 256)                                                                                  \
     X(attend_tile_256, 128)                                                                                  \
     X(attend_tile_512, 128)                                                                                  \
-    X(attend_8, 64)                                                                                          \
     X(attend_group, 128)                                                                                     \
     X(attend_coded, 128)                                                                                     \
-    X(attend_merge, 64)                                                                                      \
+    X(attend_finish, 64)                                                                                     \
     X(route, 64)                                                                                             \
     X(group, 256)                                                                                            \
     X(combine, 256)                                                                                          \
@@ -60,7 +60,7 @@
 
 enum {
     CUDA_SLABS = 256,       /* as RQ_MAX_SLABS */
-    CUDA_MATVEC_JOBS = 3,   /* weights of one launch */
+    CUDA_MATVEC_JOBS = 4,   /* weights of one launch */
     CUDA_MATVEC_TOKENS = 8, /* columns of one launch */
     CUDA_MATVEC_THREADS = 256,
     CUDA_MATMUL_THREADS = 128,
@@ -107,13 +107,14 @@ typedef struct cuda_embed_args {
     uint32_t n, n_vocab, n_slots, type;
 } cuda_embed_args;
 
-/* Rows of ne1 x ne2 x ne3; strides in elements. */
+/* Rows of ne1 x ne2 x ne3; strides in elements. join: 0 nothing, 1 second is added, 2 + act: act(second) times. */
 typedef struct cuda_norm_args {
     CUDA_PTR(const float) x;
     CUDA_PTR(const float) weight; /* or NULL */
+    CUDA_PTR(const float) second;
     CUDA_PTR(float) y;
-    uint64_t stride[3];
-    uint32_t n, ne1, ne2, l2;
+    uint64_t stride[3], second_stride[3];
+    uint32_t n, ne1, ne2, l2, join;
     float eps;
 } cuda_norm_args;
 
@@ -147,8 +148,19 @@ typedef struct cuda_rope_args {
     float magnitude;
 } cuda_rope_args;
 
-/* [norm q, norm k,] rope q, rope k, write k and v (tape/fuse.h) */
-typedef struct cuda_qk_args {
+/* A rotation of heads with its affine step (ROTATE); all members 0: none. */
+typedef struct cuda_rotation {
+    CUDA_PTR(const float) data;
+    CUDA_PTR(const float) mean;
+    CUDA_PTR(const float) lambda;
+    uint32_t data_columns, data_floats, mean_columns, lambda_columns, n_blocks, inverse;
+    struct {
+        uint16_t offset, count, size, hadamard;
+    } blocks[6];
+} cuda_rotation;
+
+/* QKV_WRITE (tape/fuse.h); turns: of q, k, v */
+typedef struct cuda_qkv_args {
     CUDA_PTR(const uint32_t) step;
     CUDA_PTR(const cuda_pool) pool;
     CUDA_PTR(const float) q;
@@ -159,21 +171,17 @@ typedef struct cuda_qk_args {
     CUDA_PTR(const float) k_weight;
     CUDA_PTR(float) y;
     uint64_t q_stride[2], k_stride[2], v_stride[2]; /* heads, tokens */
-    uint32_t group, layer, heads, kv_heads, dk, dv, n_rot, neox, normed;
+    uint32_t group, layer, heads, kv_heads, dk, dv, n_rot, neox, normed, v_normed;
     float magnitude, eps;
-} cuda_qk_args;
+    cuda_rotation turns[3];
+} cuda_qkv_args;
 
 typedef struct cuda_rotate_args {
     CUDA_PTR(const float) x;
-    CUDA_PTR(const float) data;
-    CUDA_PTR(const float) mean;
-    CUDA_PTR(const float) lambda;
     CUDA_PTR(float) y;
     uint64_t head_stride, token_stride;
-    uint32_t d, heads, data_columns, data_floats, mean_columns, lambda_columns, n_blocks, inverse;
-    struct {
-        uint16_t offset, count, size, hadamard;
-    } blocks[6];
+    uint32_t d, heads;
+    cuda_rotation turn;
 } cuda_rotate_args;
 
 typedef struct cuda_kv_args {
@@ -199,6 +207,14 @@ typedef struct cuda_attend_args {
     uint32_t group, layer, heads, per_kv_head, partial_floats, mean_stride;
     float scale, softcap;
 } cuda_attend_args;
+
+/* What becomes of a token's attention: its splits merged, rotated back, times the sigmoid of a gate. */
+typedef struct cuda_finish_args {
+    cuda_attend_args attend;
+    cuda_rotation turn;
+    CUDA_PTR(const float) gate; /* or NULL */
+    uint64_t gate_stride[2];    /* heads, tokens */
+} cuda_finish_args;
 
 /* Recurrent layers: slots of state (backends/state.h). */
 typedef struct cuda_conv_args {
@@ -249,8 +265,11 @@ typedef struct cuda_group_args {
 typedef struct cuda_combine_args {
     CUDA_PTR(const float) y;
     CUDA_PTR(const float) weights;
+    CUDA_PTR(const float) row; /* or NULL; times the sigmoid of the token's gate */
+    CUDA_PTR(const float) gate;
+    CUDA_PTR(const float) addend; /* or NULL */
     CUDA_PTR(float) out;
-    uint64_t slot_stride, token_stride, weight_stride;
+    uint64_t slot_stride, token_stride, weight_stride, row_stride, gate_stride, addend_stride;
     uint32_t n, n_used;
 } cuda_combine_args;
 
@@ -270,18 +289,19 @@ typedef struct cuda_argmax_args {
     uint32_t n, n_slots, n_rows;
 } cuda_argmax_args;
 
-/* y[job][:, t] = w[job] . f(x[:, t]) (+ addend); f = rms norm where `normed`. With `glu` job 0 is the gate, job 1 up,
+/* y[job][:, t] = w[job] . f(x[:, t]) (+ addend[job][:, t]); f = rms norm where `normed`. With `glu` job 0 is the gate, job 1 up,
  * and y[0] = act(gate) * up. By expert (n_used > 0): one column, that of pair = blockIdx.y of (token, slot). */
 typedef struct cuda_matvec_args {
     CUDA_PTR(const uint8_t) w[CUDA_MATVEC_JOBS];
     CUDA_PTR(float) y[CUDA_MATVEC_JOBS];
     CUDA_PTR(const float) x;
     CUDA_PTR(const float) norm_weight; /* or NULL */
-    CUDA_PTR(const float) addend;      /* or NULL */
+    CUDA_PTR(const float) addend[CUDA_MATVEC_JOBS]; /* or NULL */
     CUDA_PTR(const cuda_tables) tables;
     CUDA_PTR(const uint32_t) step;
     CUDA_PTR(const int32_t) ids;
-    uint64_t row_bytes, expert_bytes, x_stride, slot_stride, y_stride[CUDA_MATVEC_JOBS], addend_stride;
+    uint64_t row_bytes, expert_bytes, x_stride, slot_stride, y_stride[CUDA_MATVEC_JOBS],
+        addend_stride[CUDA_MATVEC_JOBS];
     uint32_t n_in, n_out[CUDA_MATVEC_JOBS], n_jobs, columns, normed, glu; /* glu: 1 + act */
     uint32_t n_used, n_expert;
     float eps;

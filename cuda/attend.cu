@@ -2,7 +2,7 @@
 // item, in exact or coded form as positions demand, for every type and form there is. A thread per key of the page,
 // then per element of the values; a page is read and unpacked once for all rows of the block. A rotation is never
 // undone here. Online softmax (Milakov & Gimelshein 2018) inside a split of eight pages; splits are merged in
-// ascending order, here when the item covers several, by attend_merge when each is an item: the same arithmetic in the
+// ascending order, here when the item covers several, by attend_finish when each is an item: the same arithmetic in the
 // same order, and a row's does not depend on the other rows.
 #include "cuda/attend.cuh"
 
@@ -316,42 +316,4 @@ KERNEL(attend_4, cuda_attend_args, 64)
 KERNEL(attend_8, cuda_attend_args, 64)
 {
     attend<8, 2>(p);
-}
-
-// ---- the splits of a token's attention, each made by a block of its own, in ascending order. Reads every partial
-// result once.
-KERNEL(attend_merge, cuda_attend_args, 64)
-{
-    uint32_t tid = thread_x(), head = block_y(), dv = p.pool->dim_v, query = block_z();
-    work_item w;
-    if (!work_at(p, block_x(), w)) return;
-    if (query >= w.count || w.n_splits <= 1 || w.split != 0) return;
-    const uint32_t *at = p.step + p.step[STEP_WORK + p.group] + WORK_WORDS * block_x();
-    constexpr uint32_t MAX_V = MAX_D / 64;
-    float total_max = NOTHING, total_sum = 0, total[MAX_V];
-#pragma unroll
-    for (uint32_t i = 0; i < MAX_V; i++) total[i] = 0;
-    for (uint32_t s = 0; s < w.n_splits; s++) {
-        uint32_t partial = at[WORK_WORDS * s + 7];
-        const float *from = p.partials + ((uint64_t)(partial + query) * p.heads + head) * p.partial_floats;
-        float split_max = from[0], a = 0, b = 1;
-        if (s == 0)
-            total_max = split_max;
-        else if (split_max == NOTHING)
-            continue;
-        else
-            merge_factors(total_max, split_max, a, b);
-        total_sum = s == 0 ? from[1] : merged(total_sum, a, from[1], b);
-#pragma unroll
-        for (uint32_t i = 0; i < MAX_V; i++)
-            if (tid + 64 * i < dv) {
-                float v = from[2 + tid + 64 * i];
-                total[i] = s == 0 ? v : merged(total[i], a, v, b);
-            }
-    }
-    float r = total_sum > 0 ? 1.0f / total_sum : 0.0f;
-    float *y = p.y + ((uint64_t)(w.first + query) * p.heads + head) * dv;
-#pragma unroll
-    for (uint32_t i = 0; i < MAX_V; i++)
-        if (tid + 64 * i < dv) y[tid + 64 * i] = total[i] * r;
 }

@@ -10,7 +10,8 @@
 #include "cuda/weights.cuh"
 
 CONSTANT uint32_t MV_WARPS = CUDA_MATVEC_THREADS / 32, MV_ROWS = 2 /* of a warp at a time */, MV_STAGES = 3,
-                  MV_STAGE = 1024 /* elements */, MV_CODES = 16384 /* of all columns */;
+                  MV_STAGE = 1024 /* elements */, MV_CODES = 16384 /* of all columns */,
+                  MV_FLOATS = 8192 /* normed ones kept for weights of floats */;
 
 // Q4_K and Q5_K: a lane takes 16 bytes of nibbles, 16 elements of each of two neighbouring groups of 32.
 template <int TYPE, int COLS>
@@ -163,16 +164,13 @@ DEVICE job_row row_of(const cuda_matvec_args &p, uint32_t v)
         r.row = v >> 1;
         r.w = r.job ? p.w[1] : p.w[0];
     } else {
-        if (r.row >= p.n_out[0] && p.n_jobs > 1) {
-            r.row -= p.n_out[0];
-            r.job = 1;
-            r.w = p.w[1];
-            if (r.row >= p.n_out[1] && p.n_jobs > 2) {
-                r.row -= p.n_out[1];
-                r.job = 2;
-                r.w = p.w[2];
+#pragma unroll
+        for (uint32_t j = 1; j < CUDA_MATVEC_JOBS; j++)
+            if (r.job == j - 1 && j < p.n_jobs && r.row >= p.n_out[j - 1]) {
+                r.row -= p.n_out[j - 1];
+                r.job = j;
+                r.w = p.w[j];
             }
-        }
     }
     r.w += (uint64_t)r.row * p.row_bytes;
     return r;
@@ -180,7 +178,11 @@ DEVICE job_row row_of(const cuda_matvec_args &p, uint32_t v)
 
 DEVICE uint32_t all_rows(const cuda_matvec_args &p)
 {
-    return p.n_out[0] + (p.n_jobs > 1 ? p.n_out[1] : 0) + (p.n_jobs > 2 ? p.n_out[2] : 0);
+    uint32_t n = p.n_out[0];
+#pragma unroll
+    for (uint32_t j = 1; j < CUDA_MATVEC_JOBS; j++)
+        if (j < p.n_jobs) n += p.n_out[j];
+    return n;
 }
 
 // Of a by-expert launch: which expert's matrix, or false when this block has nothing to do.
@@ -202,12 +204,31 @@ template <int COLS>
 DEVICE void write_rows(const cuda_matvec_args &p, const job_row &r, uint64_t y_offset, const float sum[COLS])
 {
     if (thread_x() % 32 != 0) return;
-    float *y = (r.job == 0 ? p.y[0] : r.job == 1 ? p.y[1] : p.y[2]) + y_offset;
-    uint64_t stride = r.job == 0 ? p.y_stride[0] : r.job == 1 ? p.y_stride[1] : p.y_stride[2];
+    float *y = p.y[r.job] + y_offset;
+    const float *addend = p.addend[r.job];
+    uint64_t stride = p.y_stride[r.job], addend_stride = p.addend_stride[r.job];
 #pragma unroll
     for (uint32_t c = 0; c < COLS; c++) {
         if (c >= p.columns) break;
-        y[c * stride + r.row] = p.addend ? sum[c] + p.addend[c * p.addend_stride + r.row] : sum[c];
+        y[c * stride + r.row] = addend ? sum[c] + addend[c * addend_stride + r.row] : sum[c];
+    }
+}
+
+// What the norm multiplies each column by; 1 without a norm.
+template <int COLS>
+DEVICE void norm_factors(const cuda_matvec_args &p, const float *x, float *sums, float factor[COLS])
+{
+#pragma unroll
+    for (uint32_t c = 0; c < COLS; c++) {
+        factor[c] = 1;
+        if (!p.normed || c >= p.columns) continue;
+        float s = 0;
+        for (uint32_t i = thread_x(); i < p.n_in; i += CUDA_MATVEC_THREADS) {
+            float v = x[c * p.x_stride + i];
+            s += v * v;
+        }
+        factor[c] = 1.0f / sqrtf(block_sum(s, sums) / (float)p.n_in + p.eps);
+        block_sync();
     }
 }
 
@@ -226,18 +247,7 @@ template <int TYPE, int COLS> DEVICE void matvec_blocks(const cuda_matvec_args &
     uint32_t warp = thread_x() / 32, lane = thread_x() % 32, rows = all_rows(p);
     uint8_t *ring = rings + warp * MV_STAGES * RING_BYTES;
     float factor[COLS];
-#pragma unroll
-    for (uint32_t c = 0; c < COLS; c++) {
-        factor[c] = 1;
-        if (!p.normed || c >= p.columns) continue;
-        float s = 0;
-        for (uint32_t i = thread_x(); i < p.n_in; i += CUDA_MATVEC_THREADS) {
-            float v = x[c * p.x_stride + i];
-            s += v * v;
-        }
-        factor[c] = 1.0f / sqrtf(block_sum(s, sums) / (float)p.n_in + p.eps);
-        block_sync();
-    }
+    norm_factors<COLS>(p, x, sums, factor);
     bool whole = p.n_in <= CHUNK;
     for (uint32_t first = block_x() * MV_WARPS * MV_ROWS; first < rows;
          first += blocks_x() * MV_WARPS * MV_ROWS) {
@@ -345,31 +355,72 @@ template <int TYPE> DEVICE void eight_of_row(const uint8_t *w, uint32_t j, uint3
 
 template <int TYPE, int COLS> DEVICE void matvec_floats(const cuda_matvec_args &p)
 {
+    SHARED(float, sums, 8);
+    SHARED(float, kept, MV_FLOATS);
     uint64_t w_offset, x_offset, y_offset;
     if (!find_pair(p, w_offset, x_offset, y_offset)) return;
     const float *x = p.x + x_offset;
-    uint32_t lane = thread_x() % 32, rows = all_rows(p);
-    for (uint32_t v = block_x() * MV_WARPS + thread_x() / 32; v < rows; v += blocks_x() * MV_WARPS) {
-        job_row r = row_of(p, v);
-        float acc[COLS];
+    uint64_t x_stride = p.x_stride;
+    uint32_t lane = thread_x() % 32, rows = all_rows(p), per_warp = p.glu ? 2 : 1;
+    float factor[COLS];
+    norm_factors<COLS>(p, x, sums, factor);
+    bool late = p.normed; // the norm is not in x yet
+    if (p.normed && p.n_in * p.columns <= MV_FLOATS) {
 #pragma unroll
-        for (uint32_t c = 0; c < COLS; c++) acc[c] = 0;
-        for (uint32_t j = lane; 8 * j < p.n_in; j += 32) {
-            float w[8];
-            eight_of_row<TYPE>(r.w + w_offset, j, p.n_in, w);
-#pragma unroll
-            for (uint32_t c = 0; c < COLS; c++) {
-                if (c >= p.columns) break;
-                float s = 0;
-#pragma unroll
-                for (uint32_t i = 0; i < 8; i++)
-                    if (8 * j + i < p.n_in) s = fmaf(w[i], x[c * p.x_stride + 8 * j + i], s);
-                acc[c] = acc[c] + s;
+        for (uint32_t c = 0; c < COLS; c++) {
+            if (c >= p.columns) break;
+            for (uint32_t i = thread_x(); i < p.n_in; i += CUDA_MATVEC_THREADS) {
+                float v = x[c * x_stride + i] * factor[c];
+                kept[c * p.n_in + i] = p.norm_weight ? v * p.norm_weight[i] : v;
             }
         }
+        block_sync();
+        x = kept;
+        x_stride = p.n_in;
+        late = false;
+    }
+    for (uint32_t first = (block_x() * MV_WARPS + thread_x() / 32) * per_warp; first < rows;
+         first += blocks_x() * MV_WARPS * per_warp) {
+        float gate[COLS];
+        for (uint32_t k = 0; k < per_warp; k++) {
+            job_row r = row_of(p, first + k);
+            float acc[COLS];
 #pragma unroll
-        for (uint32_t c = 0; c < COLS; c++) acc[c] = warp_sum(acc[c]);
-        write_rows<COLS>(p, r, y_offset, acc);
+            for (uint32_t c = 0; c < COLS; c++) acc[c] = 0;
+            for (uint32_t j = lane; 8 * j < p.n_in; j += 32) {
+                float w[8];
+                eight_of_row<TYPE>(r.w + w_offset, j, p.n_in, w);
+#pragma unroll
+                for (uint32_t c = 0; c < COLS; c++) {
+                    if (c >= p.columns) break;
+                    float s = 0;
+#pragma unroll
+                    for (uint32_t i = 0; i < 8; i++) {
+                        if (8 * j + i >= p.n_in) continue;
+                        float v = x[c * x_stride + 8 * j + i];
+                        if (late) {
+                            v = v * factor[c];
+                            if (p.norm_weight) v = v * p.norm_weight[8 * j + i];
+                        }
+                        s = fmaf(w[i], v, s);
+                    }
+                    acc[c] = acc[c] + s;
+                }
+            }
+#pragma unroll
+            for (uint32_t c = 0; c < COLS; c++) acc[c] = warp_sum(acc[c]);
+            if (p.glu && k == 0) {
+#pragma unroll
+                for (uint32_t c = 0; c < COLS; c++) gate[c] = acc[c];
+                continue;
+            }
+            if (p.glu) {
+#pragma unroll
+                for (uint32_t c = 0; c < COLS; c++) acc[c] = gated(p.glu - 1, gate[c], acc[c]);
+                r.job = 0;
+            }
+            write_rows<COLS>(p, r, y_offset, acc);
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 // rows.cu - operations on rows of activations: embedding, norm, pointwise, position, rotation, rows of the head.
+#include "cuda/rotate.cuh"
 #include "cuda/weights.cuh"
 
 // ---- embedding: a block per 512 elements of a token's row, a thread for eight
@@ -31,19 +32,26 @@ KERNEL(embed, cuda_embed_args, 64)
         if (8 * j + i < p.n) p.y[(uint64_t)t * p.n + 8 * j + i] = v[i];
 }
 
-// ---- y = x / sqrt(mean(x^2) + eps) * weight, or x / max(sqrt(sum(x^2)), eps); a block per row, which it reads twice (the second time from a cache)
+// ---- y = x / sqrt(mean(x^2) + eps) * weight, or x / max(sqrt(sum(x^2)), eps), then what joins it; a block per row,
+// which it reads twice (the second time from a cache)
 KERNEL(rms_norm, cuda_norm_args, 256)
 {
     SHARED(float, sums, 8);
     uint32_t r = block_x(), i1 = r % p.ne1, rest = r / p.ne1;
     const float *x = p.x + i1 * p.stride[0] + rest % p.ne2 * p.stride[1] + rest / p.ne2 * p.stride[2];
+    const float *second = p.second;
+    if (second)
+        second += i1 * p.second_stride[0] + rest % p.ne2 * p.second_stride[1] + rest / p.ne2 * p.second_stride[2];
     float s = 0;
     for (uint32_t i = thread_x(); i < p.n; i += 256) s += x[i] * x[i];
     float sum = block_sum(s, sums);
     float factor = p.l2 ? 1.0f / fmaxf(sqrtf(sum), p.eps) : 1.0f / sqrtf(sum / (float)p.n + p.eps);
     for (uint32_t i = thread_x(); i < p.n; i += 256) {
         float v = x[i] * factor;
-        p.y[(uint64_t)r * p.n + i] = p.weight ? v * p.weight[i] : v;
+        if (p.weight) v = v * p.weight[i];
+        if (p.join == 1) v = v + second[i];
+        if (p.join > 1) v = gated(p.join - 2, second[i], v);
+        p.y[(uint64_t)r * p.n + i] = v;
     }
 }
 
@@ -87,72 +95,19 @@ KERNEL(rope, cuda_rope_args, 64)
     for (uint32_t i = p.n_rot + thread_x(); i < p.d; i += 64) y[i] = x[i];
 }
 
-// ---- a head through a block-diagonal orthogonal matrix, with its affine step; a block per row. The matrices are
-// small and shared by all tokens.
+// ---- a head through its rotation; a block per row. The matrices are small and shared by all tokens.
 KERNEL(rotate, cuda_rotate_args, 64)
 {
-    SHARED(float, row, 1024);
+    SHARED(float, row, MAX_TURN);
     uint32_t tid = thread_x(), h = block_x(), t = block_y();
     const float *x = p.x + h * p.head_stride + t * p.token_stride;
     float *y = p.y + ((uint64_t)t * p.heads + h) * p.d;
-    const float *mean = p.mean, *lambda = p.lambda, *data = p.data;
-    if (mean) mean += (uint64_t)(h / (p.heads / p.mean_columns)) * p.d;
-    if (lambda) lambda += (uint64_t)(h / (p.heads / p.lambda_columns)) * p.d;
-    if (data) data += (uint64_t)(h / (p.heads / p.data_columns)) * p.data_floats;
-    for (uint32_t i = tid; i < p.d; i += 64) {
-        float v = x[i];
-        if (!p.inverse && mean) v = v - mean[i];
-        if (!p.inverse && lambda) v = v * lambda[i];
-        row[i] = v;
-    }
-    block_sync();
-    uint32_t at = 0; // floats of data before this run of blocks
-    for (uint32_t b = 0; b < p.n_blocks; b++) {
-        uint32_t offset = p.blocks[b].offset, size = p.blocks[b].size, n = p.blocks[b].count * size;
-        if (p.blocks[b].hadamard) {
-            if (!p.inverse)
-                for (uint32_t i = tid; i < n; i += 64) row[offset + i] *= data[at + i];
-            block_sync();
-            for (uint32_t stride = 1; stride < size; stride *= 2) {
-                for (uint32_t i = tid; i < n / 2; i += 64) {
-                    uint32_t q = offset + i / stride * 2 * stride + i % stride;
-                    float u = row[q], v = row[q + stride];
-                    row[q] = u + v;
-                    row[q + stride] = u - v;
-                }
-                block_sync();
-            }
-            float factor = 1.0f / sqrtf((float)size);
-            for (uint32_t i = tid; i < n; i += 64)
-                row[offset + i] *= p.inverse ? factor * data[at + i] : factor;
-            block_sync();
-            at += n;
-        } else {
-            float kept[16];
-#pragma unroll
-            for (uint32_t k = 0; k < 16; k++) {
-                uint32_t i = tid + 64 * k;
-                kept[k] = 0;
-                if (i < n) {
-                    uint32_t m = at + i / size * size * size, r = i % size, first = offset + i / size * size;
-                    float s = 0;
-                    for (uint32_t c = 0; c < size; c++)
-                        s += data[p.inverse ? m + c * size + r : m + r * size + c] * row[first + c];
-                    kept[k] = s;
-                }
-            }
-            block_sync();
-#pragma unroll
-            for (uint32_t k = 0; k < 16; k++)
-                if (tid + 64 * k < n) row[offset + tid + 64 * k] = kept[k];
-            block_sync();
-            at += n * size;
-        }
-    }
-    for (uint32_t i = tid; i < p.d; i += 64) y[i] = p.inverse && mean ? row[i] + mean[i] : row[i];
+    for (uint32_t i = tid; i < p.d; i += 64) row[i] = x[i];
+    rotate_row(p.turn, row, p.d, h, p.heads);
+    for (uint32_t i = tid; i < p.d; i += 64) y[i] = row[i];
 }
 
-// ---- sum over the slots, in order, of weight * row; a thread per element
+// ---- sum over the slots, in order, of weight * row, then of a gated row, then of the residual; a thread per element
 KERNEL(combine, cuda_combine_args, 256)
 {
     uint32_t i = block_x() * 256 + thread_x(), t = block_y();
@@ -160,6 +115,8 @@ KERNEL(combine, cuda_combine_args, 256)
     float s = 0;
     for (uint32_t k = 0; k < p.n_used; k++)
         s += p.weights[t * p.weight_stride + k] * p.y[t * p.token_stride + k * p.slot_stride + i];
+    if (p.row) s = s + gated(2, p.gate[t * p.gate_stride], p.row[t * p.row_stride + i]);
+    if (p.addend) s = s + p.addend[t * p.addend_stride + i];
     p.out[(uint64_t)t * p.n + i] = s;
 }
 

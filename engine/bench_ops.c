@@ -103,6 +103,17 @@ static rq_cache_group group_of(const bench *b)
                             .recent_pages = 2};
 }
 
+static rq_state_group state_of(const bench *b)
+{
+    const row_spec *s = b->spec;
+    return (rq_state_group){.n_layers = 1,
+                            .conv_channels = s->n * (2 * s->g + s->h),
+                            .conv_taps = CONV_TAPS,
+                            .n_heads = s->h,
+                            .dim_k = s->n,
+                            .dim_v = s->n};
+}
+
 static uint64_t now_ns(void)
 {
     struct timespec t;
@@ -433,6 +444,17 @@ static void report(const bench *b, const sums *m, double bandwidth, void (*row)(
         [RQ_KV_C4] = "c4",     [RQ_KV_C42] = "c42",   [RQ_KV_TRIP] = NULL};
     uint32_t depth = s->kind == ROW_ATTEND ? s->m : 0;
     rq_cache_group group = group_of(b);
+    uint32_t launches[MAX_OPS] = {0};
+    rq_step_caps caps = {.max_tokens = s->tokens,
+                         .n_groups = s->kind == ROW_ATTEND,
+                         .n_seqs = 1,
+                         .max_pages = (depth + s->tokens) / RQ_PAGE_TOKENS + 1};
+    rq_step_caps_complete(&caps);
+    const rq_tape *whole = m->n ? m->last[0].tape : NULL;
+    const rq_state_group state = state_of(b);
+    if (whole && whole->n_ops <= MAX_OPS && b->device->backend->launches &&
+        b->device->backend->launches(whole, &group, 1, &state, 1, &caps, launches, NULL) != RQ_OK)
+        memset(launches, 0, sizeof launches);
     for (uint32_t i = 0; i < m->n; i++) {
         const rq_tape *tape = m->last[i].tape;
         const rq_op *op = m->last[i].op;
@@ -461,7 +483,8 @@ static void report(const bench *b, const sums *m, double bandwidth, void (*row)(
             .implementation = b->device->backend->implementation(b->device, tape, op),
             .ns = ns,
             .bytes = bytes,
-            .bandwidth_share = bandwidth > 0 && ns > 0 ? bytes * 1e9 / ns / bandwidth : 0};
+            .bandwidth_share = bandwidth > 0 && ns > 0 ? bytes * 1e9 / ns / bandwidth : 0,
+            .launches = op >= whole->ops && op < whole->ops + whole->n_ops ? launches[op - whole->ops] : 0};
         row(user, &line);
     }
 }
@@ -473,12 +496,7 @@ static rq_status bench_row(bench *b, double bandwidth, void (*row)(void *, const
     bool attention = s->kind == ROW_ATTEND;
     uint32_t n_pages = ((attention ? s->m : 0) + s->tokens + RQ_PAGE_TOKENS - 1) / RQ_PAGE_TOKENS;
     rq_cache_group group = group_of(b);
-    const rq_state_group state = {.n_layers = 1,
-                                  .conv_channels = s->n * (2 * s->g + s->h),
-                                  .conv_taps = CONV_TAPS,
-                                  .n_heads = s->h,
-                                  .dim_k = s->n,
-                                  .dim_v = s->n};
+    const rq_state_group state = state_of(b);
     uint32_t bucket = 1, on_first = 0;
     while (bucket < s->tokens || (attention && bucket < FILL_TOKENS)) bucket *= 2;
     make_weights(b);

@@ -269,10 +269,21 @@ size_t rq_session_length(const rq_session *session);
 typedef struct rq_op_row {
     const char *op, *type, *shape, *backend, *implementation; /* implementation: "avx2", "reference", ... */
     double ns, bytes, bandwidth_share; /* per call; share of the copy bandwidth measured in the same run */
+    uint32_t launches;                 /* kernels of a call; 0: the backend launches none */
 } rq_op_row;
 /* Times every operation the backend serves, over the catalogue's shapes whose name contains `filter` (NULL:
  * all). */
 rq_status rq_bench_ops(const char *backend, uint32_t n_threads, const char *filter,
                        void (*row)(void *user, const rq_op_row *row), void *user, rq_error *err);
+
+/* Kernels that one operation of a model's forward pass launches for a generated token. */
+typedef struct rq_launch_row {
+    uint32_t layer; /* UINT32_MAX: before the first layer or behind the last */
+    const char *op;
+    uint32_t launches;
+} rq_launch_row;
+/* Tells them in order, without a device: params give the backend ("cuda") and the formats of the cache. */
+rq_status rq_count_launches(const rq_model *model, const rq_engine_params *params,
+                            void (*row)(void *user, const rq_launch_row *row), void *user, rq_error *err);
 
 #endif

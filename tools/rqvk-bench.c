@@ -220,17 +220,97 @@ static void print_op(void *user, const rq_op_row *r)
 {
     bench_format format = *(bench_format *)user;
     if (format == BENCH_MD)
-        printf("| %-18s | %-8s | %-32s | %-8s | %-10s | %12.1f | %12.0f | %6.1f%% |\n", r->op, r->type,
-               r->shape, r->backend, r->implementation, r->ns / 1e3, r->bytes, 100 * r->bandwidth_share);
+        printf("| %-18s | %-8s | %-32s | %-8s | %-10s | %12.1f | %12.0f | %6.1f%% | %8u |\n", r->op, r->type,
+               r->shape, r->backend, r->implementation, r->ns / 1e3, r->bytes, 100 * r->bandwidth_share,
+               r->launches);
     else if (format == BENCH_CSV)
-        printf("\"%s\",\"%s\",\"%s\",\"%s\",\"%s\",%.0f,%.0f,%.4f\n", r->op, r->type, r->shape, r->backend,
-               r->implementation, r->ns, r->bytes, r->bandwidth_share);
+        printf("\"%s\",\"%s\",\"%s\",\"%s\",\"%s\",%.0f,%.0f,%.4f,%u\n", r->op, r->type, r->shape, r->backend,
+               r->implementation, r->ns, r->bytes, r->bandwidth_share, r->launches);
     else
         printf("{\"op\": \"%s\", \"type\": \"%s\", \"shape\": \"%s\", \"backend\": \"%s\", "
                "\"implementation\": \"%s\", "
-               "\"ns\": %.0f, \"bytes\": %.0f, \"bandwidth_share\": %.4f}\n",
-               r->op, r->type, r->shape, r->backend, r->implementation, r->ns, r->bytes, r->bandwidth_share);
+               "\"ns\": %.0f, \"bytes\": %.0f, \"bandwidth_share\": %.4f, \"launches\": %u}\n",
+               r->op, r->type, r->shape, r->backend, r->implementation, r->ns, r->bytes, r->bandwidth_share,
+               r->launches);
     fflush(stdout);
+}
+
+/* One line for each layer that is not launched as the one before it. */
+typedef struct layer_launches {
+    bench_format format;
+    uint32_t layer, n, total, first; /* n: of this layer; first: of the run of equal layers */
+    char text[1024], before[1024];
+    bool any;
+} layer_launches;
+
+static void print_layers(const layer_launches *l, uint32_t last)
+{
+    if (!l->any) return;
+    char layers[32] = "around";
+    if (l->first != UINT32_MAX)
+        snprintf(layers, sizeof layers, l->first == last ? "%u" : "%u-%u", l->first, last);
+    uint32_t n = 0;
+    const char *ops = l->before;
+    if (sscanf(ops, "%u", &n) == 1) ops = strchr(ops, ' ') + 1;
+    if (l->format == BENCH_MD)
+        printf("| %-9s | %8u | %s |\n", layers, n, ops);
+    else if (l->format == BENCH_CSV)
+        printf("\"%s\",%u,\"%s\"\n", layers, n, ops);
+    else
+        printf("{\"layers\": \"%s\", \"launches\": %u, \"ops\": \"%s\"}\n", layers, n, ops);
+}
+
+/* The layer in hand is complete: it goes with the ones before it, or these are printed. */
+static void end_layer(layer_launches *l)
+{
+    char line[sizeof l->text];
+    if (!l->text[0]) return;
+    snprintf(line, sizeof line, "%u %.1000s", l->n, l->text);
+    if (!l->any || strcmp(line, l->before) || l->layer == UINT32_MAX || l->first == UINT32_MAX) {
+        print_layers(l, l->layer - 1);
+        l->first = l->layer;
+        memcpy(l->before, line, sizeof line);
+    }
+    l->any = true;
+    l->n = 0;
+    l->text[0] = 0;
+}
+
+static void count_row(void *user, const rq_launch_row *r)
+{
+    layer_launches *l = user;
+    if (r->layer != l->layer) end_layer(l);
+    l->layer = r->layer;
+    l->n += r->launches;
+    l->total += r->launches;
+    size_t at = strlen(l->text);
+    if (r->launches > 1)
+        snprintf(l->text + at, sizeof l->text - at, "%s%s x%u", at ? ", " : "", r->op, r->launches);
+    else if (r->launches)
+        snprintf(l->text + at, sizeof l->text - at, "%s%s", at ? ", " : "", r->op);
+}
+
+static rq_status run_launches(const bench *b, rq_error *err)
+{
+    rq_model *model = NULL;
+    rq_status s = rq_engine_args_open(b->args, &model, NULL, err);
+    if (s) return s;
+    rq_engine_params p = b->args->params;
+    if (!strcmp(p.backend, "auto")) p.backend = "cuda";
+    layer_launches l = {.format = b->format, .layer = UINT32_MAX};
+    if (b->format == BENCH_MD)
+        puts("| layers    | launches | of                                       |\n| --------- | -------: | "
+             "--- |");
+    else if (b->format == BENCH_CSV)
+        puts("layers,launches,ops");
+    s = rq_count_launches(model, &p, count_row, &l, err);
+    if (!s) {
+        end_layer(&l);
+        print_layers(&l, l.layer);
+        if (b->format == BENCH_MD) printf("\n%u launches for a generated token\n", l.total);
+    }
+    rq_model_free(model);
+    return s;
 }
 
 static rq_status run_ops(const bench *b, const char *filter, rq_error *err)
@@ -239,12 +319,12 @@ static rq_status run_ops(const bench *b, const char *filter, rq_error *err)
     if (format == BENCH_MD)
         puts("| op                 | type     | shape                            | backend  | served by  |   "
              "        us |"
-             "        bytes |  of copy |\n"
+             "        bytes |  of copy | launches |\n"
              "| ------------------ | -------- | -------------------------------- | -------- | ---------- | "
              "-----------: |"
-             " -----------: | ------: |");
+             " -----------: | ------: | -------: |");
     else if (format == BENCH_CSV)
-        puts("op,type,shape,backend,implementation,ns,bytes,bandwidth_share");
+        puts("op,type,shape,backend,implementation,ns,bytes,bandwidth_share,launches");
     const char *backend = strcmp(b->args->params.backend, "auto") ? b->args->params.backend : "cpu";
     return rq_bench_ops(backend, b->args->params.n_threads, filter, print_op, &format, err);
 }
@@ -272,7 +352,7 @@ int main(int argc, char **argv)
                .repetitions = 5,
                .warmup = true,
                .format_name = "md"};
-    bool ops = false;
+    bool ops = false, launches = false;
     const char *drafts = NULL;
     const char *filter = NULL;
     rq_options options = {0};
@@ -344,6 +424,11 @@ int main(int argc, char **argv)
                                          .kind = RQ_OPT_FLAG,
                                          .target = &ops,
                                          .help = "time single operations instead (no model needed)"});
+    rq_options_add(&options, (rq_option){.names = "--launches",
+                                         .kind = RQ_OPT_FLAG,
+                                         .target = &launches,
+                                         .help = "count the kernels a generated token launches instead, "
+                                                 "layer by layer; needs no card"});
     rq_options_add(&options, (rq_option){.names = "--filter",
                                          .kind = RQ_OPT_STRING,
                                          .target = &filter,
@@ -368,8 +453,9 @@ int main(int argc, char **argv)
         if (!strcmp(b.format_name, formats[i])) b.format = (bench_format)i;
 
     rq_error err = {0};
-    rq_status s = drafts ? run_drafts(&b, drafts, &err)
-                  : ops  ? run_ops(&b, filter, &err)
-                         : run_tests(&b, &err);
+    rq_status s = drafts     ? run_drafts(&b, drafts, &err)
+                  : launches ? run_launches(&b, &err)
+                  : ops      ? run_ops(&b, filter, &err)
+                             : run_tests(&b, &err);
     return s ? rq_complain("rqvk-bench", &err) : 0;
 }

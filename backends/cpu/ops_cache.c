@@ -162,7 +162,7 @@ void rq_cpu_kv_write(rq_cpu_builder *b, const rq_op *op)
     rq_cpu_emit(b, run_write, a, false);
 }
 
-void rq_cpu_qk_norm_rope_write(rq_cpu_builder *b, const rq_op *op)
+void rq_cpu_qkv_write(rq_cpu_builder *b, const rq_op *op)
 {
     write_args *a = begin(b, op->in[6], op->in[1], op->in[2]);
     if (!a) return;

@@ -234,22 +234,17 @@ void rq_cpu_matmul(rq_cpu_builder *b, const rq_op *op)
     matmul_args *a = begin(b, op->in[1]);
     if (!a) return;
     add_weight(b, a, op->in[0], op->out[0]);
-    if (op->kind == RQ_OP_MATMUL_ADD) {
-        a->addend = rq_cpu_tensor(b, op->in[2]);
-        a->add = true;
-        a->add_row = a->addend.ne[1] == 1;
-    }
     finish(b, a);
 }
 
-void rq_cpu_norm_matmuls(rq_cpu_builder *b, const rq_op *op)
+void rq_cpu_products(rq_cpu_builder *b, const rq_op *op)
 {
     matmul_args *a = begin(b, op->in[0]);
     if (!a) return;
     a->norm = (const float *)(void *)rq_cpu_tensor(b, op->in[1]).p;
-    a->normed = true;
+    a->normed = op->p.fused.normed;
     a->eps = op->p.fused.eps;
-    if (op->kind == RQ_OP_NORM_GLU_MATMULS) {
+    if (op->kind == RQ_OP_GLU_PRODUCTS) {
         a->glu = true;
         a->act = op->p.fused.act;
         add_weight(b, a, op->in[2], op->out[0]);
@@ -258,6 +253,11 @@ void rq_cpu_norm_matmuls(rq_cpu_builder *b, const rq_op *op)
     } else {
         for (uint32_t i = 0; i < op->n_out && i < MAX_WEIGHTS; i++)
             add_weight(b, a, op->in[2 + i], op->out[i]);
+        if (op->in[2 + RQ_PRODUCTS_MAX]) {
+            a->addend = rq_cpu_tensor(b, op->in[2 + RQ_PRODUCTS_MAX]);
+            a->add = true;
+            a->add_row = a->addend.ne[1] == 1;
+        }
     }
     finish(b, a);
 }

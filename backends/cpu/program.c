@@ -253,7 +253,7 @@ static void collect_ropes(rq_cpu_builder *b)
     const rq_tape *tape = b->segment->tape;
     for (b->op = 0; b->op < b->segment->count && b->status == RQ_OK; b->op++) {
         const rq_op *op = &tape->ops[b->segment->first + b->op];
-        bool fused = op->kind == RQ_OP_QK_NORM_ROPE_WRITE;
+        bool fused = op->kind == RQ_OP_QKV_WRITE;
         if (op->kind != RQ_OP_ROPE && !fused) continue;
         rq_rope_table r = {
             .inv_freq = (const float *)(const void *)rq_cpu_tensor(b, op->in[fused ? 3 : 1]).p,
@@ -294,7 +294,6 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
         rq_cpu_l2_norm(b, op);
         return;
     case RQ_OP_MATMUL:
-    case RQ_OP_MATMUL_ADD:
         rq_cpu_matmul(b, op);
         return;
     case RQ_OP_ADD:
@@ -352,13 +351,16 @@ static void compile_op(rq_cpu_builder *b, const rq_op *op)
     case RQ_OP_ARGMAX:
         rq_cpu_argmax(b, op);
         return;
-    case RQ_OP_NORM_MATMULS:
-    case RQ_OP_NORM_GLU_MATMULS:
-        rq_cpu_norm_matmuls(b, op);
+    case RQ_OP_PRODUCTS:
+    case RQ_OP_GLU_PRODUCTS:
+        rq_cpu_products(b, op);
         return;
-    case RQ_OP_QK_NORM_ROPE_WRITE:
-        rq_cpu_qk_norm_rope_write(b, op);
+    case RQ_OP_QKV_WRITE:
+        rq_cpu_qkv_write(b, op);
         return;
+    case RQ_OP_ATTEND_ROTATE:
+    case RQ_OP_COMBINE_ADD:
+    case RQ_OP_NORM_JOIN:
     case RQ_OP_NONE:
     case RQ_OP_COUNT:
         break;
@@ -381,6 +383,21 @@ static bool good_weight(const rq_tape *tape, rq_ref ref, rq_error *why)
     return false;
 }
 
+static bool good_products(const rq_tape *tape, const rq_op *op, rq_error *why)
+{
+    bool glu = op->kind == RQ_OP_GLU_PRODUCTS, normed = op->p.fused.normed;
+    uint32_t n = glu ? 2 : op->n_out, n_added = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!good_weight(tape, op->in[2 + i], why)) return false;
+        rq_ref added = glu ? 0 : op->in[2 + RQ_PRODUCTS_MAX + i];
+        if (added && !is_f32(tape, added)) return false;
+        n_added += added != 0;
+    }
+    if (glu ? normed && !op->in[4] : normed ? n <= 3 && n_added == 0 : n == 1 && n_added == 1) return true;
+    rq_fail(why, RQ_ERR_UNSUPPORTED, "the processor runs these products one by one");
+    return false;
+}
+
 bool rq_cpu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_error *why)
 {
     (void)device;
@@ -398,13 +415,20 @@ bool rq_cpu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq
     case RQ_OP_MATMUL:
     case RQ_OP_MATMUL_EXPERTS:
         return good_weight(tape, op->in[0], why);
-    case RQ_OP_MATMUL_ADD:
-        return good_weight(tape, op->in[0], why) && is_f32(tape, op->in[2]);
-    case RQ_OP_NORM_MATMULS:
-    case RQ_OP_NORM_GLU_MATMULS:
-        for (uint32_t i = 2; i < op->n_in; i++)
-            if (op->in[i] && !good_weight(tape, op->in[i], why)) return false;
-        return true;
+    case RQ_OP_PRODUCTS: /* up to three with a norm, or one with something added */
+    case RQ_OP_GLU_PRODUCTS:
+        return good_products(tape, op, why);
+    case RQ_OP_QKV_WRITE:
+        if (!op->in[7] && !op->in[12] && !op->in[8] && !op->in[10] && !op->in[11] && !op->in[13] &&
+            !op->p.fused.v_normed)
+            return true;
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "the processor rotates queries, keys and values by themselves");
+        return false;
+    case RQ_OP_ATTEND_ROTATE:
+    case RQ_OP_COMBINE_ADD:
+    case RQ_OP_NORM_JOIN:
+        rq_fail(why, RQ_ERR_UNSUPPORTED, "the processor runs %s one by one", rq_op_get(op->kind)->name);
+        return false;
     case RQ_OP_RMS_NORM:
         if (is_f32(tape, op->in[1])) return true;
         rq_fail(why, RQ_ERR_UNSUPPORTED, "the processor wants norm weights in f32");
@@ -478,7 +502,7 @@ static rq_status build(rq_device *device, const rq_segment *segment, const rq_bi
             b.first = true;
             if (segment->barrier[b.op]) b.shared_now = 0;
             compile_op(&b, op);
-            bool wants_table = op->kind == RQ_OP_ROPE || op->kind == RQ_OP_QK_NORM_ROPE_WRITE;
+            bool wants_table = op->kind == RQ_OP_ROPE || op->kind == RQ_OP_QKV_WRITE;
             if (wants_table && !b.barrier_seen && before < p->n_instrs)
                 p->instrs[before].barrier = b.barrier_seen = true;
         }

@@ -167,8 +167,8 @@ void rq_cpu_copy(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_select_rows(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_argmax(rq_cpu_builder *b, const rq_op *op);
 /* ops_matmul.c */
-void rq_cpu_matmul(rq_cpu_builder *b, const rq_op *op);       /* MATMUL, MATMUL_ADD */
-void rq_cpu_norm_matmuls(rq_cpu_builder *b, const rq_op *op); /* NORM_MATMULS, NORM_GLU_MATMULS */
+void rq_cpu_matmul(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_products(rq_cpu_builder *b, const rq_op *op); /* PRODUCTS, GLU_PRODUCTS */
 /* ops_experts.c */
 void rq_cpu_route(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_group(rq_cpu_builder *b, const rq_op *op);
@@ -176,7 +176,7 @@ void rq_cpu_matmul_experts(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_combine(rq_cpu_builder *b, const rq_op *op);
 /* ops_cache.c */
 void rq_cpu_kv_write(rq_cpu_builder *b, const rq_op *op);
-void rq_cpu_qk_norm_rope_write(rq_cpu_builder *b, const rq_op *op);
+void rq_cpu_qkv_write(rq_cpu_builder *b, const rq_op *op);
 /* ops_recurrent.c */
 void rq_cpu_l2_norm(rq_cpu_builder *b, const rq_op *op);
 void rq_cpu_short_conv(rq_cpu_builder *b, const rq_op *op);

@@ -115,13 +115,16 @@ rq_status cu_wait(rq_device *device, rq_error *err);
 rq_status cu_profile(rq_program *program, const uint32_t *step_words, uint64_t *ns, rq_error *err);
 /* Launches of a compiled program. */
 uint32_t cu_program_launches(const rq_program *program);
+rq_status cu_count_launches(const rq_tape *tape, const rq_cache_group *groups, uint32_t n_groups,
+                            const rq_state_group *states, uint32_t n_states, const rq_step_caps *caps,
+                            uint32_t *per_op, rq_error *err);
 
 /* What every backend over a driver table has beside a name, `count` and `open`. */
 #define CU_BACKEND_FUNCTIONS                                                                                 \
     .close = cu_close, .describe = cu_describe, .alloc = cu_alloc, .adopt = cu_adopt, .release = cu_release, \
     .upload = cu_upload, .download = cu_download, .supports = cu_supports,                                   \
     .implementation = cu_implementation, .compile = cu_compile, .destroy = cu_destroy, .run = cu_run,        \
-    .wait = cu_wait, .profile = cu_profile
+    .wait = cu_wait, .profile = cu_profile, .launches = cu_count_launches
 
 /* For ops.c: the operation being compiled. */
 typedef struct cu_view {

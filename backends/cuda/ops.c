@@ -2,6 +2,7 @@
 #include "backends/cuda/cu.h"
 
 #include "backends/ops.h"
+#include "backends/tape/fuse.h"
 
 #include <string.h>
 
@@ -41,16 +42,23 @@ static void embed(cu_builder *b, const rq_op *op)
 
 static void norm(cu_builder *b, const rq_op *op)
 {
-    cu_view x = cu_value(b, op->in[0]);
+    bool joins = op->kind == RQ_OP_NORM_JOIN;
+    cu_view x = cu_value(b, op->in[0]), second = {0};
+    if (joins) second = cu_value(b, op->in[2]);
     cuda_norm_args a = {.x = x.address,
-                        .weight = op->kind == RQ_OP_RMS_NORM ? cu_value(b, op->in[1]).address : 0,
+                        .weight = op->kind == RQ_OP_L2_NORM ? 0 : cu_value(b, op->in[1]).address,
+                        .second = second.address,
                         .y = cu_value(b, op->out[0]).address,
                         .stride = {x.stride[1], x.stride[2], x.stride[3]},
+                        .second_stride = {second.stride[1], second.stride[2], second.stride[3]},
                         .n = x.ne[0],
                         .ne1 = x.ne[1],
                         .ne2 = x.ne[2],
                         .l2 = op->kind == RQ_OP_L2_NORM,
-                        .eps = op->p.norm.eps};
+                        .join = !joins            ? 0
+                                : op->p.fused.glu ? 2 + (uint32_t)op->p.fused.act
+                                                  : 1,
+                        .eps = joins ? op->p.fused.eps : op->p.norm.eps};
     cu_launch(b, CU_rms_norm, &a, sizeof a, rows_of(&x), 1, 1, false);
 }
 
@@ -114,32 +122,42 @@ static void rope(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_rope, &a, sizeof a, x.ne[2], x.ne[1], 1, false);
 }
 
+/* The rotation of a ROTATE whose tables are these operands; nothing where there is no ROTATE. */
+static cuda_rotation rotation_of(cu_builder *b, const rq_op *rotate)
+{
+    cuda_rotation r = {0};
+    if (!rotate) return r;
+    cu_view data = cu_value(b, rotate->in[1]), mean = cu_value(b, rotate->in[2]),
+            lambda = cu_value(b, rotate->in[3]);
+    r = (cuda_rotation){.data = data.address,
+                        .mean = mean.address,
+                        .lambda = rotate->p.rotate.inverse ? 0 : lambda.address,
+                        .data_columns = data.address ? data.ne[1] : 1,
+                        .data_floats = (uint32_t)data.stride[1],
+                        .mean_columns = mean.address ? mean.ne[1] : 1,
+                        .lambda_columns = lambda.address ? lambda.ne[1] : 1,
+                        .n_blocks = rotate->p.rotate.n_blocks,
+                        .inverse = rotate->p.rotate.inverse};
+    for (uint32_t i = 0; i < r.n_blocks; i++) {
+        const rq_rotation_block *block = &rotate->p.rotate.blocks[i];
+        r.blocks[i].offset = (uint16_t)block->offset;
+        r.blocks[i].count = (uint16_t)block->count;
+        r.blocks[i].size = (uint16_t)block->size;
+        r.blocks[i].hadamard = block->hadamard;
+    }
+    return r;
+}
+
 static void rotate(cu_builder *b, const rq_op *op)
 {
-    cu_view x = cu_value(b, op->in[0]), data = cu_value(b, op->in[1]), mean = cu_value(b, op->in[2]),
-            lambda = cu_value(b, op->in[3]);
+    cu_view x = cu_value(b, op->in[0]);
     cuda_rotate_args a = {.x = x.address,
-                          .data = data.address,
-                          .mean = mean.address,
-                          .lambda = lambda.address,
                           .y = cu_value(b, op->out[0]).address,
                           .head_stride = x.stride[1],
                           .token_stride = x.stride[2],
                           .d = x.ne[0],
                           .heads = x.ne[1],
-                          .data_columns = data.address ? data.ne[1] : 1,
-                          .data_floats = (uint32_t)data.stride[1],
-                          .mean_columns = mean.address ? mean.ne[1] : 1,
-                          .lambda_columns = lambda.address ? lambda.ne[1] : 1,
-                          .n_blocks = op->p.rotate.n_blocks,
-                          .inverse = op->p.rotate.inverse};
-    for (uint32_t i = 0; i < a.n_blocks; i++) {
-        const rq_rotation_block *block = &op->p.rotate.blocks[i];
-        a.blocks[i].offset = (uint16_t)block->offset;
-        a.blocks[i].count = (uint16_t)block->count;
-        a.blocks[i].size = (uint16_t)block->size;
-        a.blocks[i].hadamard = block->hadamard;
-    }
+                          .turn = rotation_of(b, op)};
     cu_launch(b, CU_rotate, &a, sizeof a, x.ne[1], x.ne[2], 1, false);
 }
 
@@ -191,27 +209,35 @@ static void launch_matvec(cu_builder *b, cuda_matvec_args *a, rq_type type, uint
               false);
 }
 
-/* Products of one x, up to three; those of neighbouring weights of one type in one launch. */
+/* Products of one x; those of weights of one type and row size in one launch. addends: NULL, or 0 where nothing is
+ * added. Of a gated pair both weights have one type, and one result. */
 static void matvecs(cu_builder *b, const cuda_matvec_args *common, const rq_ref *weights,
-                    const rq_ref *results, uint32_t n)
+                    const rq_ref *addends, const rq_ref *results, uint32_t n, uint32_t pairs)
 {
     const rq_value *values = cu_tape(b)->values;
-    for (uint32_t i = 0, k; i < n; i = k) {
+    bool done[CUDA_MATVEC_JOBS] = {false};
+    for (uint32_t i = 0; i < n; i++) {
+        if (done[i]) continue;
         cuda_matvec_args a = *common;
         const rq_value *w = &values[weights[i]];
         a.n_jobs = 0;
         a.n_in = w->ne[0];
         a.row_bytes = w->stride[1];
-        for (k = i;
-             k < n && values[weights[k]].type == w->type && values[weights[k]].stride[1] == a.row_bytes;
-             k++) {
-            cu_view y = cu_value(b, results[common->glu ? 0 : k]);
+        a.expert_bytes = w->stride[2];
+        for (uint32_t k = i; k < n; k++) {
+            if (done[k] || values[weights[k]].type != w->type || values[weights[k]].stride[1] != a.row_bytes)
+                continue;
+            done[k] = true;
+            cu_view y = cu_value(b, results[common->glu ? 0 : k]), addend = {0};
+            if (addends && addends[k]) addend = cu_value(b, addends[k]);
             a.w[a.n_jobs] = cu_value(b, weights[k]).address;
             a.y[a.n_jobs] = y.address;
             a.y_stride[a.n_jobs] = y.stride[1];
+            a.addend[a.n_jobs] = addend.address;
+            a.addend_stride[a.n_jobs] = rows_of(&addend) > 1 ? addend.stride[1] : 0;
             a.n_out[a.n_jobs++] = values[weights[k]].ne[1];
         }
-        launch_matvec(b, &a, w->type, 1);
+        launch_matvec(b, &a, w->type, pairs);
     }
 }
 
@@ -245,63 +271,64 @@ static void matmul(cu_builder *b, const rq_op *op)
     }
     cuda_matvec_args a = {
         .x = x.address, .x_stride = x.stride[1], .columns = x.ne[1], .tables = tables_of(b)};
-    matvecs(b, &a, &op->in[0], &op->out[0], 1);
+    matvecs(b, &a, &op->in[0], NULL, &op->out[0], 1, 1);
 }
 
-static void matmul_add(cu_builder *b, const rq_op *op)
-{
-    cu_view x = cu_value(b, op->in[1]), addend = cu_value(b, op->in[2]);
-    cuda_matvec_args a = {.x = x.address,
-                          .x_stride = x.stride[1],
-                          .columns = x.ne[1],
-                          .tables = tables_of(b),
-                          .addend = addend.address,
-                          .addend_stride = rows_of(&addend) > 1 ? addend.stride[1] : 0};
-    matvecs(b, &a, &op->in[0], &op->out[0], 1);
-}
-
-static void norm_matmuls(cu_builder *b, const rq_op *op)
+static void products(cu_builder *b, const rq_op *op)
 {
     cu_view x = cu_value(b, op->in[0]);
-    bool glu = op->kind == RQ_OP_NORM_GLU_MATMULS;
     cuda_matvec_args a = {.x = x.address,
                           .x_stride = x.stride[1],
                           .columns = x.ne[1],
                           .tables = tables_of(b),
                           .norm_weight = cu_value(b, op->in[1]).address,
-                          .normed = 1,
+                          .normed = op->p.fused.normed,
+                          .eps = op->p.fused.eps};
+    matvecs(b, &a, &op->in[2], &op->in[2 + RQ_PRODUCTS_MAX], &op->out[0], op->n_out, 1);
+}
+
+/* By expert: a column for each pair of token and slot. */
+static void experts(cu_builder *b, cuda_matvec_args *a, cu_view x, rq_ref ids_ref, rq_ref weight)
+{
+    cu_view ids = cu_value(b, ids_ref);
+    a->step = cu_step_address(b);
+    a->ids = ids.address;
+    a->n_used = ids.ne[0];
+    a->n_expert = cu_tape(b)->values[weight].ne[2];
+    a->columns = 1;
+    bool by_slot = x.ne[2] > 1 || x.ne[1] != cu_tape(b)->bucket; /* [n_in, 1 or k, T], or [n_in, T] */
+    a->x_stride = by_slot ? x.stride[2] : x.stride[1];
+    a->slot_stride = by_slot && x.ne[1] > 1 ? x.stride[1] : 0;
+}
+
+static void glu_products(cu_builder *b, const rq_op *op)
+{
+    cu_view x = cu_value(b, op->in[0]);
+    cuda_matvec_args a = {.x = x.address,
+                          .x_stride = x.stride[1],
+                          .columns = x.ne[1],
+                          .tables = tables_of(b),
+                          .norm_weight = cu_value(b, op->in[1]).address,
+                          .normed = op->p.fused.normed,
                           .eps = op->p.fused.eps,
-                          .glu = glu ? 1 + (uint32_t)op->p.fused.act : 0};
-    matvecs(b, &a, &op->in[2], &op->out[0], glu ? 2 : op->n_out);
+                          .glu = 1 + (uint32_t)op->p.fused.act};
+    if (op->in[4]) experts(b, &a, x, op->in[4], op->in[2]);
+    matvecs(b, &a, &op->in[2], NULL, &op->out[0], 2, op->in[4] ? a.n_used * cu_tape(b)->bucket : 1);
 }
 
 static void matmul_experts(cu_builder *b, const rq_op *op)
 {
     const rq_value *w = &cu_tape(b)->values[op->in[0]];
-    cu_view weight = cu_value(b, op->in[0]), x = cu_value(b, op->in[1]), ids = cu_value(b, op->in[2]),
-            group = cu_value(b, op->in[3]), y = cu_value(b, op->out[0]);
-    uint32_t k = ids.ne[0], bucket = cu_tape(b)->bucket;
-    uint64_t slot_stride = x.ne[1] > 1 ? x.stride[1] : 0;
+    cu_view x = cu_value(b, op->in[1]);
+    uint32_t k = cu_tape(b)->values[op->in[2]].ne[0], bucket = cu_tape(b)->bucket;
     if (bucket <= CUDA_MATVEC_TOKENS) {
-        cuda_matvec_args a = {.w = {weight.address},
-                              .y = {y.address},
-                              .x = x.address,
-                              .tables = tables_of(b),
-                              .step = cu_step_address(b),
-                              .ids = ids.address,
-                              .row_bytes = w->stride[1],
-                              .expert_bytes = w->stride[2],
-                              .x_stride = x.stride[2],
-                              .slot_stride = slot_stride,
-                              .n_in = w->ne[0],
-                              .n_out = {w->ne[1]},
-                              .n_jobs = 1,
-                              .columns = 1,
-                              .n_used = k,
-                              .n_expert = w->ne[2]};
-        launch_matvec(b, &a, w->type, k * bucket);
+        cuda_matvec_args a = {.x = x.address, .tables = tables_of(b)};
+        experts(b, &a, x, op->in[2], op->in[0]);
+        matvecs(b, &a, &op->in[0], NULL, &op->out[0], 1, k * bucket);
         return;
     }
+    cu_view weight = cu_value(b, op->in[0]), group = cu_value(b, op->in[3]), y = cu_value(b, op->out[0]);
+    uint64_t slot_stride = x.ne[1] > 1 ? x.stride[1] : 0;
     rq_group_layout l = rq_group_layout_of(w->ne[2], k, bucket);
     cuda_matmul_args a = {.w = weight.address,
                           .x = x.address,
@@ -337,34 +364,37 @@ static void kv_write(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_kv_write, &a, sizeof a, cu_tape(b)->bucket, k.ne[1], 1, false);
 }
 
-static void qk_write(cu_builder *b, const rq_op *op)
+static void qkv_write(cu_builder *b, const rq_op *op)
 {
-    const rq_value *cache = &cu_tape(b)->values[op->in[6]];
+    const rq_tape *tape = cu_tape(b);
+    const rq_value *cache = &tape->values[op->in[6]];
     cu_view q = cu_value(b, op->in[0]), k = cu_value(b, op->in[1]), v = cu_value(b, op->in[2]);
-    cuda_qk_args a = {.step = cu_step_address(b),
-                      .pool = cu_pool_address(b, cache->index),
-                      .q = q.address,
-                      .k = k.address,
-                      .v = v.address,
-                      .inv_freq = cu_value(b, op->in[3]).address,
-                      .q_weight = cu_value(b, op->in[4]).address,
-                      .k_weight = cu_value(b, op->in[5]).address,
-                      .y = cu_value(b, op->out[0]).address,
-                      .q_stride = {q.stride[1], q.stride[2]},
-                      .k_stride = {k.stride[1], k.stride[2]},
-                      .v_stride = {v.stride[1], v.stride[2]},
-                      .group = cache->index,
-                      .layer = cache->layer,
-                      .heads = q.ne[1],
-                      .kv_heads = k.ne[1],
-                      .dk = k.ne[0],
-                      .dv = v.ne[0],
-                      .n_rot = op->p.fused.n_rot,
-                      .neox = op->p.fused.pairing == RQ_ROPE_NEOX,
-                      .normed = op->p.fused.normed,
-                      .magnitude = op->p.fused.magnitude,
-                      .eps = op->p.fused.eps};
-    cu_launch(b, CU_qk_write, &a, sizeof a, cu_tape(b)->bucket, q.ne[1] + 2 * k.ne[1], 1, false);
+    cuda_qkv_args a = {.step = cu_step_address(b),
+                       .pool = cu_pool_address(b, cache->index),
+                       .q = q.address,
+                       .k = k.address,
+                       .v = v.address,
+                       .inv_freq = cu_value(b, op->in[3]).address,
+                       .q_weight = cu_value(b, op->in[4]).address,
+                       .k_weight = cu_value(b, op->in[5]).address,
+                       .y = cu_value(b, op->out[0]).address,
+                       .q_stride = {q.stride[1], q.stride[2]},
+                       .k_stride = {k.stride[1], k.stride[2]},
+                       .v_stride = {v.stride[1], v.stride[2]},
+                       .group = cache->index,
+                       .layer = cache->layer,
+                       .heads = q.ne[1],
+                       .kv_heads = k.ne[1],
+                       .dk = k.ne[0],
+                       .dv = v.ne[0],
+                       .n_rot = op->p.fused.n_rot,
+                       .neox = op->p.fused.pairing == RQ_ROPE_NEOX,
+                       .normed = op->p.fused.normed,
+                       .v_normed = op->p.fused.v_normed,
+                       .magnitude = op->p.fused.magnitude,
+                       .eps = op->p.fused.eps};
+    for (uint32_t i = 0; i < 3; i++) a.turns[i] = rotation_of(b, rq_fused_rotate(tape, op, i));
+    cu_launch(b, CU_qkv_write, &a, sizeof a, tape->bucket, q.ne[1] + 2 * k.ne[1], 1, false);
 }
 
 static void kv_encode(cu_builder *b, const rq_op *op)
@@ -453,7 +483,16 @@ static void attend(cu_builder *b, const rq_op *op)
     uint32_t tile_kernel, tile = tile_rows(b, g, &tile_kernel);
     if (tile) rows = tile, kernel = tile_kernel;
     cu_launch(b, kernel, &a, sizeof a, work, g->n_heads, divide_up(queries * group, rows), splits);
-    if (splits) cu_launch(b, CU_attend_merge, &a, sizeof a, work, heads, queries, true);
+    if (!splits) return;
+    cuda_finish_args f = {.attend = a};
+    if (op->kind == RQ_OP_ATTEND_ROTATE) {
+        cu_view gate = cu_value(b, op->in[5]);
+        f.turn = rotation_of(b, rq_fused_rotate(cu_tape(b), op, 0));
+        f.gate = gate.address;
+        f.gate_stride[0] = gate.stride[1];
+        f.gate_stride[1] = gate.stride[2];
+    }
+    cu_launch(b, CU_attend_finish, &f, sizeof f, work, heads, queries, true);
 }
 
 /* ---- experts --------------------------------------------------------------------------------------------- */
@@ -491,9 +530,20 @@ static void group(cu_builder *b, const rq_op *op)
 
 static void combine(cu_builder *b, const rq_op *op)
 {
-    cu_view y = cu_value(b, op->in[0]), w = cu_value(b, op->in[1]);
+    cu_view y = cu_value(b, op->in[0]), w = cu_value(b, op->in[1]), addend = {0}, row = {0}, gate = {0};
+    if (op->kind == RQ_OP_COMBINE_ADD) {
+        addend = cu_value(b, op->in[2]);
+        row = cu_value(b, op->in[3]);
+        gate = cu_value(b, op->in[4]);
+    }
     cuda_combine_args a = {.y = y.address,
                            .weights = w.address,
+                           .row = row.address,
+                           .gate = gate.address,
+                           .addend = addend.address,
+                           .row_stride = row.stride[1],
+                           .gate_stride = gate.stride[1],
+                           .addend_stride = addend.stride[1],
                            .out = cu_value(b, op->out[0]).address,
                            .slot_stride = y.stride[1],
                            .token_stride = y.stride[2],
@@ -531,10 +581,12 @@ void cu_compile_op(cu_builder *b, const rq_op *op)
         [RQ_OP_COPY] = pointwise_op,
         [RQ_OP_SELECT_ROWS] = select_rows,
         [RQ_OP_ARGMAX] = argmax,
-        [RQ_OP_NORM_MATMULS] = norm_matmuls,
-        [RQ_OP_NORM_GLU_MATMULS] = norm_matmuls,
-        [RQ_OP_MATMUL_ADD] = matmul_add,
-        [RQ_OP_QK_NORM_ROPE_WRITE] = qk_write,
+        [RQ_OP_PRODUCTS] = products,
+        [RQ_OP_GLU_PRODUCTS] = glu_products,
+        [RQ_OP_QKV_WRITE] = qkv_write,
+        [RQ_OP_ATTEND_ROTATE] = attend,
+        [RQ_OP_COMBINE_ADD] = combine,
+        [RQ_OP_NORM_JOIN] = norm,
     };
     if (op->kind < RQ_OP_COUNT && make[op->kind])
         make[op->kind](b, op);
@@ -589,22 +641,26 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
         if (v[op->in[0]].ne[0] <= 64 * 256) return true;
         rq_fail(why, RQ_ERR_UNSUPPORTED, "CUDA routes to at most %d experts", 64 * 256);
         return false;
-    case RQ_OP_MATMUL_ADD: /* fused where one launch does it all */
-        if (tape->bucket <= CUDA_MATVEC_TOKENS && v[op->in[1]].ne[1] <= CUDA_MATVEC_TOKENS)
-            return readable(tape, op->in[0], why);
-        break;
-    case RQ_OP_NORM_MATMULS:
-    case RQ_OP_NORM_GLU_MATMULS: {
-        uint32_t n = op->kind == RQ_OP_NORM_GLU_MATMULS ? 2 : op->n_out;
-        bool good = tape->bucket <= CUDA_MATVEC_TOKENS && v[op->in[0]].ne[1] <= CUDA_MATVEC_TOKENS;
-        for (uint32_t i = 0; i < n && good; i++) { /* the norm is part of making activations of eight bits */
-            const rq_type_info *info = rq_type_get((uint32_t)v[op->in[2 + i]].type);
-            good = info && info->is_weight && info->is_quantized;
-        }
-        if (op->kind == RQ_OP_NORM_GLU_MATMULS && good) good = v[op->in[2]].type == v[op->in[3]].type;
-        if (good) return true;
-        break;
+    case RQ_OP_PRODUCTS: /* fused where matvec does it all */
+    case RQ_OP_GLU_PRODUCTS: {
+        bool glu = op->kind == RQ_OP_GLU_PRODUCTS;
+        if (tape->bucket > CUDA_MATVEC_TOKENS || v[op->in[0]].ne[1] > CUDA_MATVEC_TOKENS) break;
+        for (uint32_t i = 0; i < (glu ? 2u : op->n_out); i++)
+            if (!readable(tape, op->in[2 + i], why)) return false;
+        const rq_value *gate = &v[op->in[2]], *up = &v[op->in[3]];
+        if (glu && (gate->type != up->type || gate->stride[1] != up->stride[1] ||
+                    (op->in[4] && gate->stride[2] != up->stride[2])))
+            break;
+        return true;
     }
+    case RQ_OP_ATTEND_ROTATE: /* where splits are merged by a launch of their own */
+        if (tape->bucket <= RQ_NARROW_BUCKET && v[op->in[1]].ne[0] <= 512 && v[op->out[0]].ne[0] <= 512)
+            return true;
+        break;
+    case RQ_OP_QKV_WRITE:
+        if (v[op->in[0]].ne[0] <= RQ_ROTATION_MAX_DIM && v[op->in[2]].ne[0] <= RQ_ROTATION_MAX_DIM)
+            return true;
+        break;
     case RQ_OP_GLU:
     case RQ_OP_DELTA_RULE:
         if (tape->values[op->in[2]].ne[0] <= 256) return true;
@@ -626,7 +682,8 @@ bool cu_supports(rq_device *device, const rq_tape *tape, const rq_op *op, rq_err
     case RQ_OP_COPY:
     case RQ_OP_SELECT_ROWS:
     case RQ_OP_ARGMAX:
-    case RQ_OP_QK_NORM_ROPE_WRITE:
+    case RQ_OP_COMBINE_ADD:
+    case RQ_OP_NORM_JOIN:
         return true;
     default:
         break;

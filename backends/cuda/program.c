@@ -40,6 +40,7 @@ struct cu_builder {
     bool first, scratch_used; /* the next launch is the operation's first; the tape used scratch before it */
     bool shares_scratch;      /* this operation uses scratch */
     uint64_t scratch_bytes;
+    uint32_t *per_op; /* launches are counted and not made: there is no device, and memory has no addresses */
     rq_status status;
     rq_error error;
 };
@@ -77,11 +78,14 @@ cu_view cu_value(cu_builder *b, rq_ref ref)
     cu_view out = {0};
     if (ref == 0) return out;
     const rq_value *v = &b->segment->tape->values[ref];
+    out.address = 1;
     out.type = v->type;
     for (int i = 0; i < 4; i++) {
         out.ne[i] = v->ne[i];
         out.stride[i] = v->stride[i] / 4;
     }
+    if (b->per_op) return out;
+    out.address = 0;
     uint64_t base = 0, offset = v->offset;
     switch (v->space) {
     case RQ_SPACE_WEIGHT:
@@ -105,7 +109,7 @@ cu_view cu_value(cu_builder *b, rq_ref ref)
 
 uint64_t cu_step_address(const cu_builder *b)
 {
-    return b->program->step ? cu_address(b->program->step->memory) : 0;
+    return b->program && b->program->step ? cu_address(b->program->step->memory) : 0;
 }
 
 uint64_t cu_pool_address(cu_builder *b, uint32_t group)
@@ -114,6 +118,7 @@ uint64_t cu_pool_address(cu_builder *b, uint32_t group)
         cu_op_fail(b, "there is no cache group %u", group);
         return 0;
     }
+    if (b->per_op) return 1;
     rq_memory **pool = &b->program->pools[group];
     if (!*pool && b->status == RQ_OK)
         b->status = cu_pool_make(b->device, &b->bindings->pools[group], b->bindings->caps, pool, &b->error);
@@ -123,6 +128,7 @@ uint64_t cu_pool_address(cu_builder *b, uint32_t group)
 uint64_t cu_scratch(cu_builder *b, uint64_t bytes)
 {
     cu_program *p = b->program;
+    if (b->per_op) return 1;
     b->shares_scratch = true;
     if (b->status != RQ_OK) return 0;
     for (uint32_t i = 0; i < p->n_scratch; i++)
@@ -154,7 +160,7 @@ static bool reads_step(const rq_tape *tape)
 
 uint32_t cu_extent_word(const cu_builder *b)
 {
-    if (!b->program->step) return UINT32_MAX;
+    if (!b->program || !b->program->step) return UINT32_MAX;
     return reads_rows(b->segment->tape) ? offsetof(rq_step_header, n_rows) / 4
                                         : offsetof(rq_step_header, n_tokens) / 4;
 }
@@ -166,6 +172,10 @@ void cu_launch(cu_builder *b, uint32_t kernel, const void *args, size_t args_byt
     if (b->status != RQ_OK || x == 0 || y == 0 || z == 0) return;
     if (y > 65535 || z > 65535 || args_bytes > CU_ARGS_BYTES) {
         cu_op_fail(b, "it needs %u x %u x %u blocks, and the limit is 65535 in y and z", x, y, z);
+        return;
+    }
+    if (b->per_op) {
+        b->per_op[b->op]++;
         return;
     }
     void *function;
@@ -328,6 +338,38 @@ rq_status cu_compile(rq_device *device, const rq_segment *segment, const rq_bind
     }
     *out = &p->base;
     return RQ_OK;
+}
+
+rq_status cu_count_launches(const rq_tape *tape, const rq_cache_group *groups, uint32_t n_groups,
+                            const rq_state_group *states, uint32_t n_states, const rq_step_caps *caps,
+                            uint32_t *per_op, rq_error *err)
+{
+    if (n_groups > RQ_MAX_GROUPS || n_states > RQ_MAX_STATE_GROUPS)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "%u groups of caches and %u of states are too many", n_groups,
+                       n_states);
+    rq_cache_pool *pools = rq_calloc(RQ_MAX_GROUPS, sizeof *pools);
+    rq_state_pool *state_pools = rq_calloc(RQ_MAX_STATE_GROUPS, sizeof *state_pools);
+    cu_device *device =
+        rq_calloc(1, sizeof *device); /* of which only the number of processors is looked at */
+    rq_status status = RQ_OK;
+    if (!pools || !state_pools || !device)
+        status = rq_fail(err, RQ_ERR_MEMORY, "out of memory for counting launches");
+    for (uint32_t g = 0; status == RQ_OK && g < n_groups; g++) pools[g].group = &groups[g];
+    for (uint32_t g = 0; status == RQ_OK && g < n_states; g++)
+        state_pools[g] = (rq_state_pool){
+            .group = &states[g], .layout = rq_state_layout_of(&states[g]), .n_slots = caps->n_seqs};
+    if (device) device->n_processors = 1;
+    memset(per_op, 0, tape->n_ops * sizeof *per_op);
+    const rq_bindings bindings = {.pools = pools, .states = state_pools, .caps = caps};
+    const rq_segment segment = {.tape = tape, .count = tape->n_ops};
+    cu_builder b = {.device = device, .segment = &segment, .bindings = &bindings, .per_op = per_op};
+    for (; status == RQ_OK && b.op < tape->n_ops && b.status == RQ_OK; b.op++)
+        cu_compile_op(&b, &tape->ops[b.op]);
+    if (status == RQ_OK && b.status != RQ_OK) status = rq_fail(err, b.status, "%s", b.error.text);
+    rq_free(pools);
+    rq_free(state_pools);
+    rq_free(device);
+    return status;
 }
 
 uint32_t cu_program_launches(const rq_program *program)

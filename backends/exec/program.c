@@ -54,6 +54,8 @@ static bool supports_fused(void *user, const rq_tape *tape, const rq_op *op)
     rq_executor *ex = user;
     uint32_t d = device_of(user, tape, op);
     if (d >= ex->params.n_devices) return false;
+    for (uint32_t i = 0; i < op->prim_count; i++) /* what runs on two devices stays apart */
+        if (device_of(user, tape, &tape->prims[op->prim_first + i]) != d) return false;
     rq_device *device = ex->devices[d];
     rq_error why = {0};
     return device->backend->supports(device, tape, op, &why);
@@ -153,8 +155,6 @@ static rq_status check_op(const rq_executor *ex, const rq_tape *t, const rq_op *
     if (op->kind == RQ_OP_KV_WRITE)
         return check_cache(ex, &v[op->in[0]], &v[op->in[1]], &v[op->in[2]], NULL, err);
     if (op->kind == RQ_OP_SHORT_CONV || op->kind == RQ_OP_DELTA_RULE) return check_state(ex, t, op, err);
-    if (op->kind == RQ_OP_QK_NORM_ROPE_WRITE)
-        return check_cache(ex, &v[op->in[6]], &v[op->in[1]], &v[op->in[2]], &v[op->in[0]], err);
     if (op->kind == RQ_OP_KV_ENCODE) {
         status = check_cache(ex, &v[op->in[0]], NULL, NULL, NULL, err);
         if (status == RQ_OK && !rq_group_is_coded(&ex->groups[v[op->in[0]].index]))

@@ -79,14 +79,16 @@ typedef enum rq_op_kind {
     RQ_OP_ARGMAX,
     /* fused: a list of primitives the fuser replaced; see fuse.h */
     RQ_OP_FUSED_FIRST,
-    RQ_OP_NORM_MATMULS = RQ_OP_FUSED_FIRST, /* rms_norm, then 1-3 matmuls of its result */
-    RQ_OP_NORM_GLU_MATMULS,                 /* rms_norm, gate and up matmul, glu */
-    RQ_OP_MATMUL_ADD,                       /* matmul, then add (residual or bias) */
-    RQ_OP_QK_NORM_ROPE_WRITE,               /* [rms_norm q, rms_norm k,] rope q, rope k, kv_write */
+    RQ_OP_PRODUCTS = RQ_OP_FUSED_FIRST, /* [rms_norm,] 1-4 products of one x, [an add behind each] */
+    RQ_OP_GLU_PRODUCTS,                 /* [rms_norm,] gate and up product, glu; also by expert */
+    RQ_OP_QKV_WRITE,                    /* [norms,] rope of q and k, [rotate q, k, v,] kv_write */
+    RQ_OP_ATTEND_ROTATE,                /* attend, [rotate back,] [sigmoid gate] */
+    RQ_OP_COMBINE_ADD,                  /* combine, [add a gated row,] add */
+    RQ_OP_NORM_JOIN,                    /* rms_norm, then add or glu with something else */
     RQ_OP_COUNT
 } rq_op_kind;
 
-enum { RQ_OP_MAX_IN = 8, RQ_OP_MAX_OUT = 4 };
+enum { RQ_OP_MAX_IN = 14, RQ_OP_MAX_OUT = 4, RQ_PRODUCTS_MAX = 4 };
 
 typedef struct rq_op {
     rq_op_kind kind;
@@ -132,7 +134,7 @@ typedef struct rq_op {
         struct {
             float eps;
             rq_act act;
-            bool normed;
+            bool normed, v_normed, glu;
             uint32_t n_rot;
             rq_pairing pairing;
             float magnitude;
@@ -152,7 +154,7 @@ typedef struct rq_tape {
     uint32_t n_prims, cap_prims;
     uint32_t layer;                          /* given to the operations appended now */
     uint32_t persist_rows[RQ_PERSIST_COUNT]; /* set by the executor before a family writes the tape */
-    const rq_cache_group *groups;            /* the same; borrowed, NULL: nobody knows yet */
+    const rq_cache_group *groups; /* the same; borrowed, NULL: nobody knows yet */
     uint32_t n_groups;
     rq_status status;
     rq_error error;
@@ -220,7 +222,7 @@ void rq_op_route(rq_tape *t, rq_ref logits, uint32_t n_used, float scale, rq_ref
 /* [E, T] -> i32 [k, T], f32 [k, T] */
 rq_ref rq_op_group(rq_tape *t, rq_ref ids, uint32_t n_expert); /* -> i32 work block, layout in ops.h */
 rq_ref rq_op_matmul_experts(rq_tape *t, rq_ref w, rq_ref x, rq_ref ids, rq_ref group);
-/* w [n_in, n_out, E], x [n_in, 1 or k, T] -> [n_out, k, T] */
+/* w [n_in, n_out, E], x [n_in, 1 or k, T] -> [n_out, k, T]; group 0 in buckets up to RQ_NARROW_BUCKET */
 rq_ref rq_op_combine(rq_tape *t, rq_ref y, rq_ref weights); /* y [n, k, T] -> [n, T] */
 void rq_op_copy(rq_tape *t, rq_ref x, rq_ref persist);      /* rows of x to the same rows of persist */
 rq_ref rq_op_select_rows(rq_tape *t, rq_ref persist);       /* rows named by the step -> f32 [n, R] */

@@ -494,7 +494,7 @@ rq_ref rq_op_matmul_experts(rq_tape *t, rq_ref w, rq_ref x, rq_ref ids, rq_ref g
 {
     const rq_op_kind kind = RQ_OP_MATMUL_EXPERTS;
     if (!weight_operand(t, kind, w) || !f32_operand(t, kind, x, "x") || !i32_operand(t, kind, ids, "ids") ||
-        !i32_operand(t, kind, group, "group"))
+        ((group || t->bucket > RQ_NARROW_BUCKET) && !i32_operand(t, kind, group, "group")))
         return 0;
     rq_value vx = t->values[x];
     if (vx.ne[2] == 1 && vx.ne[1] == t->bucket && t->bucket > 1) { /* [n_in, T] is seen as [n_in, 1, T] */
@@ -511,7 +511,7 @@ rq_ref rq_op_matmul_experts(rq_tape *t, rq_ref w, rq_ref x, rq_ref ids, rq_ref g
         (vx.ne[1] != 1 && vx.ne[1] != k))
         return mismatch(t, kind, vw, &vx);
     if (vi->ne[1] != t->bucket || k > vw->ne[2]) return mismatch(t, kind, vw, vi);
-    if (vg->ne[0] != rq_group_layout_of(vw->ne[2], k, t->bucket).words) return mismatch(t, kind, vw, vg);
+    if (group && vg->ne[0] != rq_group_layout_of(vw->ne[2], k, t->bucket).words) return mismatch(t, kind, vw, vg);
     rq_ref y = rq_tape_act(t, RQ_TYPE_F32, vw->ne[1], k, t->bucket, 1);
     rq_op *op = append(t, kind);
     if (!op) return 0;

@@ -146,7 +146,7 @@ rq_ref rq_block_experts(const rq_model *m, rq_tape *t, const rq_layer *l, rq_ref
     uint32_t k = hp->n_expert_used;
     rq_ref ids = 0, weights = 0;
     rq_op_route(t, logits, k, hp->expert_scale, &ids, &weights);
-    rq_ref group = rq_op_group(t, ids, hp->n_expert);
+    rq_ref group = t->bucket > RQ_NARROW_BUCKET ? rq_op_group(t, ids, hp->n_expert) : 0;
     if (l->t[RQ_ROLE_EXPERTS_SCALE].weight !=
         RQ_NO_WEIGHT) { /* [1, 1, n_expert]: a product of 1 x 1 matrices */
         weights = rq_tape_view(t, weights, 0, 1, k, 1, t->bucket, k);

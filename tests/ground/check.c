@@ -28,7 +28,7 @@ static uint32_t touches(const rq_tape *t, const rq_op *op, const uint64_t *offse
         if (!r || v->space == RQ_SPACE_WEIGHT) continue;
         bool write = result || ((op->kind == RQ_OP_KV_WRITE || op->kind == RQ_OP_KV_ENCODE) && i == 0) ||
                      (op->kind == RQ_OP_COPY && i == 1) || (op->kind == RQ_OP_ARGMAX && i == 1) ||
-                     (op->kind == RQ_OP_QK_NORM_ROPE_WRITE && i == 6);
+                     (op->kind == RQ_OP_QKV_WRITE && i == 6);
         touched x = {
             .space = v->space, .index = v->index, .layer = v->layer, .end = UINT64_MAX, .write = write};
         if (v->space == RQ_SPACE_ACT) {
@@ -43,7 +43,7 @@ static uint32_t touches(const rq_tape *t, const rq_op *op, const uint64_t *offse
         if (v->space != RQ_SPACE_CACHE || t->bucket <= 8) continue;
         /* pages of a wide step that all layers use one after another: written, then coded and read */
         x.layer = UINT32_MAX;
-        x.write = op->kind == RQ_OP_KV_WRITE || op->kind == RQ_OP_QK_NORM_ROPE_WRITE;
+        x.write = op->kind == RQ_OP_KV_WRITE || op->kind == RQ_OP_QKV_WRITE;
         out[n++] = x;
     }
     if (op->kind == RQ_OP_EMBED)

@@ -331,7 +331,7 @@ static rq_ref ffn(const synth_model *m, rq_tape *t, uint32_t l, rq_ref h)
     }
     rq_ref ids, weights;
     rq_op_route(t, rq_op_matmul(t, weight(m, t, layer_index(l, ROUTER)), h), c->n_used, 1, &ids, &weights);
-    rq_ref group = rq_op_group(t, ids, c->n_expert);
+    rq_ref group = t->bucket > RQ_NARROW_BUCKET ? rq_op_group(t, ids, c->n_expert) : 0;
     rq_ref gate = rq_op_matmul_experts(t, gate_w, h, ids, group);
     rq_ref up = rq_op_matmul_experts(t, up_w, h, ids, group);
     rq_ref y = rq_op_matmul_experts(t, down_w, rq_op_glu(t, gate, up, RQ_ACT_SILU), ids, group);

@@ -33,10 +33,11 @@ static uint32_t count(const rq_tape *t, rq_op_kind kind)
 
 static void fuses_what_it_should(void **state)
 {
-    /* per layer: norm_matmuls, norm_glu_matmuls, matmul_add, qk, all operations of a layer; embed, norm and
-     * copy come on top. The second product of a mixture's layer ends in an add of its own. */
-    const uint32_t expected[N_CONFIGS][5] = {{1, 1, 2, 1, 6},  {1, 1, 2, 1, 9}, {1, 1, 2, 1, 6},
-                                             {1, 0, 1, 1, 14}, {1, 1, 2, 1, 6}, {1, 1, 2, 0, 14}};
+    /* per layer: products, glu_products, qkv_write, attend_rotate, combine_add, all operations; embed, norm and
+     * copy come on top, and in wide buckets group and kv_encode. A mixture's norm is part of the router's product and
+     * of the experts'. */
+    const uint32_t expected[N_CONFIGS][6] = {{3, 1, 1, 0, 0, 6}, {3, 1, 1, 0, 0, 6}, {3, 1, 1, 0, 0, 6},
+                                             {3, 1, 1, 0, 1, 9}, {3, 1, 1, 0, 0, 6}, {3, 1, 1, 1, 0, 6}};
     for (uint32_t c = 0; c < N_CONFIGS; c++)
         for (uint32_t bucket = 1; bucket <= 64; bucket *= 4) {
             synth_model m;
@@ -46,13 +47,15 @@ static void fuses_what_it_should(void **state)
             rq_tape_init(&t, bucket);
             synth_build(&m, RQ_TAPE_TRUNK, &t);
             assert_int_equal(rq_tape_fuse(&t, yes, NULL, NULL), RQ_OK);
-            assert_int_equal(count(&t, RQ_OP_NORM_MATMULS), expected[c][0] * layers);
-            assert_int_equal(count(&t, RQ_OP_NORM_GLU_MATMULS), expected[c][1] * layers);
-            assert_int_equal(count(&t, RQ_OP_MATMUL_ADD), expected[c][2] * layers);
-            assert_int_equal(count(&t, RQ_OP_QK_NORM_ROPE_WRITE), expected[c][3] * layers);
-            uint32_t encodes = count(&t, RQ_OP_KV_ENCODE);
+            assert_int_equal(count(&t, RQ_OP_PRODUCTS), expected[c][0] * layers);
+            assert_int_equal(count(&t, RQ_OP_GLU_PRODUCTS), expected[c][1] * layers);
+            assert_int_equal(count(&t, RQ_OP_QKV_WRITE), expected[c][2] * layers);
+            assert_int_equal(count(&t, RQ_OP_ATTEND_ROTATE), expected[c][3] * layers);
+            assert_int_equal(count(&t, RQ_OP_COMBINE_ADD), expected[c][4] * layers);
+            uint32_t encodes = count(&t, RQ_OP_KV_ENCODE), groups = count(&t, RQ_OP_GROUP);
             assert_int_equal(encodes, configs[c] == &synth_coded && bucket > 8 ? layers : 0);
-            assert_int_equal(t.n_ops, 3 + expected[c][4] * layers + encodes);
+            assert_int_equal(groups, configs[c] == &synth_moe && bucket > 8 ? layers : 0);
+            assert_int_equal(t.n_ops, 3 + expected[c][5] * layers + encodes + groups);
             for (uint32_t i = 0; i < t.n_ops; i++) {
                 const rq_op *op = &t.ops[i];
                 const rq_op_info *info = rq_op_get(op->kind);
@@ -60,9 +63,16 @@ static void fuses_what_it_should(void **state)
                 assert_in_range(op->n_out, info->min_out, info->max_out);
                 for (uint32_t a = 0; a < op->n_in; a++)
                     if (!op->in[a]) assert_true(info->optional >> a & 1);
-                if (op->kind == RQ_OP_QK_NORM_ROPE_WRITE) {
+                if (op->kind == RQ_OP_QKV_WRITE) {
+                    bool turned = configs[c] == &synth_coded;
                     assert_int_equal(op->p.fused.normed, configs[c]->qk_norm);
-                    assert_int_equal(op->prim_count, configs[c]->qk_norm ? 5 : 3);
+                    assert_int_equal(op->prim_count, (configs[c]->qk_norm ? 5 : 3) + (turned ? 3 : 0));
+                    for (uint32_t which = 0; which < 3; which++) {
+                        const rq_op *rotate = rq_fused_rotate(&t, op, which);
+                        assert_true(turned == (rotate != NULL));
+                        if (rotate)
+                            assert_int_equal(rotate->in[1], op->in[which == 0 ? 7 : which == 1 ? 9 : 12]);
+                    }
                 }
             }
             for (uint32_t i = 0; i < t.n_prims; i++)
@@ -82,7 +92,7 @@ static void fuses_what_it_should(void **state)
 static void leaves_what_it_must(void **state)
 {
     const uint32_t square[4] = {32, 32, 1, 1}, row[4] = {32, 1, 1, 1}, freq[4] = {4, 1, 1, 1};
-    for (uint32_t kase = 0; kase < 8; kase++) {
+    for (uint32_t kase = 0; kase < 11; kase++) {
         rq_tape t;
         rq_tape_init(&t, 2);
         t.layer = 0;
@@ -97,9 +107,21 @@ static void leaves_what_it_must(void **state)
             rq_ref n = rq_op_rms_norm(&t, x, b, 0);
             t.layer = 1;
             rq_op_matmul(&t, w, n);
-        } else if (kase == 2) { /* four products */
+        } else if (kase == 2) { /* more products than are looked for */
             rq_ref n = rq_op_rms_norm(&t, x, b, 0);
-            for (int i = 0; i < 4; i++) rq_op_matmul(&t, w, n);
+            for (int i = 0; i < 9; i++) rq_op_matmul(&t, w, n);
+        } else if (kase == 8) { /* a norm's result is joined with a row */
+            rq_op_add(&t, rq_op_rms_norm(&t, x, b, 0), b);
+        } else if (kase == 9) { /* half of what attention returns is turned */
+            rq_ref o = rq_op_attend(&t, cache, rq_tape_view(&t, x, 0, 8, 4, 8, 2, 32), 8, 1, 0);
+            rq_op_rotate(&t, rq_tape_view(&t, o, 0, 8, 2, 8, 2, 32), 0,
+                         rq_tape_weight(&t, 3, RQ_TYPE_F32, (uint32_t[4]){8, 1, 1, 1}, "m"), 0, NULL, 0,
+                         true);
+        } else if (kase == 10) { /* a sum over experts is added to in another layer */
+            rq_ref y = rq_op_combine(&t, rq_tape_act(&t, RQ_TYPE_F32, 32, 2, 2, 1),
+                                     rq_tape_act(&t, RQ_TYPE_F32, 2, 2, 1, 1));
+            t.layer = 1;
+            rq_op_add(&t, y, x);
         } else if (kase == 3) { /* the product is added to itself */
             rq_ref y = rq_op_matmul(&t, w, x);
             rq_op_add(&t, y, y);

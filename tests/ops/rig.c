@@ -284,7 +284,7 @@ static void fill_matrix(run *r, const rq_value *w, char *dst, uint64_t n)
 {
     const rq_type_info *info = rq_type_get((uint32_t)w->type);
     uint64_t seed = w->index * 31ull + 17;
-    bool norm = w->ne[1] == 1 && r->c->kind >= RQ_OP_FUSED_FIRST && r->c->kind != RQ_OP_MATMUL_ADD;
+    bool norm = w->ne[1] == 1 && r->c->kind >= RQ_OP_FUSED_FIRST;
     if (info->block_elems == 1) {
         encode(r->data, w->type, dst, n, seed, norm);
         return;
@@ -315,10 +315,18 @@ static void fill_rotations(const op_case *c, float *to, uint32_t n_floats, uint3
     }
 }
 
+static bool is_rotation(const op_case *c, const rq_value *w)
+{
+    rq_rotation shape;
+    if (c->kind != RQ_OP_ROTATE && c->kind != RQ_OP_QKV_WRITE && c->kind != RQ_OP_ATTEND_ROTATE) return false;
+    rq_rotation_shape(c->rotation, c->dim, &shape);
+    return shape.n_blocks > 0 && w->ne[0] == shape.n_floats;
+}
+
 static void make_weights(run *r)
 {
     const rq_op_kind kind = r->c->kind;
-    bool turns = kind == RQ_OP_ROPE || kind == RQ_OP_QK_NORM_ROPE_WRITE;
+    bool turns = kind == RQ_OP_ROPE || kind == RQ_OP_QKV_WRITE;
     for (uint32_t v = 1; v < r->tape.n_values; v++) {
         const rq_value *w = &r->tape.values[v];
         if (w->space != RQ_SPACE_WEIGHT || r->weights[w->index]) continue;
@@ -327,7 +335,7 @@ static void make_weights(run *r)
         if (!*kept) {
             *kept = rq_calloc_aligned(64, bytes + 64);
             assert_non_null(*kept);
-            if (kind == RQ_OP_ROTATE && w->index == 0)
+            if (w->index == (kind == RQ_OP_ROTATE ? 0u : 3u) && is_rotation(r->c, w))
                 fill_rotations(r->c, *kept, w->ne[0], w->ne[1]);
             else
                 fill_matrix(r, w, *kept, n);

@@ -183,12 +183,51 @@ static void build_argmax(rq_tape *t, const op_case *c)
                  rq_tape_persist(t, RQ_PERSIST_SAMPLED, RQ_TYPE_I32, 1, t->persist_rows[RQ_PERSIST_SAMPLED]));
 }
 
+/* heads: how many; flag: the norm has no weight; gate: each with a bias */
 static void build_norm_matmuls(rq_tape *t, const op_case *c)
 {
-    rq_ref h = rq_op_rms_norm(t, case_rows(t, c->n), c->flag ? 0 : case_weight(t, 3, RQ_TYPE_F32, c->n, 1, 1),
+    rq_ref h = rq_op_rms_norm(t, case_rows(t, c->n), c->flag ? 0 : case_weight(t, 4, RQ_TYPE_F32, c->n, 1, 1),
                               1e-6f);
-    for (uint32_t i = 0; i < c->heads; i++)
-        rq_op_matmul(t, case_weight(t, i, c->type, c->n, i ? 9 : c->m, 1), h);
+    for (uint32_t i = 0; i < c->heads; i++) {
+        uint32_t m = i ? 9 : c->m;
+        rq_ref y = rq_op_matmul(t, case_weight(t, i, c->type, c->n, m, 1), h);
+        if (c->gate) rq_op_add(t, y, case_weight(t, 5 + i, RQ_TYPE_F32, m, 1, 1));
+    }
+}
+
+/* A mixture's norm: the router's product and those of gate and up by expert share it. */
+static void build_norm_experts(rq_tape *t, const op_case *c)
+{
+    rq_ref h = rq_op_rms_norm(t, case_rows(t, c->n), case_weight(t, 2, RQ_TYPE_F32, c->n, 1, 1), 1e-6f),
+           ids = rq_tape_act(t, RQ_TYPE_I32, c->n_used, t->bucket, 1, 1),
+           group = t->bucket > RQ_NARROW_BUCKET ? rq_op_group(t, ids, c->n_expert) : 0;
+    rq_op_matmul(t, case_weight(t, 3, RQ_TYPE_F32, c->n, c->n_expert, 1), h);
+    rq_ref x = rq_tape_view(t, h, 0, c->n, 1, c->n, t->bucket, c->n);
+    rq_ref gate = rq_op_matmul_experts(t, case_weight(t, 0, c->type, c->n, c->m, c->n_expert), x, ids, group);
+    rq_op_glu(t, gate,
+              rq_op_matmul_experts(t, case_weight(t, 1, c->type, c->n, c->m, c->n_expert), x, ids, group),
+              c->act);
+}
+
+/* flag: with a gated row */
+static void build_combine_add(rq_tape *t, const op_case *c)
+{
+    rq_ref y = rq_op_combine(t, case_heads(t, c->n, c->n_used), case_rows(t, c->n_used));
+    if (c->flag) y = rq_op_add(t, y, rq_op_glu(t, case_rows(t, 1), case_rows(t, c->n), RQ_ACT_SIGMOID));
+    rq_op_add(t, y, case_rows(t, c->n));
+}
+
+/* heads > 0: of heads inside wider rows; flag: gated, else added to */
+static void build_norm_join(rq_tape *t, const op_case *c)
+{
+    uint32_t heads = c->heads ? c->heads : 1, width = c->n * (heads + 2);
+    rq_ref x = rq_tape_view(t, case_rows(t, width), c->n, c->n, heads, c->n, t->bucket, width),
+           other = rq_tape_view(t, case_rows(t, width), 0, c->n, heads, c->n, t->bucket, width);
+    x = rq_op_rms_norm(t, x, c->flag ? case_weight(t, 0, RQ_TYPE_F32, c->n, 1, 1) : 0, 1e-6f);
+    if (c->flag)
+        rq_op_glu(t, other, x, c->act);
+    else
+        rq_op_add(t, x, other);
 }
 
 static void build_norm_glu(rq_tape *t, const op_case *c)
@@ -237,7 +276,7 @@ static void walk_products(walker *w, rq_type type)
         walk(w, &c, few ? 8 : 64);
         if (i == 1) c.m = 1, walk(w, &c, 16);
         if (few) continue;
-        c = (op_case){.kind = RQ_OP_MATMUL_ADD,
+        c = (op_case){.kind = RQ_OP_PRODUCTS,
                       .type = type,
                       .what = "residual",
                       .build = build_matmul_add,
@@ -246,21 +285,22 @@ static void walk_products(walker *w, rq_type type)
         walk(w, &c, 64);
         c.flag = true, c.what = "bias";
         walk(w, &c, 16);
-        c = (op_case){.kind = RQ_OP_NORM_GLU_MATMULS,
+        c = (op_case){.kind = RQ_OP_GLU_PRODUCTS,
                       .type = type,
                       .what = "silu",
                       .build = build_norm_glu,
                       .n = n,
                       .m = 67};
         walk(w, &c, 64);
-        for (uint32_t k = 1; k <= 3; k++) {
-            c = (op_case){.kind = RQ_OP_NORM_MATMULS,
+        for (uint32_t k = 1; k <= 5; k++) {
+            c = (op_case){.kind = RQ_OP_PRODUCTS,
                           .type = type,
-                          .what = "1-3",
+                          .what = k < 5 ? "1-4" : "3 with biases",
                           .build = build_norm_matmuls,
                           .n = n,
                           .m = 21,
-                          .heads = k,
+                          .heads = k < 5 ? k : 3,
+                          .gate = k == 5,
                           .flag = k == 2};
             walk(w, &c, k == 3 ? 64 : 8);
         }
@@ -278,6 +318,8 @@ static void walk_products(walker *w, rq_type type)
                           .skew = skew,
                           .flag = skew == 2};
             walk(w, &c, 64);
+            c.kind = RQ_OP_GLU_PRODUCTS, c.build = build_norm_experts;
+            if (skew < 2) c.act = skew ? RQ_ACT_GELU_TANH : RQ_ACT_SILU, walk(w, &c, 8);
         }
     }
     op_case e = {
@@ -310,9 +352,11 @@ static void every_pointwise(walker *w)
             POINTWISE(RQ_OP_GLU, build_glu);
             c.act = RQ_ACT_GELU_TANH;
             POINTWISE(RQ_OP_GLU, build_glu);
+            POINTWISE(RQ_OP_NORM_JOIN, build_norm_join);
             POINTWISE(RQ_OP_COPY, build_copy);
             c.heads = 3;
             POINTWISE(RQ_OP_RMS_NORM, build_norm);
+            POINTWISE(RQ_OP_NORM_JOIN, build_norm_join);
             c.rows = true;
             POINTWISE(RQ_OP_SELECT_ROWS, build_select);
             POINTWISE(RQ_OP_ARGMAX, build_argmax);
@@ -348,7 +392,7 @@ static void every_attention(walker *w)
         }
     for (uint32_t d = 0; d < 5; d++)
         for (uint32_t i = 0; i < 4; i++) {
-            op_case c = {.kind = RQ_OP_QK_NORM_ROPE_WRITE,
+            op_case c = {.kind = RQ_OP_QKV_WRITE,
                          .type = i < 3 ? RQ_TYPE_F16 : RQ_TYPE_F32,
                          .what = "turn and write",
                          .build = build_qk,
@@ -395,6 +439,7 @@ static void every_routing(walker *w)
             c.kind = RQ_OP_ROUTE, c.build = build_route, walk(w, &c, 64);
             c.kind = RQ_OP_GROUP, c.build = build_group, walk(w, &c, 64);
             c.kind = RQ_OP_COMBINE, c.build = build_combine, walk(w, &c, 64);
+            c.kind = RQ_OP_COMBINE_ADD, c.build = build_combine_add, walk(w, &c, 64);
         }
 }
 
@@ -455,7 +500,7 @@ static void every_row(walker *w)
 
 static bool is_mine(rq_op_kind kind)
 {
-    return kind != RQ_OP_ROTATE && kind != RQ_OP_KV_ENCODE;
+    return kind != RQ_OP_ROTATE && kind != RQ_OP_KV_ENCODE && kind != RQ_OP_ATTEND_ROTATE;
 }
 
 int main(int argc, char **argv)

@@ -240,7 +240,7 @@ static rq_status argmax(const rq_ref_run *r)
 
 /* ---- fused operations ---------------------------------------------------------------------------------- */
 
-enum { MAX_INTERNAL = 8 };
+enum { MAX_INTERNAL = 12 };
 
 /* An environment in which the internal values of a fused operation have memory of their own. */
 typedef struct internal_env {
@@ -339,10 +339,12 @@ rq_status rq_reference_run(const rq_tape *tape, const rq_op *op, const rq_refere
         return select_rows(&r);
     case RQ_OP_ARGMAX:
         return argmax(&r);
-    case RQ_OP_NORM_MATMULS:
-    case RQ_OP_NORM_GLU_MATMULS:
-    case RQ_OP_MATMUL_ADD:
-    case RQ_OP_QK_NORM_ROPE_WRITE:
+    case RQ_OP_PRODUCTS:
+    case RQ_OP_GLU_PRODUCTS:
+    case RQ_OP_QKV_WRITE:
+    case RQ_OP_ATTEND_ROTATE:
+    case RQ_OP_COMBINE_ADD:
+    case RQ_OP_NORM_JOIN:
         return run_list(tape, op, env, err);
     case RQ_OP_NONE:
     case RQ_OP_COUNT:
