@@ -2,9 +2,11 @@
 """What the draft block of a GGUF file of ours predicts, for the tests of the engine.
 
 usage: draft_golden.py MODEL.gguf SIZE IDS.txt OUT
+       draft_golden.py MODEL.gguf SIZE --rate TEXT.txt TOKENIZER.json
 Reads the file's tensors back into the network of model.py and writes, for the token ids of IDS.txt, the draft block's
 logits after every token: OUT.f16 holds every 16th column of every row (F16), OUT.best the first choice of every row and
-the trunk's. The first line of OUT.best names the program and the version of PyTorch.
+the trunk's. The first line of OUT.best names the program and the version of PyTorch. With --rate: how often both choices
+are the same in 16 windows of 512 tokens, evenly spread over the text (what evaluate.py measures over all of them).
 """
 
 import os
@@ -15,8 +17,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import data
+import evaluate
 import export
 import model
+import tokenizer as tok
 
 
 def load(path, size):
@@ -38,9 +43,17 @@ def load(path, size):
 
 @torch.no_grad()
 def main():
-    if len(sys.argv) != 5 or sys.argv[2] not in model.SIZES:
+    rate = len(sys.argv) == 6 and sys.argv[3] == "--rate"
+    if (len(sys.argv) != 5 and not rate) or sys.argv[2] not in model.SIZES:
         sys.exit(__doc__)
     net = load(sys.argv[1], sys.argv[2])
+    if rate:
+        with open(sys.argv[4], encoding="utf-8") as f:
+            ids = np.array(tok.Tokenizer.load(sys.argv[5]).encode(data.unwrap(f.read())))
+        n = len(ids) // 512
+        windows = np.concatenate([ids[(i * n // 16) * 512 :][:512] for i in range(16)])
+        same, _ = evaluate.acceptance(net, windows, "cpu")
+        sys.exit(print(f"{100 * same:.1f} % of {16 * 511} first choices are the same"))
     with open(sys.argv[3]) as f:
         ids = [int(i) for i in f.read().split()]
     x = torch.tensor([ids])
