@@ -5,15 +5,16 @@
 
 #include <stdatomic.h>
 
-static _Atomic uint64_t n_calls, fail_at, n_tried;
+static _Atomic uint64_t n_calls, fail_at, fail_every, n_tried;
 static _Atomic int64_t n_objects;
 static _Atomic int32_t fail_with;
 
 bool vk_call_fails(VkResult *failure)
 {
     atomic_fetch_add(&n_calls, 1);
-    uint64_t at = atomic_load(&fail_at), n = atomic_fetch_add(&n_tried, 1) + 1;
-    if (at == 0 || n != at) return false;
+    uint64_t at = atomic_load(&fail_at), every = atomic_load(&fail_every),
+             n = atomic_fetch_add(&n_tried, 1) + 1;
+    if ((at == 0 || n != at) && (every == 0 || n % every != 0)) return false;
     *failure = (VkResult)atomic_load(&fail_with);
     return true;
 }
@@ -38,7 +39,14 @@ void rq_vulkan_fail_at(uint64_t n, int32_t result)
 {
     atomic_store(&fail_with, result);
     atomic_store(&n_tried, 0);
+    atomic_store(&fail_every, 0);
     atomic_store(&fail_at, n);
+}
+
+void rq_vulkan_fail_every(uint64_t n, int32_t result)
+{
+    rq_vulkan_fail_at(0, result);
+    atomic_store(&fail_every, n);
 }
 
 uint64_t rq_vulkan_calls(void)

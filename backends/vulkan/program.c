@@ -197,7 +197,7 @@ void vk_dispatch(vk_builder *b, vk_shader shader, const uint32_t constants[VK_CO
                    most[0], most[1], most[2]);
         return;
     }
-    if (b->dry) return;
+    if (b->dry || b->device->pretends) return;
     VkPipeline pipeline;
     b->status = vk_pipeline_get(b->device, shader, constants, &pipeline, &b->error);
     if (b->status != RQ_OK) return;
@@ -412,7 +412,7 @@ rq_status vk_compile(rq_device *device, const rq_segment *segment, const rq_bind
         b.first = true;
         vk_compile_op(&b, &segment->tape->ops[segment->first + b.op]);
     }
-    if (b.status == RQ_OK) {
+    if (b.status == RQ_OK && !b.device->pretends) {
         VkResult r = record_all(p, segment, bindings);
         if (r != VK_SUCCESS) b.status = vk_fail(b.device, r, "recording commands", &b.error);
     }
@@ -483,6 +483,8 @@ rq_status vk_run(rq_program *program, const uint32_t *step_words, rq_error *err)
     vk_program *p = (vk_program *)program;
     vk_device *d = (vk_device *)program->device;
     if (d->lost) return vk_is_lost(d, err);
+    if (d->pretends)
+        return rq_fail(err, RQ_ERR_INTERNAL, "a device whose memory is only counted runs nothing");
     if (p->step && (!step_words || step_words[0] != RQ_STEP_MAGIC))
         return rq_fail(err, RQ_ERR_INTERNAL, "the step buffer is not one");
     vk_slot *slot = NULL;

@@ -146,6 +146,7 @@ typedef struct vk_device {
     bool math_is_forced;    /* by name */
     uint32_t queue_family;
     bool lost, has_budget;
+    bool pretends; /* memory is counted and not allocated; nothing runs */
     VkDevice device;
     struct VolkDeviceTable vk;
     VkQueue queue;
@@ -167,6 +168,7 @@ typedef struct vk_device {
     uint32_t next_slot;
     uint64_t n_runs;
     uint64_t taken_bytes;    /* of device memory, by everything */
+    uint64_t most_bytes;     /* the most it ever was */
     uint64_t max_bytes;      /* of one allocation */
     double bytes_per_second; /* read and written by a copy, measured when the device was opened */
 } vk_device;

@@ -22,11 +22,17 @@ uint32_t rq_vulkan_messages(const rq_device *device);
 /* Makes the n-th call of the driver that can fail (1 = the next) return this VkResult instead of being made; 0
  * switches this off. The counts are of the whole process. */
 void rq_vulkan_fail_at(uint64_t n, int32_t result);
+/* The same of every n-th from now on. */
+void rq_vulkan_fail_every(uint64_t n, int32_t result);
 /* Calls of the driver so far; those that can fail since the last rq_vulkan_fail_at; objects that were made and not
  * destroyed. */
 uint64_t rq_vulkan_calls(void);
 uint64_t rq_vulkan_fallible_calls(void);
 int64_t rq_vulkan_objects_alive(void);
+/* From now on the device's memory is counted, as the driver says that it would be taken, and not allocated: plans of
+ * models that fit nowhere are compared with what making them takes. Nothing can be run. The most bytes ever taken. */
+void rq_vulkan_pretend(rq_device *device);
+uint64_t rq_vulkan_most_bytes(const rq_device *device);
 /* Pipelines made by this device, and of these how many the cache on disk had. */
 uint32_t rq_vulkan_pipelines(const rq_device *device);
 

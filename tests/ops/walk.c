@@ -44,7 +44,7 @@ static void judge(walker *w, const op_case *c, uint32_t bucket, uint32_t n, cons
     if (!(tail <= 1)) fault(w, c, bucket, n, "one element off, over tolerance", tail);
 }
 
-static const char *only, *variant, *disable, *only_type;
+static const char *only, *variant, *disable, *only_type, *only_op;
 /* Fewer buckets, and products of fewer shapes: with at most so many kernels compiled. */
 enum { QUICK_PIPELINES = 400 };
 static bool quick;
@@ -65,6 +65,7 @@ static bool for_comparison(rq_kv_form form)
 /* Runs the case with n tokens; false when the device refuses it. */
 static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
 {
+    if (only_op && (strcmp(rq_op_get(c->kind)->name, only_op) != 0 || n <= RQ_NARROW_BUCKET)) return true;
     uint32_t bucket = 1;
     while (bucket < n) bucket *= 2;
     rq_error why = {0};
@@ -146,7 +147,7 @@ static void report(walker *w, bool (*mine)(rq_op_kind kind))
             printf("  %-10s %-18s same bits\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
         else
             printf("  %-10s %-18s %.4f\n", w->implementation, rq_op_get((rq_op_kind)k)->name, worst);
-        if (!any && !w->products_only && !only_type && k != RQ_OP_ARGMAX && k != RQ_OP_GROUP) {
+        if (!any && !w->products_only && !only_type && !only_op && k != RQ_OP_ARGMAX && k != RQ_OP_GROUP) {
             printf("%s %s: no case\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
             w->n_failed++;
         }
@@ -209,6 +210,8 @@ int walk_table(int argc, char **argv, void (*rows)(walker *w), bool (*mine)(rq_o
             disable = argv[++i];
         else if (strcmp(argv[i], "--type") == 0 && i + 1 < argc)
             only_type = argv[++i];
+        else if (strcmp(argv[i], "--wide") == 0 && i + 1 < argc)
+            only_op = argv[++i]; /* that operation, and its wide steps alone */
         else if (strcmp(argv[i], "--quick") == 0)
             quick = true;
         else

@@ -62,6 +62,40 @@ static void any_call_may_fail(void **state)
     synth_free(&m);
 }
 
+/* Not one call but every n-th, for as long as it goes on: also what cleans up after a failure then fails. */
+static void every_nth_call_fails(void **state)
+{
+    static const int32_t failures[] = {VK_ERROR_OUT_OF_HOST_MEMORY, VK_ERROR_DEVICE_LOST, VK_ERROR_UNKNOWN};
+    static const uint64_t sample[] = {1, 2, 7, 29, 64, 151, 400};
+    synth_model m;
+    synth_config c = small();
+    synth_make(&m, &c, 1);
+    rq_error err = {0};
+    int64_t alive = rq_mem_alive();
+    rq_vulkan_fail_at(0, 0);
+    assert_int_equal(live(&m, &err), RQ_OK);
+    uint64_t n = rq_vulkan_fallible_calls(), n_failed = 0,
+             n_lives = every ? n : sizeof sample / sizeof *sample;
+    for (uint64_t i = 0; i < n_lives; i++) {
+        uint64_t nth = every ? i + 1 : sample[i];
+        memset(&err, 0, sizeof err);
+        rq_vulkan_fail_every(nth, failures[i % 3]);
+        rq_status status = live(&m, &err);
+        rq_vulkan_fail_at(0, 0);
+        n_failed += status != RQ_OK;
+        if (status != RQ_OK && err.text[0] == 0)
+            fail_msg("every %llu-th call: no sentence", (unsigned long long)nth);
+        if (rq_vulkan_objects_alive() != 0 || rq_mem_alive() != alive)
+            fail_msg("every %llu-th call: %lld objects and %lld allocations are left (%s)",
+                     (unsigned long long)nth, (long long)rq_vulkan_objects_alive(),
+                     (long long)(rq_mem_alive() - alive), err.text);
+    }
+    printf("%llu of %llu lives ended early\n", (unsigned long long)n_failed, (unsigned long long)n_lives);
+    assert_true(n_failed >= (every ? n / 2 : 4));
+    assert_int_equal(live(&m, &err), RQ_OK);
+    synth_free(&m);
+}
+
 /* Lost in the middle of a run. */
 static void a_lost_device_refuses(void **state)
 {
@@ -131,7 +165,8 @@ int main(int argc, char **argv)
     if (absent) return absent;
     every = argc > 1 && strcmp(argv[1], "every") == 0;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(any_call_may_fail), cmocka_unit_test(a_lost_device_refuses),
-        cmocka_unit_test(any_allocation_may_fail), cmocka_unit_test(nobody_complained)};
+        cmocka_unit_test(any_call_may_fail), cmocka_unit_test(every_nth_call_fails),
+        cmocka_unit_test(a_lost_device_refuses), cmocka_unit_test(any_allocation_may_fail),
+        cmocka_unit_test(nobody_complained)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
