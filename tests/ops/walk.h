@@ -12,7 +12,7 @@ typedef struct walker {
     bool products_only; /* a variant of the products: the other operations are those of every variant */
     uint32_t n_cases, n_failed;
     double worst[RQ_OP_COUNT]; /* share of the tolerance */
-    bool unfused[RQ_OP_COUNT]; /* run as their primitives */
+    bool unfused[RQ_OP_COUNT]; /* run as their primitives, in some buckets at least */
     op_error sums[RQ_OP_COUNT][RQ_TYPE_LIMIT];
     case_data data;
 } walker;
