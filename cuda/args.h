@@ -24,6 +24,7 @@
     X(qkv_write, 64)                                                                                         \
     X(attend_1, 64)                                                                                          \
     X(attend_2, 64)                                                                                          \
+    X(rotate_tile, 256)                                                                                      \
     X(attend_4, 64)                                                                                          \
     X(attend_8, 64)                                                                                          \
     X(attend_tile_64, 256)                                                                                   \
@@ -183,6 +184,17 @@ typedef struct cuda_rotate_args {
     uint32_t d, heads;
     cuda_rotation turn;
 } cuda_rotate_args;
+
+/* One matrix of d x d, for wide steps. */
+typedef struct cuda_turn_args {
+    CUDA_PTR(const float) x;
+    CUDA_PTR(const float) data;
+    CUDA_PTR(const float) mean;
+    CUDA_PTR(const float) lambda;
+    CUDA_PTR(float) y;
+    uint64_t head_stride, token_stride;
+    uint32_t d, heads, tokens, data_columns, mean_columns, lambda_columns, inverse;
+} cuda_turn_args;
 
 typedef struct cuda_kv_args {
     CUDA_PTR(const uint32_t) step;

@@ -145,7 +145,7 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
             if (exact) {
 #pragma unroll
                 for (uint32_t i = 0; i < 4; i++) sh.s[row][4 * part + i] = s[i];
-                store8(&sh.halves[row][4 * part], {half2_bits(s[0], s[1]), half2_bits(s[2], s[3])});
+                store8(halves_of(sh, row) + 4 * part, {half2_bits(s[0], s[1]), half2_bits(s[2], s[3])});
             } else {
                 for (uint32_t group = 0; group < value_groups; group++) {
                     uint32_t form = group < last_span.groups ? C4 : last_span.form;
@@ -251,11 +251,11 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
     }
 }
 
-KERNEL(attend_coded, cuda_attend_args, 128)
+KERNEL_BLOCKS(attend_coded, cuda_attend_args, 128, 4)
 {
     attend_rows<true>(p);
 }
-KERNEL(attend_group, cuda_attend_args, 128)
+KERNEL_BLOCKS(attend_group, cuda_attend_args, 128, 4)
 {
     attend_rows<false>(p);
 }

@@ -15,13 +15,18 @@ struct coded_state {                                  // in shared memory
     alignas(16) uint16_t q[2][AC_ROWS][AC_D + 8];     // queries: a half, and what it lacks
     alignas(16) int8_t planes[2][AC_ROWS][AC_D + 64]; // of queries
     float s[AC_ROWS][64];
-    alignas(16) uint16_t halves[AC_ROWS][64 + 8]; // weights of an exact page
-    alignas(16) int8_t weights[AC_GROUPS][2][AC_ROWS][64];
+    alignas(16) int8_t weights[AC_GROUPS][2][AC_ROWS][64]; // of an exact page: halves_of
     float weight_scale[AC_GROUPS][AC_ROWS];
     float q_scale[AC_ROWS], shift[AC_ROWS], old[AC_ROWS], split_max[AC_ROWS], split_sum[AC_ROWS];
     float total_max[AC_ROWS], total_sum[AC_ROWS], a[AC_ROWS], b[AC_ROWS];
     uint32_t pos[AC_ROWS], lowest[AC_ROWS], boundary[AC_ROWS];
 };
+
+// A row's weights for an exact page. (Four blocks fit into 100 KB of shared memory.)
+DEVICE uint16_t *halves_of(coded_state &sh, uint32_t row)
+{
+    return (uint16_t *)&sh.weights[0][0][0][0] + row * (64 + 8);
+}
 
 // v = scale * (128 hi + lo), |128 hi + lo| <= 16256
 DEVICE void split_planes(float v, float inverse, int8_t &hi, int8_t &lo)
@@ -211,7 +216,7 @@ DEVICE void exact_values(coded_state &sh, const uint8_t *v, uint32_t dv, uint32_
                     a[2 * h + 1] = (there ? at[8] : 0u) | (both ? (uint32_t)at[dv + 8] << 16 : 0u);
                 }
             }
-            const uint32_t b[2] = {load4(&sh.halves[g][token]), load4(&sh.halves[g][token + 8])};
+            const uint32_t b[2] = {load4(halves_of(sh, g) + token), load4(halves_of(sh, g) + token + 8)};
             mma_f16(out[i], a, b);
         }
     }

@@ -20,7 +20,10 @@ struct alignas(8) u32x2 {
 // A kernel with its argument structure, threads of a block, and blocks that shall fit on a processor.
 #define KERNEL(name, args, threads)                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ args p)
-#define DEVICE                static __device__ __forceinline__
+#define DEVICE static __device__ __forceinline__
+// As KERNEL, but so many blocks shall fit.
+#define KERNEL_BLOCKS(name, args, threads, blocks)                                                           \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ args p)
 #define DEVICE_MEMBER         __device__ __forceinline__
 #define CONSTANT              static __device__ constexpr
 #define SHARED(type, name, n) __shared__ alignas(16) type name[n]

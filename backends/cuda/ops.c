@@ -161,6 +161,39 @@ static void rotate(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_rotate, &a, sizeof a, x.ne[1], x.ne[2], 1, false);
 }
 
+/* Rotations of wide steps by one matrix as large as a head, which blocks of the plain kernel would read over and over
+ * (cuda/rotate_tile.cu). */
+static bool turns_in_tiles(cu_builder *b, const rq_op *op)
+{
+    cu_view x = cu_value(b, op->in[0]), data = cu_value(b, op->in[1]), mean = cu_value(b, op->in[2]),
+            lambda = cu_value(b, op->in[3]);
+    const rq_rotation_block *block = &op->p.rotate.blocks[0];
+    if (op->p.rotate.n_blocks != 1 || block->hadamard || block->count != 1 || block->size != x.ne[0] ||
+        x.ne[0] < 32 || x.ne[0] > 256 || x.ne[2] <= RQ_NARROW_BUCKET)
+        return false;
+    cuda_turn_args a = {.x = x.address,
+                        .data = data.address,
+                        .mean = mean.address,
+                        .lambda = lambda.address,
+                        .y = cu_value(b, op->out[0]).address,
+                        .head_stride = x.stride[1],
+                        .token_stride = x.stride[2],
+                        .d = x.ne[0],
+                        .heads = x.ne[1],
+                        .tokens = x.ne[2],
+                        .data_columns = data.ne[1],
+                        .mean_columns = mean.address ? mean.ne[1] : 1,
+                        .lambda_columns = lambda.address ? lambda.ne[1] : 1,
+                        .inverse = op->p.rotate.inverse};
+    cu_launch(b, CU_rotate_tile, &a, sizeof a, x.ne[1], divide_up(x.ne[2], 32), 1, false);
+    return true;
+}
+
+static void rotate_any(cu_builder *b, const rq_op *op)
+{
+    if (!turns_in_tiles(b, op)) rotate(b, op);
+}
+
 static void select_rows(cu_builder *b, const rq_op *op)
 {
     cu_view x = cu_value(b, op->in[0]);
@@ -567,7 +600,7 @@ void cu_compile_op(cu_builder *b, const rq_op *op)
         [RQ_OP_SOFTCAP] = pointwise_op,
         [RQ_OP_GLU] = pointwise_op,
         [RQ_OP_ROPE] = rope,
-        [RQ_OP_ROTATE] = rotate,
+        [RQ_OP_ROTATE] = rotate_any,
         [RQ_OP_KV_WRITE] = kv_write,
         [RQ_OP_KV_ENCODE] = kv_encode,
         [RQ_OP_ATTEND] = attend,

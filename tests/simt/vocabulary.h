@@ -79,7 +79,8 @@ template <typename T> const T *checked(const void *p)
     static simt::kernel name##_entry(#name, threads, sizeof(args),                                           \
                                      [](const void *a) { name(*(const args *)a); });                         \
     static void name(const args &p)
-#define DEVICE static inline __attribute__((unused))
+#define DEVICE                                     static inline __attribute__((unused))
+#define KERNEL_BLOCKS(name, args, threads, blocks) KERNEL(name, args, threads)
 #define DEVICE_MEMBER
 #define CONSTANT static constexpr
 #define SHARED(type, name, n)                                                                                \
