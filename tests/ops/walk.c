@@ -122,7 +122,9 @@ static void report(walker *w, bool (*mine)(rq_op_kind kind))
         if (!mine((rq_op_kind)k)) continue;
         bool any = false;
         double worst = w->worst[k];
-        if (w->unfused[k]) {
+        bool fused = !w->unfused[k];
+        for (uint32_t t = 0; t < RQ_TYPE_LIMIT && !fused; t++) fused = w->sums[k][t].n > 0;
+        if (!fused) {
             printf("  %-10s %-18s as its primitives\n", w->implementation, rq_op_get((rq_op_kind)k)->name);
             continue;
         }
