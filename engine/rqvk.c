@@ -74,9 +74,8 @@ void rq_string_free(char *text)
     rq_free(text);
 }
 
-rq_status rq_chat_tokenize(const rq_model *m, const rq_message *messages, size_t n_messages,
-                           bool open_assistant, rq_tokens *out, size_t *boundaries, rq_error *err)
+rq_status rq_chat_tokenize(const rq_model *m, const rq_message *messages, size_t n_messages, rq_opening open,
+                           rq_tokens *out, size_t *boundaries, rq_error *err)
 {
-    return rq_chat_render(chat_format_of(m), m->tok, messages, n_messages, open_assistant, out, boundaries,
-                          err);
+    return rq_chat_render(chat_format_of(m), m->tok, messages, n_messages, open, out, boundaries, err);
 }

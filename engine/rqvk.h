@@ -77,12 +77,16 @@ typedef struct rq_message {
     size_t content_bytes;
 } rq_message;
 
+/* Where a rendering ends: behind the last message, or where the answer starts, with thoughts first or without where the
+ * chat format can say so; RQ_OPEN is what its template does when nothing is asked for. */
+typedef enum rq_opening { RQ_CLOSED, RQ_OPEN, RQ_OPEN_THINKING, RQ_OPEN_PLAIN } rq_opening;
+
 /* Renders messages with the model's chat format and appends their ids; `content` can never produce control
- * tokens. With `open_assistant` the rendering ends where the assistant's answer starts. When `boundaries` is
+ * tokens. Thoughts in earlier answers are treated as the format does (chat.h). When `boundaries` is
  * not NULL it receives, for each message, the number of ids in `out` after it (n_messages entries).
- * RQ_ERR_UNSUPPORTED when the file has no chat format this build knows. */
+ * RQ_ERR_UNSUPPORTED when the file has no chat format this build knows, or one that cannot ask for thinking. */
 rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, size_t n_messages,
-                           bool open_assistant, rq_tokens *out, size_t *boundaries, rq_error *err);
+                           rq_opening open, rq_tokens *out, size_t *boundaries, rq_error *err);
 
 /* ---- engine --------------------------------------------------------------------------------------------- */
 

@@ -12,11 +12,15 @@
  *            the assistant is called "model"; there is no system turn: such a message stands, with an empty line
  *            behind it, at the start of the next one, as llama.cpp places it
  *   gemma4   <|turn>ROLE\nCONTENT<turn|>\n, stripped, "model", after one BOS; an answer opens with the empty
- *            <|channel>thought\n<channel|> where the file's template has that
+ *            <|channel>thought\n<channel|> where the file's template has that; thinking is asked for by <|think|> at the
+ *            start of a system turn; channels are cut out of earlier answers
+ *   qwen3    chatml whose earlier answers lose their thoughts (<think> ... </think>), but those behind the last question
+ *            keep them; no thinking: the answer opens with an empty pair
+ *   qwen35   the same, stripped, and an answer opens with <think> unless thinking is not wanted
  *
  * These are the plain formats: no default system prompt (Qwen 2.5's template adds one when there is none), no
  * date lines in the system message (Llama 3.1's and later templates add "Cutting Knowledge Date ..."), earlier
- * answers as they are given, with their thoughts (Qwen 3's and Gemma 4's templates drop those), each a turn. Llama 3
+ * answers of chatml and gemma as they are given, with their thoughts, each a turn. Llama 3
  * and Llama 3.1 models both know the plain form.
  *
  * Whatever the content is, it never becomes one of the control tokens: texts are encoded apart from them. */
@@ -33,7 +37,7 @@ typedef struct rq_chat_format rq_chat_format;
 const rq_chat_format *rq_chat_choose(const rq_tokenizer *tok, const char *template_text,
                                      size_t template_bytes);
 
-/* "chatml", "llama3", "gemma", "gemma4"; "none" for NULL. */
+/* "chatml", "qwen3", "qwen35", "llama3", "gemma", "gemma4"; "none" for NULL. */
 const char *rq_chat_format_name(const rq_chat_format *format);
 
 /* Longest role, in bytes; roles are letters, digits, '_' and '-'. */
@@ -42,7 +46,7 @@ enum { RQ_MAX_ROLE_BYTES = 32 };
 /* As rq_chat_tokenize of the public face. A BOS comes first where the format has one or the file asks for one.
  * On error `out` keeps its content; boundaries[] may have been written. */
 rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, const rq_message *messages,
-                         size_t n_messages, bool open_assistant, rq_tokens *out, size_t *boundaries,
+                         size_t n_messages, rq_opening open, rq_tokens *out, size_t *boundaries,
                          rq_error *err);
 
 #endif

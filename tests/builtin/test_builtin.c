@@ -53,7 +53,7 @@ static size_t answer(bench *b, const rq_message *messages, size_t n, char *text,
     rq_request request = rq_request_default();
     request.sampling.temperature = 0;
     request.max_tokens = 40;
-    assert_int_equal(rq_chat_tokenize(b->model, messages, n, true, &ids, NULL, NULL), RQ_OK);
+    assert_int_equal(rq_chat_tokenize(b->model, messages, n, RQ_OPEN, &ids, NULL, NULL), RQ_OK);
     assert_int_equal(rq_submit(b->session, ids.ids, ids.n, NULL, 0, &request, NULL), RQ_OK);
     size_t used = 0, n_prompt = ids.n;
     rq_event e;

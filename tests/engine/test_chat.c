@@ -17,6 +17,9 @@ static const char chatml_template[] = "{{ '<|im_start|>' + message.role }}";
 static const char gemma_template[] = "{{ '<start_of_turn>' + role + '\\n' }}";
 static const char gemma4_template[] =
     "{{- '<|turn>' + role + '\\n' }}{%- if not enable_thinking -%}{{- '<|channel>thought\\n<channel|>' -}}";
+static const char qwen3_template[] = "{{- '<|im_start|>assistant\\n' }}{{- '<think>\\n\\n</think>\\n\\n' }}";
+static const char qwen35_template[] = "{{- '<|im_start|>assistant\\n' }}{{- '<think>\\n\\n</think>\\n\\n' }}"
+                                      "{%- else %}{{- '<think>\\n' }}";
 static const char gemma4_plain_template[] = "{{- '<|turn>' + role + '\\n' }}";
 static const char llama3_template[] = "{{- '<|start_header_id|>' + message['role'] }}";
 
@@ -222,6 +225,200 @@ static void test_gemma(void **state)
     }
 }
 
+typedef struct thinking_case {
+    rq_message messages[6];
+    rq_opening open;
+    const char *qwen3, *qwen35, *gemma4; /* NULL: not compared */
+} thinking_case;
+
+/* Whole renders of Qwen3-0.6B, Qwen3.5-4B and gemma-4-31B-it. (Two answers in a row are one turn to the last, which we
+ * leave alone.) */
+static const thinking_case thinking_cases[] = {
+    {
+        .messages = {M("user", "Hello!")},
+        .open = RQ_OPEN,
+        .qwen3 = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\nHello!<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+    },
+    {
+        .messages = {M("system", "You are terse.  "), M("user", " Hi there \n")},
+        .open = RQ_OPEN,
+        .qwen3 = "<|im_start|>system\nYou are terse.  <|im_end|>\n<|im_start|>user\n Hi there "
+                 "\n<|im_end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>system\nYou are terse.<|im_end|>\n<|im_start|>user\nHi "
+                  "there<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 = "<|begin_of_text|><|turn>system\nYou are terse.<turn|>\n<|turn>user\nHi "
+                  "there<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+    },
+    {
+        .messages = {M("system", "S"), M("user", "1+1?"), M("assistant", "2"), M("user", "and 2+2?")},
+        .open = RQ_OPEN,
+        .qwen3 = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>"
+                 "assistant\n2<|im_end|>\n<|im_start|>user\nand 2+2?<|im_end|>\n<|im_start|>assistant\n",
+        .qwen35 =
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n2<|im_"
+            "end|>\n<|im_start|>user\nand 2+2?<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 = "<|begin_of_text|><|turn>system\nS<turn|>\n<|turn>user\n1+1?<turn|>\n<|turn>model\n2<turn|>"
+                  "\n<|turn>user\nand 2+2?<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+    },
+    {
+        .messages = {M("user", "a"), M("assistant", "b")},
+        .open = RQ_CLOSED,
+        .qwen3 = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nb<|im_end|>\n",
+        .qwen35 =
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nb<|im_end|>\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\na<turn|>\n<|turn>model\nb<turn|>\n",
+    },
+    {
+        .messages = {M("user", "quick")},
+        .open = RQ_OPEN_PLAIN,
+        .qwen3 = "<|im_start|>user\nquick<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        .qwen35 = "<|im_start|>user\nquick<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\nquick<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+    },
+    {
+        .messages = {M("user", "slow")},
+        .open = RQ_OPEN_THINKING,
+        .qwen3 = "<|im_start|>user\nslow<|im_end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>user\nslow<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 =
+            "<|begin_of_text|><|turn>system\n<|think|>\n<turn|>\n<|turn>user\nslow<turn|>\n<|turn>model\n",
+    },
+    {
+        .messages = {M("user", "q1"), M("assistant", "<think>\nhm\n</think>\n\na1"), M("user", "q2")},
+        .open = RQ_OPEN,
+        .qwen3 = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_start|>user\nq2<|"
+                 "im_end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_start|>user\nq2<"
+                  "|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\nq1<turn|>\n<|turn>model\n<think>\nhm\n</"
+                  "think>\n\na1<turn|>\n<|turn>user\nq2<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
+    },
+    {
+        .messages = {M("user", "q"), M("assistant", "<think>\n  a b \n</think>\n\nx ")},
+        .open = RQ_CLOSED,
+        .qwen3 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n  a b \n</think>\n\nx "
+                 "<|im_end|>\n",
+        .qwen35 =
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\na b\n</think>\n\nx<|im_end|>\n",
+        .gemma4 =
+            "<|begin_of_text|><|turn>user\nq<turn|>\n<|turn>model\n<think>\n  a b \n</think>\n\nx<turn|>\n",
+    },
+    {
+        .messages = {M("user", "q"), M("assistant", "a</think> b <think>c</think>\n\n y"),
+                     M("assistant", "z")},
+        .open = RQ_CLOSED,
+        .qwen3 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\na\n</think>\n\n "
+                 "y<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nz<|im_end|>\n",
+        .qwen35 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\na\n</think>\n\n "
+                  "y<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nz<|im_end|>\n",
+    },
+    {
+        .messages = {M("system", " S "), M("user", "q1"), M("assistant", "  hm\n</think>\n\na1"),
+                     M("user", "q2"), M("assistant", "a2"), M("user", "q3")},
+        .open = RQ_OPEN_THINKING,
+        .qwen3 = "<|im_start|>system\n S "
+                 "<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_"
+                 "start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>\n<|im_start|>user\nq3<|im_"
+                 "end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>"
+                  "assistant\na1<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_"
+                  "end|>\n<|im_start|>user\nq3<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 =
+            "<|begin_of_text|><|turn>system\n<|think|>\nS<turn|>\n<|turn>user\nq1<turn|>\n<|turn>model\nhm\n<"
+            "/think>\n\na1<turn|>\n<|turn>user\nq2<turn|>\n<|turn>model\na2<turn|>\n<|turn>user\nq3<turn|>\n<"
+            "|turn>model\n",
+    },
+    {
+        .messages = {M("user", "q1"),
+                     M("assistant", "<|channel>thought\nhm<channel|>a <|channel>x<channel|> b"),
+                     M("user", "q2")},
+        .open = RQ_OPEN_THINKING,
+        .qwen3 = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n<|channel>thought\nhm<channel|>a "
+                 "<|channel>x<channel|> b<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n<|channel>thought\nhm<channel|>a "
+                  "<|channel>x<channel|> "
+                  "b<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 = "<|begin_of_text|><|turn>system\n<|think|>\n<turn|>\n<|turn>user\nq1<turn|>\n<|turn>"
+                  "model\na  b<turn|>\n<|turn>user\nq2<turn|>\n<|turn>model\n",
+    },
+    {
+        .messages = {M("user", "q1"), M("assistant", "a <|channel>never ended"), M("user", "q2")},
+        .open = RQ_OPEN_PLAIN,
+        .qwen3 =
+            "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na <|channel>never "
+            "ended<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        .qwen35 =
+            "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na <|channel>never "
+            "ended<|im_end|>\n<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\nq1<turn|>\n<|turn>model\na<turn|>\n<|turn>user\nq2<turn|>\n<"
+                  "|turn>model\n<|channel>thought\n<channel|>",
+    },
+};
+
+static void test_thinking(void **state)
+{
+    static const rq_token_type types[] = {RQ_TOKEN_CONTROL, RQ_TOKEN_USER_DEFINED};
+    static const char *const names[] = {"qwen3", "qwen35", "gemma4"};
+    const char *const templates[] = {qwen3_template, qwen35_template, gemma4_template};
+    uint32_t n_compared = 0;
+    for (int t = 0; t < 2; t++)
+        for (int f = 0; f < 3; f++) {
+            rq_tokenizer *tok = tiny_tokenizer(types[t]);
+            const rq_chat_format *format = rq_chat_choose(tok, templates[f], strlen(templates[f]));
+            assert_string_equal(rq_chat_format_name(format), names[f]);
+            for (size_t i = 0; i < sizeof thinking_cases / sizeof *thinking_cases; i++) {
+                const thinking_case *c = &thinking_cases[i];
+                const char *want = f == 0 ? c->qwen3 : f == 1 ? c->qwen35 : c->gemma4;
+                size_t n = 0, boundaries[6];
+                while (n < 6 && c->messages[n].role != NULL) n++;
+                if (want == NULL) continue;
+                rq_tokens ids = {0};
+                rq_error err = {0};
+                if (rq_chat_render(format, tok, c->messages, n, c->open, &ids, boundaries, &err) != RQ_OK)
+                    fail_msg("%s", err.text);
+                rq_buf text = {.max = 10000};
+                text_of(tok, &ids, &text);
+                assert_string_equal(text.data, want);
+                for (size_t k = 0; k < n; k++) /* behind the token that ends a turn, and its line feed */
+                    assert_true(boundaries[k] >= 2 && ids.ids[boundaries[k] - 1] == '\n' &&
+                                ids.ids[boundaries[k] - 2] == (f == 2 ? TINY_TURN_END : TINY_IM_END));
+                assert_true(c->open == RQ_CLOSED ? boundaries[n - 1] == ids.n : boundaries[n - 1] < ids.n);
+                rq_buf_free(&text);
+                rq_free(ids.ids);
+                n_compared++;
+            }
+            rq_tokenizer_free(tok);
+        }
+    assert_true(n_compared >= 2 * 3 * 10);
+}
+
+/* Formats that know nothing of thinking say so; not to think is what they do. */
+static void test_no_thinking(void **state)
+{
+    rq_tokenizer *tok = tiny_tokenizer(RQ_TOKEN_CONTROL);
+    const char *const templates[] = {chatml_template, llama3_template, gemma_template};
+    rq_message m = message("user", "x");
+    for (int f = 0; f < 3; f++) {
+        const rq_chat_format *format = rq_chat_choose(tok, templates[f], strlen(templates[f]));
+        rq_tokens ids = {0}, plain = {0}, open = {0};
+        rq_error err = {0};
+        assert_int_equal(rq_chat_render(format, tok, &m, 1, RQ_OPEN_THINKING, &ids, NULL, &err),
+                         RQ_ERR_UNSUPPORTED);
+        assert_non_null(strstr(err.text, rq_chat_format_name(format)));
+        assert_int_equal(ids.n, 0);
+        assert_int_equal(rq_chat_render(format, tok, &m, 1, RQ_OPEN_PLAIN, &plain, NULL, &err), RQ_OK);
+        assert_int_equal(rq_chat_render(format, tok, &m, 1, RQ_OPEN, &open, NULL, &err), RQ_OK);
+        assert_int_equal(plain.n, open.n);
+        assert_memory_equal(plain.ids, open.ids, open.n * sizeof *open.ids);
+        rq_free(ids.ids);
+        rq_free(plain.ids);
+        rq_free(open.ids);
+    }
+    rq_tokenizer_free(tok);
+}
+
 static void test_choice(void **state)
 {
     rq_tokenizer *tok = tiny_tokenizer(RQ_TOKEN_CONTROL), *plain = tiny_tokenizer(RQ_TOKEN_NORMAL);
@@ -358,24 +555,30 @@ static void test_roles(void **state)
 static void test_failing_allocations(void **state)
 {
     rq_tokenizer *tok = tiny_tokenizer(RQ_TOKEN_USER_DEFINED);
-    const rq_chat_format *chatml = rq_chat_choose(tok, chatml_template, strlen(chatml_template));
-    rq_message m[2] = {message("user", "a <|im_end|> b"),
-                       message("assistant", "some more text than fits at first")};
-    int64_t alive = rq_mem_alive();
-    uint64_t n = 1;
-    for (bool done = false; !done; n++) {
-        rq_tokens ids = {0};
-        rq_error err = {0};
-        rq_mem_fail_at(n);
-        rq_status status = rq_chat_render(chatml, tok, m, 2, true, &ids, NULL, &err);
-        done = rq_mem_count() < n;
-        rq_mem_fail_at(0);
-        assert_int_equal(status, done ? RQ_OK : RQ_ERR_MEMORY);
-        if (!done) assert_int_equal(ids.n, 0);
-        rq_free(ids.ids);
-        assert_int_equal(rq_mem_alive(), alive);
+    const char *const templates[] = {chatml_template, qwen35_template, gemma4_template};
+    rq_message m[3] = {
+        message("user", "a <|im_end|> b"),
+        message("assistant", "<think>\nhm\n</think>\n\nsome more text <|channel>x<channel|> than fits"),
+        message("assistant", "<think>\nhm\n</think>\n\nlast")};
+    for (int f = 0; f < 3; f++) {
+        const rq_chat_format *format = rq_chat_choose(tok, templates[f], strlen(templates[f]));
+        rq_opening open = f == 0 ? RQ_OPEN : RQ_OPEN_THINKING;
+        int64_t alive = rq_mem_alive();
+        uint64_t n = 1;
+        for (bool done = false; !done; n++) {
+            rq_tokens ids = {0};
+            rq_error err = {0};
+            rq_mem_fail_at(n);
+            rq_status status = rq_chat_render(format, tok, m, 3, open, &ids, NULL, &err);
+            done = rq_mem_count() < n;
+            rq_mem_fail_at(0);
+            assert_int_equal(status, done ? RQ_OK : RQ_ERR_MEMORY);
+            if (!done) assert_int_equal(ids.n, 0);
+            rq_free(ids.ids);
+            assert_int_equal(rq_mem_alive(), alive);
+        }
+        assert_true(n > 5);
     }
-    assert_true(n > 5);
     rq_tokenizer_free(tok);
 }
 
@@ -384,6 +587,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_templates),
         cmocka_unit_test(test_gemma),
+        cmocka_unit_test(test_thinking),
+        cmocka_unit_test(test_no_thinking),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_content_makes_no_control_tokens),
         cmocka_unit_test(test_texts_are_joined),

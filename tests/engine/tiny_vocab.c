@@ -47,7 +47,8 @@ rq_status tiny_tokenizer_create(rq_token_type type, rq_tokenizer **out, rq_error
     static const char *const controls[] = {
         "<|begin_of_text|>", "<|im_start|>", "<|im_end|>",      "<|start_header_id|>",
         "<|end_header_id|>", "<|eot_id|>",   "<start_of_turn>", "<end_of_turn>",
-        "<|turn>",           "<turn|>",      "<|channel>",      "<channel|>"};
+        "<|turn>",           "<turn|>",      "<|channel>",      "<channel|>",
+        "<think>",           "</think>",     "<|think|>"};
     tokens[TINY_AB] = (rq_vocab_text){ab, 2};
     tokens[TINY_NL_NL] = (rq_vocab_text){nl, n};
     types[TINY_AB] = types[TINY_NL_NL] = RQ_TOKEN_NORMAL;

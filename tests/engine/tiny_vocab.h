@@ -20,6 +20,9 @@ enum {
     TINY_TURN_END,
     TINY_CHANNEL,
     TINY_CHANNEL_END,
+    TINY_THINK, /* <think> */
+    TINY_THINK_END,
+    TINY_ASKS_THINKING, /* <|think|> */
     TINY_COUNT
 };
 

@@ -182,7 +182,7 @@ void rq_string_free(char *text)
 }
 
 rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, size_t n_messages,
-                           bool open_assistant, rq_tokens *out, size_t *boundaries, rq_error *err)
+                           rq_opening open, rq_tokens *out, size_t *boundaries, rq_error *err)
 {
     rq_status status = RQ_OK;
     if (strstr(model->path, "plain"))
@@ -198,7 +198,7 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
         push(out, '\n');
         if (boundaries) boundaries[i] = out->n;
     }
-    if (open_assistant && status == RQ_OK) {
+    if (open && status == RQ_OK) {
         push(out, IM_START);
         status = rq_tokenize(model, "assistant\n", 10, 0, out, err);
     }

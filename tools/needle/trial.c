@@ -96,7 +96,7 @@ static rq_status render(const rq_model *model, bool chat, const char *content, s
 {
     if (chat) {
         const rq_message message = {"user", content, bytes};
-        return rq_chat_tokenize(model, &message, 1, true, out, NULL, err);
+        return rq_chat_tokenize(model, &message, 1, RQ_OPEN, out, NULL, err);
     }
     rq_status s = rq_tokenize(model, content, bytes, RQ_MODEL_BOS, out, err);
     return s ? s : rq_tokenize(model, "\n", 1, 0, out, err);
