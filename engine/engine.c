@@ -241,6 +241,9 @@ static void say_decisions(const rq_engine *e, const rq_engine_params *p)
         say_place(e, p, &x);
     }
     say_cache(e, p);
+    rq_say(p, "reuse: save points at the ends of messages and answers; where room is needed, what no save "
+              "point holds goes "
+              "first, then the save points unused for longest");
     if (d->place.n_states != 0)
         rq_say(p,
                "state: %.1f MiB for each session; up to %.0f MiB of memory for copies at the ends of "

@@ -1,8 +1,8 @@
 #include "engine/cache/size.h"
 
 /* Of the bytes of the coded pool, this part is added in exact pages that are kept for reuse; at least so many
- * ends (a prompt's, a message's) per session. */
-enum { RETAINED_PART = 8, RETAINED_ENDS = 2 };
+ * ends (a prompt's, a message's) per session. Of a window one: it costs as much as a session. */
+enum { RETAINED_PART = 8, RETAINED_ENDS = 2, RETAINED_WINDOWS = 1 };
 
 static uint64_t at_most(uint64_t a, uint64_t b)
 {
@@ -53,7 +53,8 @@ uint64_t rq_cache_held(const rq_cache_group *g, rq_page_form form, uint32_t n_se
 /* Pages of a window for reuse. */
 static uint64_t retained_windows(const rq_cache_group *g, uint32_t n_sessions, uint32_t max_pages)
 {
-    return at_most(pages_touched(g->window) + RQ_CACHE_SLACK_PAGES, max_pages) * RETAINED_ENDS * n_sessions;
+    return at_most(pages_touched(g->window) + RQ_CACHE_SLACK_PAGES, max_pages) * RETAINED_WINDOWS *
+           n_sessions;
 }
 
 /* Exact pages for reuse where there is a code and a coded pool of so many pages. */
@@ -61,7 +62,8 @@ static uint64_t retained_exact(const rq_cache_group *g, uint32_t n_sessions, uin
                                uint64_t coded)
 {
     uint64_t end = (uint64_t)g->recent_pages + 1 + RQ_CACHE_SLACK_PAGES;
-    uint64_t least = at_most(end, max_pages) * RETAINED_ENDS * n_sessions;
+    uint64_t least =
+        at_most(end, max_pages) * (g->window != 0 ? RETAINED_WINDOWS : RETAINED_ENDS) * n_sessions;
     uint64_t part = (uint64_t)((double)coded * (double)rq_coded_layout_of(g).page_bytes / RETAINED_PART /
                                (double)rq_page_layout_of(g).page_bytes);
     return least > part ? least : part;

@@ -203,10 +203,57 @@ static void test_conversation(void **state)
     if (!strstr(third, "48213")) fail_msg("%s / %s / %s", first, second, third);
 }
 
+/* Two long chats by turns in one session: every turn goes on at the end of that chat's last question at least, although
+ * the other chat has been read meanwhile. */
+static void test_long_chats(void **state)
+{
+    enum { TURNS = 6, MOST = 2 * TURNS + 1 };
+    static const char *const facts[2][2] = {
+        {"Remember that the code of Marla is 48213.", "What is the code of Marla?"},
+        {"Remember that the password of Tromia is 90576.", "What is the password of Tromia?"}};
+    bench *b = *state;
+    static char texts[2][MOST][512];
+    rq_message chat[2][MOST];
+    size_t n[2] = {0, 0}, known[2] = {0, 0};
+    for (int turn = 0; turn < TURNS; turn++)
+        for (int c = 0; c < 2; c++) {
+            const char *question = turn == 0           ? facts[c][0]
+                                   : turn + 1 == TURNS ? facts[c][1]
+                                                       : filler[(7 * turn + c) % N_FILLER];
+            chat[c][n[c]++] = said("user", question);
+            rq_tokens ids = {0};
+            size_t boundaries[MOST], used = 0;
+            rq_request request = rq_request_default();
+            request.sampling.temperature = 0;
+            request.max_tokens = 40;
+            assert_int_equal(rq_chat_tokenize(b->model, chat[c], n[c], true, &ids, boundaries, NULL), RQ_OK);
+            assert_int_equal(rq_submit(b->session, ids.ids, ids.n, boundaries, n[c], &request, NULL), RQ_OK);
+            char *text = texts[c][n[c]];
+            rq_event e;
+            do {
+                assert_int_equal(rq_next(b->session, &e, -1, NULL), RQ_OK);
+                if (used + e.text_bytes + 1 < sizeof texts[0][0]) {
+                    memcpy(text + used, e.text, e.text_bytes);
+                    used += e.text_bytes;
+                }
+            } while (e.finish == RQ_FINISH_NONE);
+            text[used] = '\0';
+            rq_tokens_free(&ids);
+            /* whole pages where only those are kept of a text that another one has taken the place of */
+            size_t least = strcmp(family, "qwen35") == 0 ? known[c] : known[c] / 64 * 64;
+            if (e.n_reused < least)
+                fail_msg("turn %d of chat %d: %u of %zu tokens reused: %s", turn, c, e.n_reused, known[c],
+                         e.reuse_note);
+            known[c] = boundaries[n[c] - 1];
+            chat[c][n[c]++] = said("assistant", text);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_file), cmocka_unit_test(test_short_questions),
-                                       cmocka_unit_test(test_recall), cmocka_unit_test(test_conversation)};
+                                       cmocka_unit_test(test_recall), cmocka_unit_test(test_conversation),
+                                       cmocka_unit_test(test_long_chats)};
     family = "qwen3";
     int failed = cmocka_run_group_tests(tests, setup, teardown);
     family = "qwen35";

@@ -258,9 +258,9 @@ static void test_reuse(void **state)
     }
 }
 
-/* Two long chats by turns in one session, each turn going on from where that chat stood: a window or a state that another
- * text has taken the place of is found again. */
-static void long_chats(const rq_model *model, const format *f, bool to_the_token)
+/* Two long chats by turns in one session, each turn going on from where that chat stood: a window or a state that
+ * another text has taken the place of is found again. */
+static void long_chats(const rq_model *model, const format *f, bool recurrent)
 {
     enum { TURNS = 7, SAYS = 45, ANSWER = 20 };
     static rq_token chat[2][CTX];
@@ -274,8 +274,14 @@ static void long_chats(const rq_model *model, const format *f, bool to_the_token
             rb_tokens(chat[c] + n[c], SAYS, (uint32_t)(100 * c + turn), here.n_vocab);
             n[c] += SAYS;
             ends[c][n_ends[c]++] = n[c];
-            uint32_t reused = compare(0, chat[c], n[c], ends[c], n_ends[c], ANSWER, &got);
-            size_t least = stood == 0 ? 0 : to_the_token ? stood - 1 : (stood - 1) / 64 * 64;
+            if (recurrent) { /* bits of states: test_snapshots.c */
+                rb_submit(here.s[0], chat[c], n[c], ends[c], n_ends[c], ANSWER, false);
+                rb_collect(here.s[0], &got);
+            } else {
+                compare(0, chat[c], n[c], ends[c], n_ends[c], ANSWER, &got);
+            }
+            uint32_t reused = got.n_reused;
+            size_t least = stood == 0 ? 0 : recurrent ? stood - 1 : (stood - 1) / 64 * 64;
             if (reused < least)
                 fail_msg("turn %d of chat %d: %u of %zu reused: %s", turn, c, reused, stood, got.note);
             memcpy(chat[c] + n[c], got.ids, got.n * sizeof *got.ids);

@@ -271,7 +271,7 @@ static void bad_descriptions(void **state)
         if (kase == 1) p.group_coded_pages = NULL, says = "needs coded pages";
         if (kase == 2) m.group_coded_pages[0] = 0, says = "needs coded pages";
         if (kase == 3) g->recent_pages = 0, says = "recent page";
-        if (kase == 4) g->window = 100, expected = RQ_ERR_UNSUPPORTED, says = "window";
+        if (kase == 4) g->form_v = (rq_kv_form)(RQ_KV_TRIP + 9), says = "form";
         if (kase == 5) g->form_v = RQ_KV_TRIP, says = "round trip";
         if (kase == 6) g->form_k = (rq_kv_form)(RQ_KV_TRIP + 1), says = "form";
         if (kase == 7) g->dim_k = 20, expected = RQ_ERR_UNSUPPORTED, says = "multiples of 8";
