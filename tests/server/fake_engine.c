@@ -439,6 +439,8 @@ static void generate(rq_session *s)
         }
         event.token = choose(s, say ? i % (uint32_t)say_length : i, say);
         event.n_generated = i + 1;
+        event.n_drafted = 2 * event.n_generated;
+        event.n_accepted = event.n_generated;
         fill_logprobs(s, &event);
         count_token(s);
         push(&s->held, event.token);

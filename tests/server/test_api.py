@@ -22,6 +22,7 @@ def test_chat(fake):
     assert r.usage.total_tokens == r.usage.prompt_tokens + 9
     assert r.usage.prompt_tokens_details.cached_tokens >= 0
     assert r.timings["predicted_n"] == 9
+    assert r.timings["draft_n"] == 18 and r.timings["draft_n_accepted"] == 9
 
 
 def test_chat_stream(fake):
