@@ -140,7 +140,7 @@ typedef struct delta_args {
     uint32_t layer;
     rq_tensor q, k, v, alpha, beta, rate, offset, y;
     float scale;
-    bool tiled;
+    bool tiled, chunks; /* of a wide bucket whose shapes can be taken in chunks */
 } delta_args;
 
 static float element(const rq_tensor *x, uint32_t i, uint32_t t)
@@ -148,11 +148,12 @@ static float element(const rq_tensor *x, uint32_t i, uint32_t t)
     return ((const float *)(const void *)(x->p + t * x->nb[1]))[i];
 }
 
-/* exp(rate * softplus(x)), in double: a few numbers for each token, and the state's length depends on them. */
-static float decay_of(float rate, double x)
+/* The logarithm of the decay, rate * softplus(x), in double: a few numbers for each token, and the state's length depends
+ * on them. */
+static double log_decay_of(float rate, double x)
 {
     double softplus = x > 0 ? x + log1p(exp(-x)) : log1p(exp(x));
-    return (float)exp((double)rate * softplus);
+    return (double)rate * softplus;
 }
 
 /* One head of one run. */
@@ -213,6 +214,19 @@ static void keep(const delta_head *h, uint32_t position)
     pending_gates(h, position)[1] = h->t.write;
 }
 
+static double log_decay(const delta_head *h, uint32_t token)
+{
+    const delta_args *a = h->a;
+    return log_decay_of(element(&a->rate, h->head, 0),
+                        (double)element(&a->alpha, h->head, token) + (double)element(&a->offset, h->head, 0));
+}
+
+/* Of the difference between a value and what the state says, how much is written. */
+static float share(const delta_head *h, uint32_t token)
+{
+    return (float)(1 / (1 + exp(-(double)element(&h->a->beta, h->head, token))));
+}
+
 static void delta_tokens(const rq_cpu_worker *w, delta_head *h)
 {
     const delta_args *a = h->a;
@@ -222,12 +236,54 @@ static void delta_tokens(const rq_cpu_worker *w, delta_head *h)
         h->t.k = (const float *)(const void *)(a->k.p + h->from * a->k.nb[1] + i * a->k.nb[2]);
         h->t.v = (const float *)(const void *)(a->v.p + h->head * a->v.nb[1] + i * a->v.nb[2]);
         h->t.y = (float *)(void *)(a->y.p + h->head * a->y.nb[1] + i * a->y.nb[2]);
-        h->t.decay = decay_of(element(&a->rate, h->head, 0), (double)element(&a->alpha, h->head, i) +
-                                                                 (double)element(&a->offset, h->head, 0));
-        h->t.write = (float)(1 / (1 + exp(-(double)element(&a->beta, h->head, i))));
+        h->t.decay = (float)exp(log_decay(h, i));
+        h->t.write = share(h, i);
         w->vec->delta_token(&h->t);
         if (run->n_pending) keep(h, run->start + i - run->first);
     }
+}
+
+/* The same in chunks. */
+static void delta_chunks(const rq_cpu_worker *w, const delta_head *h, float *scratch)
+{
+    /* A sum of logarithms far below that of the smallest float; differences of such sums stay numbers. */
+    static const double nothing = -1e6;
+    const delta_args *a = h->a;
+    const rq_run *run = h->run;
+    double sums[RQ_DELTA_CHUNK];
+    float shares[RQ_DELTA_CHUNK];
+    rq_delta_chunk c = {.s = h->t.s,
+                        .q_stride = a->q.nb[2] / sizeof(float),
+                        .k_stride = a->k.nb[2] / sizeof(float),
+                        .v_stride = a->v.nb[2] / sizeof(float),
+                        .y_stride = a->y.nb[2] / sizeof(float),
+                        .dim_k = h->t.dim_k,
+                        .dim_v = h->t.dim_v,
+                        .log_decay = sums,
+                        .write = shares,
+                        .scale = a->scale,
+                        .scratch = scratch};
+    for (uint32_t i = run->first, end = run->first + run->count; i < end; i += c.n) {
+        c.n = end - i < RQ_DELTA_CHUNK ? end - i : RQ_DELTA_CHUNK;
+        c.q = (const float *)(const void *)(a->q.p + h->from * a->q.nb[1] + i * a->q.nb[2]);
+        c.k = (const float *)(const void *)(a->k.p + h->from * a->k.nb[1] + i * a->k.nb[2]);
+        c.v = (const float *)(const void *)(a->v.p + h->head * a->v.nb[1] + i * a->v.nb[2]);
+        c.y = (float *)(void *)(a->y.p + h->head * a->y.nb[1] + i * a->y.nb[2]);
+        double sum = 0;
+        for (uint32_t t = 0; t < c.n; t++) {
+            double one = log_decay(h, i + t);
+            sum += one < nothing ? nothing : one;
+            sums[t] = sum;
+            shares[t] = share(h, i + t);
+        }
+        w->vec->delta_chunk(&c);
+    }
+}
+
+/* Runs in wide buckets, unless they are short, go in chunks. */
+static bool in_chunks(const delta_args *a, const rq_run *run)
+{
+    return a->chunks && run->n_pending == 0 && run->count > RQ_NARROW_BUCKET;
 }
 
 /* A unit is a head of one run: the matrix stays with one worker. */
@@ -259,7 +315,10 @@ static void run_delta(rq_cpu_worker *w, const void *args)
             else
                 memcpy(w->own, state, bytes);
         }
-        delta_tokens(w, &h);
+        if (in_chunks(a, run))
+            delta_chunks(w, &h, (float *)(void *)w->own);
+        else
+            delta_tokens(w, &h);
     }
 }
 
@@ -273,7 +332,10 @@ void rq_cpu_delta_rule(rq_cpu_builder *b, const rq_op *op)
     a->y = rq_cpu_tensor(b, op->out[0]);
     a->scale = op->p.delta.scale;
     a->tiled = op->p.delta.tiled;
+    a->chunks = rq_cpu_tape(b)->bucket > RQ_NARROW_BUCKET && a->v.ne[0] % RQ_PANEL == 0;
+    uint64_t chunk = a->chunks ? rq_delta_scratch(a->k.ne[0]) : 0, copy = 0;
     if (a->pool && a->pool->group->n_pending)
-        rq_cpu_own(b, a->pool->layout.matrix_bytes + a->v.ne[0] * sizeof(float));
+        copy = a->pool->layout.matrix_bytes + a->v.ne[0] * sizeof(float);
+    rq_cpu_own(b, chunk > copy ? chunk : copy);
     rq_cpu_emit(b, run_delta, a, false);
 }

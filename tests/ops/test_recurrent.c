@@ -1,13 +1,15 @@
-/* test_recurrent.c - what recurrent state remembers: draft checks that commit nothing until they are accepted. The bytes
- * must be those of taking the accepted tokens one by one. Arguments: names of implementations or backends (all of the
- * processor). */
+/* test_recurrent.c - what recurrent state remembers: draft checks that commit nothing until they are accepted, with the
+ * bytes of taking the accepted tokens one by one, and prompts taken in chunks, against the reference token by token.
+ * Arguments: names of implementations or backends (all of the processor); --long N: that the prompt has N tokens. */
 #include "backends/base/mem.h"
 #include "tests/ops/stream.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -289,14 +291,139 @@ static void checks_without_places_are_refused(void **state)
     on_devices(refused_on);
 }
 
+/* ---- prompts --------------------------------------------------------------------------------------------- */
+
+static uint32_t long_tokens = 600;
+
+enum { WIDE = 256 };
+
+/* Stretches of one kind of token, and mixed ones. */
+static int32_t prompt_token(uint32_t seq, uint32_t position)
+{
+    uint64_t random = seq * 7919ull + position;
+    uint32_t kind = position / 89 % (STREAM_KINDS + 2);
+    if (kind >= STREAM_KINDS) kind = below(&random, STREAM_KINDS);
+    return (int32_t)(kind * STREAM_OF_A_KIND + below(&random, STREAM_OF_A_KIND));
+}
+
+/* Two prompts in steps of pieces of any size, chunks of which begin and end anywhere; once a draft check in front. The
+ * rows of all tokens go to `rows` [2][n][row], both states to `states`. */
+static void run_prompts(stream *s, uint32_t n, float *rows, uint8_t *states)
+{
+    static int32_t ids[2][WIDE];
+    float *got = rq_calloc((size_t)WIDE * s->row, sizeof *got);
+    uint32_t at[2] = {0, 0}, accepted = 0;
+    uint64_t random = 77;
+    assert_non_null(got);
+    while (at[0] < n || at[1] < n) {
+        stream_run runs[2];
+        uint32_t n_runs = 0, left = WIDE;
+        bool check = at[0] > n / 2 && at[0] + PENDING < n && !accepted && below(&random, 2) == 0;
+        for (uint32_t i = 0; i < 2; i++) {
+            uint32_t most = i == 0 && check ? PENDING : below(&random, 3) == 0 ? 40 : left;
+            if (most > n - at[i]) most = n - at[i];
+            if (most > left) most = left;
+            uint32_t count = most ? 1 + below(&random, most) : 0;
+            if (count == 0) continue;
+            for (uint32_t t = 0; t < count; t++) ids[i][t] = prompt_token(i, at[i] + t);
+            runs[n_runs++] = (stream_run){.seq = i,
+                                          .start = at[i],
+                                          .count = count,
+                                          .ids = ids[i],
+                                          .n_accepted = i == 0 ? accepted : 0,
+                                          .n_pending = i == 0 && check ? count : 0};
+            left -= count;
+        }
+        stream_step(s, runs, n_runs, got);
+        const float *from = got;
+        for (uint32_t i = 0; i < n_runs; i++) {
+            const stream_run *r = &runs[i];
+            memcpy(rows + ((size_t)r->seq * n + at[r->seq]) * s->row, from, sizeof *rows * r->count * s->row);
+            from += (size_t)r->count * s->row;
+            at[r->seq] += r->count;
+            if (r->seq == 0) accepted = r->n_pending;
+        }
+    }
+    assert_int_equal(accepted, 0);
+    for (uint32_t i = 0; i < 2; i++) read_state(s, i, states + i * rq_executor_state_bytes(s->ex));
+    rq_free(got);
+}
+
+static double relative(const float *y, const float *ref, size_t n)
+{
+    double error = 0, sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)y[i] - (double)ref[i];
+        error += d * d;
+        sum += (double)ref[i] * (double)ref[i];
+    }
+    return sqrt(error / sum);
+}
+
+/* The bar of single precision. */
+static const double most_error = 1e-4;
+
+static void prompts_on(rq_device *device)
+{
+    static const stream_shape shapes[] = {
+        {.dim_k = 128, .dim_v = 128, .heads = 2, .key_heads = 1},
+        {.dim_k = 64, .dim_v = 48, .heads = 4, .key_heads = 2, .tiled = true},
+        {.dim_k = 20, .dim_v = 16, .heads = 1, .key_heads = 1},
+    };
+    uint32_t n = long_tokens;
+    rq_device *oracle = stream_device("reference");
+    assert_non_null(oracle);
+    for (uint32_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        stream_shape shape = shapes[i];
+        shape.n_pending = PENDING, shape.n_seqs = 2, shape.max_tokens = WIDE;
+        shape.max_pages = n / RQ_PAGE_TOKENS + 1;
+        rq_device *devices[2] = {oracle, device};
+        float *rows[2];
+        uint8_t *states[2];
+        size_t n_rows = 0, n_state = 0;
+        for (int d = 0; d < 2; d++) {
+            stream s;
+            stream_open(&s, devices[d], &shape);
+            n_rows = (size_t)2 * n * s.row;
+            n_state = (size_t)(2 * rq_executor_state_bytes(s.ex) / sizeof(float));
+            rows[d] = rq_calloc(n_rows, sizeof *rows[d]);
+            states[d] = rq_calloc(n_state, sizeof(float));
+            assert_true(rows[d] && states[d]);
+            run_prompts(&s, n, rows[d], states[d]);
+            stream_close(&s);
+        }
+        double y = relative(rows[1], rows[0], n_rows),
+               state = relative((float *)(void *)states[1], (float *)(void *)states[0], n_state);
+        printf("%u tokens of heads %u x %u: results %.2g, state %.2g off\n", n, shape.dim_k, shape.dim_v, y,
+               state);
+        assert_true(y <= most_error && state <= most_error);
+        for (int d = 0; d < 2; d++) {
+            rq_free(rows[d]);
+            rq_free(states[d]);
+        }
+    }
+    oracle->backend->close(oracle);
+}
+
+static void chunks_are_tokens(void **state)
+{
+    on_devices(prompts_on);
+}
+
 int main(int argc, char **argv)
 {
+    if (argc > 2 && strcmp(argv[1], "--long") == 0) {
+        long_tokens = (uint32_t)strtoul(argv[2], NULL, 10);
+        argc -= 2;
+        argv += 2;
+    }
     names = (const char *const *)argv + 1;
     n_names = argc - 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accepted_drafts_are_plain_tokens),
         cmocka_unit_test(each_number_of_accepted_tokens),
         cmocka_unit_test(checks_without_places_are_refused),
+        cmocka_unit_test(chunks_are_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -68,6 +68,28 @@ typedef struct rq_delta_token {
     float decay, write, scale; /* s *= decay; s += k write (v - s^T k)^T; y = scale s^T q */
 } rq_delta_token;
 
+/* Most tokens of one call, a multiple of RQ_PANEL. */
+enum { RQ_DELTA_CHUNK = 32 };
+
+/* Up to RQ_DELTA_CHUNK tokens of one head of a delta rule at once, to rounding what as many rq_delta_token give. Strides
+ * are floats from token to token. */
+typedef struct rq_delta_chunk {
+    float *s; /* [dim_k][dim_v], read and updated */
+    const float *q, *k, *v;
+    float *y;
+    size_t q_stride, k_stride, v_stride, y_stride;
+    uint32_t n, dim_k, dim_v; /* dim_v: a multiple of RQ_PANEL */
+    const double *log_decay;  /* [n]: of the product of all decays up to this token */
+    const float *write;       /* [n] */
+    float scale;
+    float *scratch; /* rq_delta_scratch(dim_k) bytes, 64-byte aligned */
+} rq_delta_chunk;
+
+static inline uint64_t rq_delta_scratch(uint64_t dim_k)
+{
+    return 4 * (dim_k * (2 * RQ_DELTA_CHUNK + RQ_PANEL) + 2 * RQ_DELTA_CHUNK * (RQ_DELTA_CHUNK + RQ_PANEL));
+}
+
 typedef struct rq_vec {
     const char *name; /* as in rq_cpu_isa */
 
@@ -95,6 +117,7 @@ typedef struct rq_vec {
     void (*conv_silu)(const float *const *x, const float *w, size_t stride, uint32_t taps, float *y,
                       size_t n);
     void (*delta_token)(const rq_delta_token *token);
+    void (*delta_chunk)(const rq_delta_chunk *chunk);
 
     /* A row of queries for keys in code: int16 codes, in the order in which the words of the form come apart,
      * and a scale for each of the form's groups, times the unit and the attention scale that q already has. Of
