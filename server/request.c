@@ -117,6 +117,36 @@ static bool read_tool_choice(rq_text_reader *r, const char *name, const cJSON *v
                        "'%s' may be 'none' or 'auto': this server does not call tools yet", name);
 }
 
+/* How much to think: there are two ways, so all efforts but "none" are one. */
+static bool read_effort(rq_text_reader *r, const char *name, const cJSON *value)
+{
+    static const char *const efforts[] = {"none", "minimal", "low", "medium", "high", "xhigh"};
+    for (size_t i = 0; cJSON_IsString(value) && i < sizeof efforts / sizeof *efforts; i++)
+        if (!strcmp(value->valuestring, efforts[i])) {
+            r->out->opening = i == 0 ? RQ_OPEN_PLAIN : RQ_OPEN_THINKING;
+            return true;
+        }
+    return rq_api_fail(r->error, 400, name,
+                       "'%s' must be 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'", name);
+}
+
+static bool read_template_kwargs(rq_text_reader *r, const char *name, const cJSON *value)
+{
+    if (!cJSON_IsObject(value)) return rq_api_fail(r->error, 400, name, "'%s' must be an object", name);
+    const cJSON *member;
+    cJSON_ArrayForEach(member, value)
+    {
+        if (strcmp(member->string, "enable_thinking") != 0)
+            return rq_api_fail(r->error, 400, name, "'%s' may hold 'enable_thinking' alone, not '%.40s'",
+                               name, member->string);
+        if (!cJSON_IsBool(member))
+            return rq_api_fail(r->error, 400, "chat_template_kwargs.enable_thinking",
+                               "'chat_template_kwargs.enable_thinking' must be true or false");
+        r->out->opening = cJSON_IsTrue(member) ? RQ_OPEN_THINKING : RQ_OPEN_PLAIN;
+    }
+    return true;
+}
+
 static bool read_modalities(rq_text_reader *r, const char *name, const cJSON *value)
 {
     if (!cJSON_IsArray(value)) return rq_api_fail(r->error, 400, name, "'%s' must be an array", name);
@@ -190,6 +220,8 @@ static const param params[] = {
     {"tools", CHAT | TEMPLATE, P_READ, .read = read_tools},
     {"tool_choice", CHAT | TEMPLATE, P_READ, .read = read_tool_choice},
     {"modalities", CHAT, P_READ, .read = read_modalities},
+    {"reasoning_effort", CHAT | TEMPLATE, P_READ, .read = read_effort},
+    {"chat_template_kwargs", CHAT | TEMPLATE, P_READ, .read = read_template_kwargs},
     {"best_of", TEXT, P_READ, .read = read_best_of},
     /* changes nothing here */
     {"model", BOTH | TOK | DETOK | TEMPLATE, P_IGNORED, .type = T_STRING},
@@ -207,10 +239,8 @@ static const param params[] = {
     REFUSED("audio", CHAT),
     REFUSED("prediction", CHAT),
     REFUSED("web_search_options", CHAT),
-    {"reasoning_effort", CHAT, P_REFUSED, .neutral = "none"},
     REFUSED("reasoning", CHAT),
     {"verbosity", CHAT, P_REFUSED, .neutral = "medium"},
-    REFUSED("chat_template_kwargs", CHAT | TEMPLATE),
     REFUSED("suffix", TEXT),
     REFUSED("grammar", BOTH),
     REFUSED("json_schema", BOTH),
@@ -402,6 +432,7 @@ bool rq_api_parse(rq_api api, const char *body, size_t bytes, const rq_parse_lim
                             .generation = rq_request_default(),
                             .seed = -1,
                             .n = 1,
+                            .opening = RQ_OPEN,
                             .cache_prompt = true,
                             .want_max_tokens = INT32_MIN,
                             .want_max_completion_tokens = INT32_MIN,

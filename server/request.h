@@ -53,6 +53,7 @@ typedef struct rq_api_request {
     struct cJSON *root; /* owns the strings below */
     rq_message *messages;
     size_t n_messages;
+    rq_opening opening; /* of the answer: with thoughts, without, or as the template does */
     rq_prompt *prompts; /* also: `content` of /tokenize and `tokens` of /detokenize, one prompt each */
     size_t n_prompts;
     rq_request generation; /* stop and sampling.bias point to the two arrays below */

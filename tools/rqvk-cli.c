@@ -11,6 +11,8 @@ typedef struct cli_config {
     rq_engine_args engine;
     rq_sampling_args sampling;
     const char *prompt, *prompt_file, *system;
+    const char *think;  /* "on", "off" or NULL */
+    rq_opening opening; /* what it says */
     int32_t n_predict;
     bool chat, special, interactive, ignore_eos, verbose;
 } cli_config;
@@ -39,6 +41,12 @@ static void add_options(rq_options *options, cli_config *c)
          .kind = RQ_OPT_FLAG,
          .target = &c->chat,
          .help = "use the model's chat format; --no-chat continues the text itself"},
+        {.names = "--think",
+         .kind = RQ_OPT_STRING,
+         .target = &c->think,
+         .value = "HOW",
+         .shown = "as its template does",
+         .help = "on or off: whether a model that can think first does"},
         {.names = "--special",
          .kind = RQ_OPT_FLAG,
          .target = &c->special,
@@ -132,6 +140,15 @@ static rq_status check_format(const cli_config *c, const rq_model *model, rq_err
                    info.path);
 }
 
+static rq_status read_think(cli_config *c, rq_error *err)
+{
+    c->opening = RQ_OPEN;
+    if (c->think && strcmp(c->think, "on") != 0 && strcmp(c->think, "off") != 0)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "--think is '%s', but can be on or off", c->think);
+    if (c->think) c->opening = strcmp(c->think, "on") == 0 ? RQ_OPEN_THINKING : RQ_OPEN_PLAIN;
+    return RQ_OK;
+}
+
 static int converse(cli_config *c, rq_terminal *terminal, const rq_buf *prompt, bool given)
 {
     rq_error err = {0};
@@ -141,6 +158,7 @@ static int converse(cli_config *c, rq_terminal *terminal, const rq_buf *prompt, 
                     .sampling = &c->sampling,
                     .n_predict = c->n_predict,
                     .raw = !c->chat,
+                    .opening = c->opening,
                     .special = c->special,
                     .ignore_eos = c->ignore_eos};
     rq_terminal_guard(terminal);
@@ -190,7 +208,7 @@ int main(int argc, char **argv)
     bool given = false;
     rq_buf prompt = {.max = 64 << 20};
     rq_terminal *terminal = NULL;
-    if (rq_predict_check(config.n_predict, &err) != RQ_OK) {
+    if (rq_predict_check(config.n_predict, &err) != RQ_OK || read_think(&config, &err) != RQ_OK) {
         code = rq_complain(text.program, &err) + 1;
     } else if (rq_engine_args_check(&config.engine, &err) != RQ_OK || !(terminal = rq_terminal_open(&err)) ||
                find_prompt(&config, terminal, &prompt, &given, &err) != RQ_OK) {

@@ -80,10 +80,11 @@ ONLY_CHAT = {
     "modalities": ([1, ["audio"], "text"], [["text"]]),
     "audio": ([{"voice": "x"}], [{}]),
     "prediction": ([{"type": "content"}], []),
-    "reasoning_effort": (["high"], ["none"]),
+    "reasoning_effort": (["extreme", 1, "", True], ["none", "minimal", "low", "medium", "high", "xhigh"]),
     "verbosity": (["high"], ["medium"]),
     "web_search_options": ([{"a": 1}], [{}]),
-    "chat_template_kwargs": ([{"enable_thinking": False}], [{}]),
+    "chat_template_kwargs": ([1, [], "x", {"enable_thinking": 1}, {"other": True}],
+                             [{}, {"enable_thinking": False}, {"enable_thinking": True}]),
     "parallel_tool_calls": (NOT_BOOL, [True]),
 }
 ONLY_TEXT = {

@@ -186,6 +186,30 @@ static bool parse(rq_api api, const char *body, rq_api_request *out, rq_api_erro
     return rq_api_parse(api, body, strlen(body), test_limits(), out, error);
 }
 
+static void test_request_thinking(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *more;
+        rq_opening opening;
+    } cases[] = {{"", RQ_OPEN},
+                 {",\"chat_template_kwargs\":{}", RQ_OPEN},
+                 {",\"chat_template_kwargs\":{\"enable_thinking\":true}", RQ_OPEN_THINKING},
+                 {",\"chat_template_kwargs\":{\"enable_thinking\":false}", RQ_OPEN_PLAIN},
+                 {",\"reasoning_effort\":\"none\"", RQ_OPEN_PLAIN},
+                 {",\"reasoning_effort\":\"low\"", RQ_OPEN_THINKING}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char body[200];
+        rq_api_request r;
+        rq_api_error error;
+        snprintf(body, sizeof body, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]%s}",
+                 cases[i].more);
+        assert_true(parse(RQ_API_CHAT, body, &r, &error));
+        assert_int_equal(r.opening, cases[i].opening);
+        rq_api_request_free(&r);
+    }
+}
+
 static void test_request_values(void **state)
 {
     (void)state;
@@ -517,6 +541,7 @@ int main(void)
         cmocka_unit_test(test_json_cut_and_changed),
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_repeated_keys),
+        cmocka_unit_test(test_request_thinking),
         cmocka_unit_test(test_request_values),
         cmocka_unit_test(test_request_memory),
         cmocka_unit_test(test_fuzz_seeds),

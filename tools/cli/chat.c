@@ -90,7 +90,7 @@ static rq_status tokenize(rq_chat *chat, const char *text, size_t bytes, size_t 
         return no_memory(err);
     chat->boundaries = array;
     *n_boundaries = chat->n_messages;
-    return rq_chat_tokenize(chat->model, chat->messages, chat->n_messages, RQ_OPEN, &chat->tokens,
+    return rq_chat_tokenize(chat->model, chat->messages, chat->n_messages, chat->opening, &chat->tokens,
                             chat->boundaries, err);
 }
 

@@ -12,9 +12,10 @@ typedef struct rq_chat {
     rq_engine *engine;
     rq_session *session;
     rq_sampling_args *sampling;
-    int32_t n_predict; /* -1: until the context is full */
-    bool raw;          /* no chat format: the text itself is continued */
-    bool special;      /* raw: text such as <|im_end|> is a control token */
+    int32_t n_predict;  /* -1: until the context is full */
+    bool raw;           /* no chat format: the text itself is continued */
+    rq_opening opening; /* of answers: with thoughts, without, or as the chat format does */
+    bool special;       /* raw: text such as <|im_end|> is a control token */
     bool ignore_eos;
     rq_message *messages; /* roles are constants, contents are owned */
     size_t n_messages, cap_messages;
