@@ -238,17 +238,17 @@ static void print_op(void *user, const rq_op_row *r)
 /* One line for each layer that is not launched as the one before it. */
 typedef struct layer_launches {
     bench_format format;
-    uint32_t layer, n, total, first; /* n: of this layer; first: of the run of equal layers */
+    uint32_t layer, n, total, first, last; /* n: of this layer; first, last: of the run of equal layers */
     char text[1024], before[1024];
     bool any;
 } layer_launches;
 
-static void print_layers(const layer_launches *l, uint32_t last)
+static void print_layers(const layer_launches *l)
 {
     if (!l->any) return;
     char layers[32] = "around";
     if (l->first != UINT32_MAX)
-        snprintf(layers, sizeof layers, l->first == last ? "%u" : "%u-%u", l->first, last);
+        snprintf(layers, sizeof layers, l->first == l->last ? "%u" : "%u-%u", l->first, l->last);
     uint32_t n = 0;
     const char *ops = l->before;
     if (sscanf(ops, "%u", &n) == 1) ops = strchr(ops, ' ') + 1;
@@ -267,11 +267,12 @@ static void end_layer(layer_launches *l)
     if (!l->text[0]) return;
     snprintf(line, sizeof line, "%u %.1000s", l->n, l->text);
     if (!l->any || strcmp(line, l->before) || l->layer == UINT32_MAX || l->first == UINT32_MAX) {
-        print_layers(l, l->layer - 1);
+        print_layers(l);
         l->first = l->layer;
         memcpy(l->before, line, sizeof line);
     }
     l->any = true;
+    l->last = l->layer;
     l->n = 0;
     l->text[0] = 0;
 }
@@ -306,7 +307,7 @@ static rq_status run_launches(const bench *b, rq_error *err)
     s = rq_count_launches(model, &p, count_row, &l, err);
     if (!s) {
         end_layer(&l);
-        print_layers(&l, l.layer);
+        print_layers(&l);
         if (b->format == BENCH_MD) printf("\n%u launches for a generated token\n", l.total);
     }
     rq_model_free(model);
