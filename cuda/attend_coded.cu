@@ -251,7 +251,7 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
     }
 }
 
-KERNEL_BLOCKS(attend_coded, cuda_attend_args, 128, 4)
+KERNEL_BLOCKS(attend_coded, cuda_attend_args, 128, 3)
 {
     attend_rows<true>(p);
 }

@@ -382,7 +382,7 @@ DEVICE void attend_tile(const cuda_attend_args &p)
     static_assert(sizeof(tile_state<PANELS, WARPS, SPLIT>) <= LARGE_BYTES_##name, "CUDA_LARGE_KERNELS");     \
     KERNEL(name, cuda_attend_args, 32 * WARPS)                                                               \
     {                                                                                                        \
-        attend_tile<PANELS, WARPS, SPLIT, AHEAD>(p);                                                         \
+        if (MATRIX_UNITS) attend_tile<PANELS, WARPS, SPLIT, AHEAD>(p);                                       \
     }
 
 #define LARGE_BYTES(name, bytes) CONSTANT uint32_t LARGE_BYTES_##name = bytes;

@@ -181,6 +181,12 @@ DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row)
                  : "r"(shared_address(row))
                  : "memory");
 }
+// Kernels that live by the products below are empty where there are none.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+CONSTANT bool MATRIX_UNITS = false;
+#else
+CONSTANT bool MATRIX_UNITS = true;
+#endif
 #if __CUDA_ARCH__ >= 800
 DEVICE void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
 {

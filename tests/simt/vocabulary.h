@@ -214,6 +214,7 @@ DEVICE void ldmatrix_x4_trans(uint32_t r[4], const void *row)
 {
     simt::ldmatrix(r, simt::checked<u32x4>(row), true);
 }
+CONSTANT bool MATRIX_UNITS = true;
 DEVICE void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
     simt::mma(c, a, b, simt::F16);
