@@ -236,16 +236,21 @@ uint64_t rq_cache_length(const rq_cache *c, uint32_t seq)
 
 uint64_t rq_cache_tokens_used(const rq_cache *c)
 {
-    uint64_t used = 0, ends = 0; /* partial pages, which are not coded yet */
-    for (uint32_t i = 0; i < c->n_seqs; i++) ends += c->seqs[i].n_tokens % RQ_PAGE_TOKENS != 0;
+    uint64_t used = 0, held = 0, ends = 0; /* partial pages, which are not coded yet */
+    bool bounded = false;
+    for (uint32_t i = 0; i < c->n_seqs; i++) {
+        ends += c->seqs[i].n_tokens % RQ_PAGE_TOKENS != 0;
+        held += (uint64_t)rq_cache_pages_for(c->seqs[i].n_tokens) * RQ_PAGE_TOKENS;
+    }
     for (uint32_t g = 0; g < c->n_groups; g++) {
         if (!rq_has_main(c, g)) continue;
+        bounded = true;
         const rq_pool *p = &c->pools[g][rq_main_form(c, g)];
         uint64_t tokens = (uint64_t)(p->n_pages - p->n_free - p->n_idle) * RQ_PAGE_TOKENS;
         if (rq_group_is_coded(&c->groups[g])) tokens += ends * RQ_PAGE_TOKENS;
         if (tokens > used) used = tokens;
     }
-    return used;
+    return bounded ? used : held;
 }
 
 uint32_t rq_cache_nodes(const rq_cache *c)

@@ -142,7 +142,7 @@ uint32_t rq_cache_most_saves(const rq_cache *cache);
 /* ---- numbers ----------------------------------------------------------------------------------------------- */
 
 /* The largest share of a pool used by sequences, as whole pages' tokens. Of a group with a coded form the coded
- * pool counts, of one with a window none. */
+ * pool counts, of one with a window none; where all have one, what the sequences hold. */
 uint64_t rq_cache_tokens_used(const rq_cache *cache);
 /* Nodes of the tree, in use or not. */
 uint32_t rq_cache_nodes(const rq_cache *cache);

@@ -435,6 +435,22 @@ static void test_windows_move_on(void **state)
     }
 }
 
+/* Where every layer has a window there is nothing to reserve, and what sequences hold is what is in use. */
+static void test_windows_alone(void **state)
+{
+    rig r = {.few_keys = false};
+    rq_cache_group group = windowed(100);
+    rig_open(&r, &group, 1, 2, 16, 32);
+    fill(&r, 0, 0, 1024, 1);
+    fill(&r, 1, 0, 1024, 2);
+    assert_true(rq_cache_reserve(r.cache, 0, 1024) && rq_cache_reserve(r.cache, 1, 1024));
+    evaluate_all(&r, 0, 1000, 256);
+    assert_int_equal(rq_cache_tokens_used(r.cache), 1024);
+    evaluate_all(&r, 1, 10, 8);
+    assert_int_equal(rq_cache_tokens_used(r.cache), 1024 + 64);
+    rig_close(&r);
+}
+
 /* A prompt whose messages end at 300 and 700; then a conversation that differs from it behind 700. */
 static void test_marked_ends_are_kept(void **state)
 {
@@ -862,6 +878,7 @@ int main(void)
         cmocka_unit_test(test_two_sequences_make_the_same_page),
         cmocka_unit_test(test_exact_pages_are_few),
         cmocka_unit_test(test_windows_move_on),
+        cmocka_unit_test(test_windows_alone),
         cmocka_unit_test(test_marked_ends_are_kept),
         cmocka_unit_test(test_first_end_outlives_old_turns),
         cmocka_unit_test(test_save_points),
