@@ -59,7 +59,8 @@ typedef struct rq_kv_layer {
     float softcap;   /* 0: none */
 } rq_kv_layer;
 
-/* Layers with attention are 0 .. rq_model_info.n_layers - 1; RQ_ERR_ARGUMENT beyond. */
+/* Layers are 0 .. rq_model_info.n_layers - 1; RQ_ERR_ARGUMENT beyond, and for those that keep no keys and values of
+ * their own (recurrent ones, and those that attend to another layer's). */
 rq_status rq_kv_layer_of(const rq_model *model, uint32_t layer, rq_kv_layer *out, rq_error *err);
 
 /* What the layer's output matrix W makes of errors in the values of a KV head: the sum of W_h^T W_h over the query

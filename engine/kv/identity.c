@@ -67,6 +67,12 @@ rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq
         return rq_fail(err, RQ_ERR_ARGUMENT, "the model has the layers 0 to %u, not %u", m->hp.n_layers - 1,
                        layer);
     const rq_layer *l = &m->layers[layer];
+    if (l->mixer != RQ_MIXER_ATTENTION)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "layer %u is recurrent and keeps no keys and values", layer);
+    if (l->kv_layer != layer)
+        return rq_fail(err, RQ_ERR_ARGUMENT,
+                       "layer %u attends to the keys and values of layer %u and keeps none of its own", layer,
+                       l->kv_layer);
     *out = (rq_kv_layer){.n_heads = l->n_head,
                          .n_heads_kv = l->n_head_kv,
                          .dim_k = l->dim_k,

@@ -64,6 +64,19 @@ refused "manifest.json" "$kv" replay nowhere
 refused "another model" "$kv" replay cap --formats wht3 --profile other.prof
 printf 'x' >>cap/manifest.json
 refused "JSON" "$kv" replay cap --formats wht3
+# Recurrent layers keep nothing: a capture has the others, a profile is refused; so it is with windows.
+"$synth" hybrid.gguf --preset tiny-qwen35 >/dev/null
+"$synth" gemma.gguf --preset tiny-gemma4 >/dev/null
+"$kv" capture -m hybrid.gguf -f text.txt -o cap-hybrid --tokens 200 2>/dev/null
+[ -s cap-hybrid/layer-003.safetensors ] && [ ! -e cap-hybrid/layer-000.safetensors ] || fail "not the layer that attends"
+"$kv" replay cap-hybrid --formats wht3,f16 --csv 2>/dev/null | grep -q "^all,all,wht3,3.125" || fail "no row of that layer"
+"$kv" capture -m gemma.gguf -f text.txt -o cap-gemma --tokens 200 2>/dev/null
+grep -q '"layer": 0, .*"window": 64' cap-gemma/manifest.json || fail "no window in the manifest"
+"$kv" replay cap-gemma --formats wht3,f16 --csv >gemma.csv 2>/dev/null
+grep -q "^all,all,wht3,3.125" gemma.csv || fail "no row of windows"
+refused "layer 1 is recurrent" "$kv" capture -m hybrid.gguf -f text.txt -o cap4 --layers 1
+refused "but layer 0 is recurrent" "$kv" calibrate -m hybrid.gguf -f text.txt --window 64 --tokens 64
+refused "but layer 0 sees a window" "$kv" calibrate -m gemma.gguf -f text.txt --window 64 --tokens 64
 for command in synth capture replay calibrate; do
     "$kv" $command --help | grep -q "usage: rqvk-kv $command" || fail "no help for $command"
 done

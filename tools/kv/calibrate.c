@@ -28,6 +28,16 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     for (uint32_t i = 0; !s && i < info.n_layers; i++) {
         rq_kv_layer l;
         s = rq_kv_layer_of(plan->model, i, &l, err);
+        if (!s && l.window)
+            s = rq_fail(err, RQ_ERR_UNSUPPORTED, "layer %u sees a window of the last %u tokens only", i,
+                        l.window);
+        if (s) {
+            rq_error why = *err;
+            s = rq_fail(
+                err, RQ_ERR_UNSUPPORTED,
+                "a profile is for models whose layers all keep the keys and values of the whole text, but %s",
+                why.text);
+        }
         if (!s) layers[i] = (kv_calibration_layer){l.n_heads, l.n_heads_kv, l.dim_k, l.dim_v};
     }
     if (!s)

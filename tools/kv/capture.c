@@ -93,6 +93,7 @@ static rq_status describe(capture *c, const kv_listen_plan *plan, rq_error *err)
         rq_kv_layer l;
         uint32_t layer = c->n_layers ? c->layers[i] : i;
         s = rq_kv_layer_of(plan->model, layer, &l, err);
+        if (s && !c->n_layers) continue; /* all that keep keys and values */
         if (s) return s;
         m->layers[m->n_layers++] = (kv_capture_layer){layer,   l.n_heads, l.n_heads_kv,    l.dim_k,
                                                       l.dim_v, l.window,  (double)l.scale, (double)l.softcap};
