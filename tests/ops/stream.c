@@ -181,14 +181,15 @@ void stream_step(stream *s, const stream_run *runs, uint32_t n, float *rows)
     }
 }
 
-rq_device *stream_device(const char *name)
+rq_device *stream_device(const char *name, bool chunks)
 {
     rq_device *device = NULL;
     for (const rq_backend *const *b = rq_backends(); *b; b++) {
         bool card = strcmp((*b)->name, name) == 0;
         if (!card && *b != &rq_backend_cpu) continue;
         rq_error err = {0};
-        rq_device_options options = {.n_threads = 2, .implementation = card ? NULL : name};
+        rq_device_options options = {
+            .n_threads = 2, .implementation = card ? NULL : name, .delta_chunks = chunks};
         if ((*b)->open(&options, &device, &err) == RQ_OK) return device;
         printf("%s %s is not on this machine: %s\n", (*b)->name, name, err.text);
     }
