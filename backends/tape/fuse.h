@@ -15,11 +15,12 @@
  *     p.fused.normed, .eps       y_j = w_j . f(x) + a_j, f = rms_norm where normed; a_j is added last, once, to
  *                                the finished sum
  *
- *   RQ_OP_GLU_PRODUCTS         prims: [rms_norm,] gate, up, glu; gate and up are matmuls, or matmul_experts
+ *   RQ_OP_GLU_PRODUCTS         prims: rms_norm, gate, up, glu; gate and up are matmuls, or matmul_experts
  *     in  [0] x [n_in, T] f32   [1] norm weight |0   [2] w_gate [n_in, n_ff]   [3] w_up [n_in, n_ff]
  *         [4] ids i32 [k, T] |0: by expert; then x may be [n_in, 1 or k, T], the weights [n_in, n_ff, E]
  *     out [0] y [n_ff, T] f32, by expert [n_ff, k, T]
- *     p.fused.normed, .eps, .act y = act(w_gate . f(x)) * (w_up . f(x))
+ *     p.fused.normed (true), .eps, .act
+ *                                y = act(w_gate . f(x)) * (w_up . f(x))
  *
  *   RQ_OP_QKV_WRITE            prims: [rms_norm q, rms_norm k,] [rms_norm v,] rope q, rope k, [rotate q, rotate k,]
  *                              [rotate v,] kv_write

@@ -80,7 +80,7 @@ typedef enum rq_op_kind {
     /* fused: a list of primitives the fuser replaced; see fuse.h */
     RQ_OP_FUSED_FIRST,
     RQ_OP_PRODUCTS = RQ_OP_FUSED_FIRST, /* [rms_norm,] 1-4 products of one x, [an add behind each] */
-    RQ_OP_GLU_PRODUCTS,                 /* [rms_norm,] gate and up product, glu; also by expert */
+    RQ_OP_GLU_PRODUCTS,                 /* rms_norm, gate and up product, glu; also by expert */
     RQ_OP_QKV_WRITE,                    /* [norms,] rope of q and k, [rotate q, k, v,] kv_write */
     RQ_OP_ATTEND_ROTATE,                /* attend, [rotate back,] [sigmoid gate] */
     RQ_OP_COMBINE_ADD,                  /* combine, [add a gated row,] add */
