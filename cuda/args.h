@@ -24,9 +24,9 @@
     X(qkv_write, 64)                                                                                         \
     X(attend_1, 64)                                                                                          \
     X(attend_2, 64)                                                                                          \
-    X(rotate_tile, 256)                                                                                      \
     X(attend_4, 64)                                                                                          \
     X(attend_8, 64)                                                                                          \
+    X(rotate_tile, 256)                                                                                      \
     X(attend_tile_64, 256)                                                                                   \
     X(attend_tile_128, 256)                                                                                  \
     X(attend_tile_256, 128)                                                                                  \

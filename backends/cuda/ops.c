@@ -508,6 +508,7 @@ static void attend(cu_builder *b, const rq_op *op)
     uint32_t tiles = bucket / RQ_TILE_TOKENS + 2 * (bucket < RQ_MAX_RUNS ? bucket : RQ_MAX_RUNS);
     uint32_t work = splits ? bucket * split_pages : tiles < bucket ? tiles : bucket;
     if (work > caps->max_work) work = caps->max_work;
+    _Static_assert(CU_attend_8 == CU_attend_1 + 3, "kernels by rows, one after the other");
     /* rows of a block: few need no more, and wide heads have no room for more */
     uint32_t rows = 1, kernel = CU_attend_1, most = g->dim_v > 256 ? 2 : g->dim_v > 128 ? 4 : 8;
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
