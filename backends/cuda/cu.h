@@ -140,7 +140,7 @@ cu_device *cu_device_of(const cu_builder *b);
 cu_view cu_value(cu_builder *b, rq_ref ref);
 uint64_t cu_step_address(const cu_builder *b); /* 0 when the tape reads no step */
 uint64_t cu_pool_address(cu_builder *b, uint32_t group);
-/* Address of `bytes` of scratch of the program, or 0 after a failure; it is the same memory every time. */
+/* Address of at least `bytes` of scratch of the program, or 0 after a failure; operations share it. */
 uint64_t cu_scratch(cu_builder *b, uint64_t bytes);
 /* Header word that counts the active tokens or rows; UINT32_MAX: the whole bucket. */
 uint32_t cu_extent_word(const cu_builder *b);

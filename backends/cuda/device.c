@@ -160,9 +160,6 @@ rq_status cu_open_with(const rq_backend *backend, const cuda_api *api, const cu_
     if (options->implementation && strcmp(options->implementation, backend->name) != 0)
         return rq_fail(err, RQ_ERR_ARGUMENT, "CUDA has no implementation named \"%s\"",
                        options->implementation);
-    if (n_images == 0)
-        return rq_fail(err, RQ_ERR_UNSUPPORTED,
-                       "this build has no CUDA kernels: nvcc was not found when it was made");
     cu_device *d = rq_calloc(1, sizeof *d);
     if (!d) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while opening a CUDA device");
     d->base.backend = backend;
@@ -210,6 +207,9 @@ static uint32_t cuda_count(void)
 static rq_status cuda_open(const rq_device_options *options, rq_device **out, rq_error *err)
 {
     cuda_api api;
+    if (cu_image_count == 0) /* said first: no driver would help */
+        return rq_fail(err, RQ_ERR_UNSUPPORTED,
+                       "this build has no CUDA kernels: make it with -DRQVK_CUDA=ON where nvcc is installed");
     rq_status status = cuda_driver_load(&api, err);
     if (status != RQ_OK) return status;
     return cu_open_with(&rq_backend_cuda, &api, cu_images, cu_image_count, options, out, err);
