@@ -174,7 +174,7 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     case RQ_OP_ROTATE:
         return 1e-11; /* as f32 sums, n <= 512 */
     case RQ_OP_COMBINE:
-        return 1e-12; /* a short sum: k <= 64 terms, k u^2 */
+        return 1e-12;       /* a short sum: k <= 64 terms, k u^2 */
     case RQ_OP_COMBINE_ADD: /* a sigmoid in it */
         return 1e-11;
     case RQ_OP_NORM_JOIN:

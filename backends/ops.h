@@ -104,7 +104,8 @@ typedef struct rq_op_info {
     uint8_t min_in, max_in; /* entries of in[] used, absent ones included */
     uint8_t min_out, max_out;
     uint16_t optional; /* bit i: in[i] may be 0 */
-    uint16_t written; /* bit i: in[i] is written, and but for the cache of KV_ENCODE and for states not read */
+    uint16_t
+        written; /* bit i: in[i] is written, and but for the cache of KV_ENCODE and for states not read */
     uint8_t flags;
 } rq_op_info;
 

@@ -307,7 +307,7 @@ typedef struct cuda_matvec_args {
     CUDA_PTR(const uint8_t) w[CUDA_MATVEC_JOBS];
     CUDA_PTR(float) y[CUDA_MATVEC_JOBS];
     CUDA_PTR(const float) x;
-    CUDA_PTR(const float) norm_weight; /* or NULL */
+    CUDA_PTR(const float) norm_weight;              /* or NULL */
     CUDA_PTR(const float) addend[CUDA_MATVEC_JOBS]; /* or NULL */
     CUDA_PTR(const cuda_tables) tables;
     CUDA_PTR(const uint32_t) step;

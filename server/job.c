@@ -53,8 +53,8 @@ bool rq_prepare_messages(const rq_server *server, const rq_api_request *request,
     out->boundaries = rq_calloc(request->n_messages, sizeof *out->boundaries);
     if (!out->boundaries) return no_memory(error);
     rq_error err = {0};
-    rq_status status = rq_chat_tokenize(server->model, request->messages, request->n_messages, request->opening,
-                                        &out->tokens, out->boundaries, &err);
+    rq_status status = rq_chat_tokenize(server->model, request->messages, request->n_messages,
+                                        request->opening, &out->tokens, out->boundaries, &err);
     if (status == RQ_OK) return true;
     rq_prepared_free(out);
     return rq_api_fail_engine(error, status, &err);

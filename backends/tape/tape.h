@@ -154,7 +154,7 @@ typedef struct rq_tape {
     uint32_t n_prims, cap_prims;
     uint32_t layer;                          /* given to the operations appended now */
     uint32_t persist_rows[RQ_PERSIST_COUNT]; /* set by the executor before a family writes the tape */
-    const rq_cache_group *groups; /* the same; borrowed, NULL: nobody knows yet */
+    const rq_cache_group *groups;            /* the same; borrowed, NULL: nobody knows yet */
     uint32_t n_groups;
     rq_status status;
     rq_error error;

@@ -511,7 +511,8 @@ rq_ref rq_op_matmul_experts(rq_tape *t, rq_ref w, rq_ref x, rq_ref ids, rq_ref g
         (vx.ne[1] != 1 && vx.ne[1] != k))
         return mismatch(t, kind, vw, &vx);
     if (vi->ne[1] != t->bucket || k > vw->ne[2]) return mismatch(t, kind, vw, vi);
-    if (group && vg->ne[0] != rq_group_layout_of(vw->ne[2], k, t->bucket).words) return mismatch(t, kind, vw, vg);
+    if (group && vg->ne[0] != rq_group_layout_of(vw->ne[2], k, t->bucket).words)
+        return mismatch(t, kind, vw, vg);
     rq_ref y = rq_tape_act(t, RQ_TYPE_F32, vw->ne[1], k, t->bucket, 1);
     rq_op *op = append(t, kind);
     if (!op) return 0;

@@ -94,8 +94,8 @@ typedef struct rq_place_numbers {
 
 typedef struct rq_place_pools {
     uint32_t exact_pages[RQ_MAX_GROUPS], coded_pages[RQ_MAX_GROUPS], scratch_pages[RQ_MAX_GROUPS];
-    uint64_t cache_tokens;                            /* that the smallest group holds; windows hold any number */
-    uint64_t cache_bytes;                             /* of everything below, tables included */
+    uint64_t cache_tokens; /* that the smallest group holds; windows hold any number */
+    uint64_t cache_bytes;  /* of everything below, tables included */
     uint64_t coded_bytes, exact_bytes, scratch_bytes; /* of groups with a coded form */
     uint64_t window_bytes;                            /* of groups with a window, coded or not */
     uint64_t device_bytes[RQ_PLACE_DEVICES];

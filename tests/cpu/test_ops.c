@@ -450,8 +450,7 @@ static void compare(const char *isa, const tape_case *c, const rig *y, const rig
     }
     if (!ref->pool.n_slabs) return;
     assert_true(power > 0);
-    double limit =
-        rq_op_tolerance(t->n_ops == 1 ? t->ops[0].kind : RQ_OP_QKV_WRITE, ref->group.type_k);
+    double limit = rq_op_tolerance(t->n_ops == 1 ? t->ops[0].kind : RQ_OP_QKV_WRITE, ref->group.type_k);
     if (error / power > limit) fail_msg("%s, %s: cache off by %g", isa, c->name, error / power);
 }
 

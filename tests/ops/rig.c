@@ -444,7 +444,8 @@ static void give_pages(run *r, uint32_t seq, uint32_t start, uint32_t n, uint32_
     uint32_t last = start + n - 1, n_pages = last / RQ_PAGE_TOKENS + 1;
     uint32_t *table = (uint32_t *)r->table.host.host + seq * r->caps.max_pages;
     uint32_t *codes = (uint32_t *)r->coded_table.host.host + seq * r->caps.max_pages;
-    for (uint32_t i = rq_kv_first_page(g, start); i < n_pages; i++) { /* what no window reaches is not there */
+    for (uint32_t i = rq_kv_first_page(g, start); i < n_pages;
+         i++) { /* what no window reaches is not there */
         bool is_exact = rq_kv_reads_exact(g, start, i), is_coded = !rq_kv_reads_exact(g, last, i);
         if (is_coded) codes[i] = --*coded;
         if (is_exact && is_coded && r->c->scratch)

@@ -9,8 +9,7 @@
     {                                                                                                        \
         .name = (set), .rms_norm = rms_norm, .add = add, .mul = mul, .scale = scale, .glu = glu,             \
         .weigh_add = weigh_add, .exp = exp_row, .argmax = argmax, .rope = rope, .to_f16 = to_f16,            \
-        .l2_norm = l2_norm, .conv_silu = conv_silu, .delta_token = delta_token,                              \
-        .delta_chunk = delta_chunk,                                                                          \
+        .l2_norm = l2_norm, .conv_silu = conv_silu, .delta_token = delta_token, .delta_chunk = delta_chunk,  \
         .attend_reduce = attend_reduce, .attend_page = attend_page, .attend_merge = attend_merge,            \
         .attend_finish = attend_finish,                                                                      \
     }
