@@ -52,7 +52,7 @@ void rq_draft_count(rq_sched *sc, int64_t ns)
     if (++t->n_steps < TRIAL_BLOCKS * BLOCK_STEPS) return;
     double without_ns = (double)t->ns[0] / (double)t->tokens[0],
            with_ns = (double)t->ns[1] / (double)t->tokens[1];
-    double per_step = (double)t->tokens[1] / ((TRIAL_BLOCKS - WARM_BLOCKS) / 2 * BLOCK_STEPS);
+    double per_step = (double)t->tokens[1] / (double)((TRIAL_BLOCKS - WARM_BLOCKS) / 2 * BLOCK_STEPS);
     t->running = false;
     t->on = without_ns > LEAST_GAIN * with_ns;
     if (!t->on)

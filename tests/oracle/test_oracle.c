@@ -163,6 +163,12 @@ static bool is_here(const oracle *o)
     return false;
 }
 
+/* Of weight types, one stands for all in a quick run: the table of operations has each. */
+static bool is_another_type(const oracle *o)
+{
+    return strchr(o->name, '-') && strstr(o->name, "gemma") == NULL && strcmp(o->name, "llama-Q4_K_M") != 0;
+}
+
 static void matches_the_other_engine(void **state)
 {
     rq_token ids[MAX_TOKENS];
@@ -173,7 +179,7 @@ static void matches_the_other_engine(void **state)
     for (size_t i = 0; i < sizeof ORACLES / sizeof *ORACLES; i++)
         for (int f16 = quick; f16 < 2; f16++) {
             const oracle *o = &ORACLES[i];
-            if (!is_here(o)) continue;
+            if (!is_here(o) || (quick && only == behind_only && is_another_type(o))) continue;
             read_floats(o->name, ".logits.f32", want.rows, n * N_VOCAB);
             fixture f = open_model(o->name, f16 ? "f16" : "f32", 256, 256);
             n_compared++;
@@ -189,7 +195,7 @@ static void matches_the_other_engine(void **state)
     if (only < behind_only)
         assert_int_equal(n_compared, behind_only - only);
     else
-        assert_true(n_compared >= (quick ? 13 : 26)); /* every family */
+        assert_true(n_compared >= (quick ? 8 : 26)); /* every family */
     free(want.rows);
 }
 
@@ -322,8 +328,10 @@ static void long_context_of(const char *name, double tolerance)
 
 static void long_context(void **state)
 {
-    long_context_of("llama", 1e-7);
-    long_context_of("qwen35", 1e-7);
+    if (!quick) {
+        long_context_of("llama", 1e-7);
+        long_context_of("qwen35", 1e-7);
+    }
     long_context_of("gemma4-dense", 1e-5);
 }
 
