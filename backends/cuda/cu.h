@@ -84,6 +84,8 @@ rq_status cu_function(cu_device *d, uint32_t kernel, void **out, rq_error *err);
 
 /* ---- memory.c -------------------------------------------------------------------------------------------- */
 
+/* What an allocation of so many bytes takes. */
+uint64_t cu_taken(uint64_t bytes);
 rq_status cu_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memory **out, rq_error *err);
 rq_status cu_adopt(rq_device *device, const void *host, uint64_t bytes, const char *label, rq_memory **out,
                    rq_error *err);
@@ -109,6 +111,8 @@ typedef struct cu_builder cu_builder;
 
 rq_status cu_compile(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
                      rq_program **out, rq_error *err);
+rq_status cu_scratch_of(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                        rq_scratch *sum, rq_error *err);
 void cu_destroy(rq_program *program);
 rq_status cu_run(rq_program *program, const uint32_t *step_words, rq_error *err);
 rq_status cu_wait(rq_device *device, rq_error *err);
@@ -123,8 +127,9 @@ rq_status cu_count_launches(const rq_tape *tape, const rq_cache_group *groups, u
 #define CU_BACKEND_FUNCTIONS                                                                                 \
     .close = cu_close, .describe = cu_describe, .alloc = cu_alloc, .adopt = cu_adopt, .release = cu_release, \
     .upload = cu_upload, .download = cu_download, .supports = cu_supports,                                   \
-    .implementation = cu_implementation, .compile = cu_compile, .destroy = cu_destroy, .run = cu_run,        \
-    .wait = cu_wait, .profile = cu_profile, .launches = cu_count_launches
+    .implementation = cu_implementation, .compile = cu_compile, .scratch = cu_scratch_of,                    \
+    .destroy = cu_destroy, .run = cu_run, .wait = cu_wait, .profile = cu_profile,                            \
+    .launches = cu_count_launches
 
 /* For ops.c: the operation being compiled. */
 typedef struct cu_view {

@@ -186,6 +186,7 @@ void cu_describe(rq_device *device, rq_device_info *out)
 {
     cu_device *d = (cu_device *)device;
     memset(out, 0, sizeof *out);
+    out->taken_bytes = d->taken_bytes;
     snprintf(out->name, sizeof out->name, "%s", d->name);
     snprintf(out->features, sizeof out->features, "compute capability %d.%d, %u multiprocessors", d->major,
              d->minor, d->n_processors);

@@ -3,8 +3,11 @@
 
 #include "backends/base/mem.h"
 
-/* Kernels read rows in whole words of 16 bytes, so a little before and behind what they need. */
-enum { PADDING = 32 };
+uint64_t cu_taken(uint64_t bytes)
+{
+    /* kernels read rows in whole words of 16 bytes, so a little before and behind what they need */
+    return ((bytes + 15) & ~15ull) + 32;
+}
 
 static rq_status check_range(const rq_memory *m, uint64_t offset, uint64_t bytes, rq_error *err)
 {
@@ -47,7 +50,7 @@ rq_status cu_alloc(rq_device *device, uint64_t bytes, const char *label, rq_memo
     cu_memory *m = rq_calloc(1, sizeof *m);
     if (!m) return rq_fail(err, RQ_ERR_MEMORY, "out of memory");
     m->base = (rq_memory){.device = device, .bytes = bytes};
-    m->taken_bytes = ((bytes + 15) & ~15ull) + PADDING;
+    m->taken_bytes = cu_taken(bytes);
     int result = d->api.context_set(d->context);
     if (result == 0) result = d->api.memory_alloc(&m->address, m->taken_bytes);
     if (result) {

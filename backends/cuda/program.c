@@ -39,8 +39,11 @@ struct cu_builder {
     uint32_t op;
     bool first, scratch_used; /* the next launch is the operation's first; the tape used scratch before it */
     bool shares_scratch;      /* this operation uses scratch */
-    uint64_t scratch_bytes;
-    uint32_t *per_op; /* launches are counted and not made: there is no device, and memory has no addresses */
+    uint32_t
+        *per_op; /* launches are counted and not made: memory has no addresses, and there may be no device */
+    uint64_t scratch[CU_SCRATCHES]; /* then: the sizes that would have been made, ascending */
+    uint32_t n_scratch;
+    bool pool[RQ_MAX_GROUPS]; /* and the pools that would have been described */
     rq_status status;
     rq_error error;
 };
@@ -118,7 +121,10 @@ uint64_t cu_pool_address(cu_builder *b, uint32_t group)
         cu_op_fail(b, "there is no cache group %u", group);
         return 0;
     }
-    if (b->per_op) return 1;
+    if (b->per_op) {
+        b->pool[group] = true;
+        return 1;
+    }
     rq_memory **pool = &b->program->pools[group];
     if (!*pool && b->status == RQ_OK)
         b->status = cu_pool_make(b->device, &b->bindings->pools[group], b->bindings->caps, pool, &b->error);
@@ -128,7 +134,11 @@ uint64_t cu_pool_address(cu_builder *b, uint32_t group)
 uint64_t cu_scratch(cu_builder *b, uint64_t bytes)
 {
     cu_program *p = b->program;
-    if (b->per_op) return 1;
+    if (b->per_op) {
+        bool fits = b->n_scratch > 0 && b->scratch[b->n_scratch - 1] >= bytes;
+        if (!fits && b->n_scratch < CU_SCRATCHES) b->scratch[b->n_scratch++] = bytes;
+        return 1;
+    }
     b->shares_scratch = true;
     if (b->status != RQ_OK) return 0;
     for (uint32_t i = 0; i < p->n_scratch; i++)
@@ -337,6 +347,24 @@ rq_status cu_compile(rq_device *device, const rq_segment *segment, const rq_bind
         return rq_fail(err, b.status, "%s", b.error.text);
     }
     *out = &p->base;
+    return RQ_OK;
+}
+
+rq_status cu_scratch_of(rq_device *device, const rq_segment *segment, const rq_bindings *bindings,
+                        rq_scratch *sum, rq_error *err)
+{
+    uint32_t *per_op = rq_calloc(segment->count, sizeof *per_op), words = 0;
+    if (!per_op) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while planning a tape");
+    cu_builder b = {
+        .device = (cu_device *)device, .segment = segment, .bindings = bindings, .per_op = per_op};
+    if (reads_step(segment->tape)) b.status = words_of(bindings->caps, &words, &b.error);
+    for (; b.op < segment->count && b.status == RQ_OK; b.op++)
+        cu_compile_op(&b, &segment->tape->ops[segment->first + b.op]);
+    rq_free(per_op);
+    if (b.status != RQ_OK) return rq_fail(err, b.status, "%s", b.error.text);
+    for (uint32_t i = 0; i < b.n_scratch; i++) sum->sum += cu_taken(b.scratch[i]);
+    for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) sum->sum += b.pool[g] ? cu_taken(sizeof(cuda_pool)) : 0;
+    if (words && cu_taken(4ull * words) > sum->once) sum->once = cu_taken(4ull * words);
     return RQ_OK;
 }
 

@@ -20,7 +20,12 @@ void rq_draft_start(rq_sched *sc)
 
 /* A trial is blocks of steps, without and with guesses in turns; the first two warm up. Guesses must save this part of
  * the time: what is measured varies. */
-enum { BLOCK_STEPS = 8, TRIAL_BLOCKS = 10, WARM_BLOCKS = 2 };
+enum {
+    BLOCK_STEPS = 8,
+    TRIAL_BLOCKS = 10,
+    WARM_BLOCKS = 2,
+    COUNTED_STEPS = (TRIAL_BLOCKS - WARM_BLOCKS) / 2 * BLOCK_STEPS /* of each kind */
+};
 static const double LEAST_GAIN = 1.05;
 
 static bool turn_to_draft(const rq_draft_trial *t)
@@ -52,7 +57,7 @@ void rq_draft_count(rq_sched *sc, int64_t ns)
     if (++t->n_steps < TRIAL_BLOCKS * BLOCK_STEPS) return;
     double without_ns = (double)t->ns[0] / (double)t->tokens[0],
            with_ns = (double)t->ns[1] / (double)t->tokens[1];
-    double per_step = (double)t->tokens[1] / (double)((TRIAL_BLOCKS - WARM_BLOCKS) / 2 * BLOCK_STEPS);
+    double per_step = (double)t->tokens[1] / COUNTED_STEPS;
     t->running = false;
     t->on = without_ns > LEAST_GAIN * with_ns;
     if (!t->on)

@@ -18,7 +18,7 @@
 
 enum { N = 200, N_CTX = 256 };
 
-static const char *card = "cpu"; /* or "vulkan0", from the command line */
+static const char *card = "cpu"; /* or "vulkan0", "simt0", from the command line */
 
 static rq_engine_params params_of(const char *format)
 {
@@ -219,6 +219,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(plan_equals_fact),
     };
     if (argc == 1) return cmocka_run_group_tests(on_processors, NULL, NULL);
-    card = "vulkan0";
-    return cmocka_run_group_tests(on_cards, NULL, NULL);
+    static char name[32];
+    snprintf(name, sizeof name, "%s0", argv[1]);
+    card = name;
+    return cmocka_run_group_tests_name("on a card", on_cards, NULL, NULL);
 }
