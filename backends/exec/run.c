@@ -46,11 +46,13 @@ rq_status rq_exec_wait_all(rq_executor *ex, rq_error *err)
 static rq_status wait_step(rq_executor *ex, rq_step_slot *slot, rq_error *err)
 {
     rq_status status = RQ_OK;
+    uint64_t start = now_ns();
     for (uint32_t d = 0; d < ex->params.n_devices && status == RQ_OK; d++) {
         rq_device *device = ex->devices[d];
         status = device->backend->wait_mark ? device->backend->wait_mark(device, slot->marks[d], err)
                                             : device->backend->wait(device, err);
     }
+    ex->device_ns += now_ns() - start;
     if (status == RQ_OK) slot->state = RQ_STEP_DONE;
     return status;
 }
