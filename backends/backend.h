@@ -31,8 +31,8 @@ typedef struct rq_device_options {
     uint32_t n_threads;         /* cpu: workers, 0 = processors this process may run on */
     const char *implementation; /* force one: "scalar", "avx2", "reference"; NULL: the best */
     const char *disable;        /* vulkan: abilities not to use, "float16,coopmat"; NULL: none */
-    bool delta_chunks; /* cpu: prompts go through delta rules in chunks: faster, and bits of their own for
-                                   every way of cutting a prompt into steps */
+    rq_delta_form
+        delta_form; /* how prompts go through delta rules; 0: as the kind of device does by itself */
 } rq_device_options;
 
 struct rq_device {

@@ -198,6 +198,14 @@ double rq_op_tolerance(rq_op_kind kind, rq_type type)
     return 0;
 }
 
+/* The bars of the project's issue 7. That they can be met: a sum of up to dk + chunk terms errs by their square root times
+ * the unit of rounding, which the state inherits without enlarging it: 16 * 6e-8 in F32; operands of bf16 err by 2^-9,
+ * each in two parts by 2^-17. */
+double rq_delta_tolerance(rq_type products)
+{
+    return products == RQ_TYPE_F32 ? 1e-4 : 2e-3;
+}
+
 /* ---- cost ------------------------------------------------------------------------------------------------ */
 
 static double elements(const rq_value *v)

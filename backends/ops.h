@@ -183,6 +183,13 @@ static inline rq_group_layout rq_group_layout_of(uint32_t n_expert, uint32_t n_u
 double rq_op_tolerance(rq_op_kind kind, rq_type type);
 #define RQ_TOLERANCE_TAIL 8.0
 
+/* Largest accepted error of the chunk form of DELTA_RULE (state.h), sqrt(sum (y - ref)^2 / sum ref^2) of all results of
+ * a prompt of up to 32768 tokens, and likewise of the state behind it, against the token form: with products of F32, or
+ * of F16 or BF16 on matrix units. What it does to the logits of a model: a Kullback-Leibler divergence of at most
+ * RQ_DELTA_DIVERGENCE in the mean. */
+double rq_delta_tolerance(rq_type products);
+#define RQ_DELTA_DIVERGENCE 1e-4
+
 /* ---- cost
  * -------------------------------------------------------------------------------------------------- */
 

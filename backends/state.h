@@ -14,9 +14,35 @@
 #ifndef RQ_STATE_H
 #define RQ_STATE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { RQ_MAX_STATE_GROUPS = 4, RQ_MAX_CONV_TAPS = 8 };
+
+/* How prompts go through delta rules (tokens that are generated and draft checks always go one by one).
+ *
+ * The chunk form computes the same recurrence a few tokens at a time, as products of small matrices (Yang, Kautz &
+ * Hatamizadeh 2024, section 3.3): to rounding the same, and another rounding for every way of cutting a prompt into
+ * steps. A run takes it where rq_delta_in_chunks says so of its program, it has at least RQ_DELTA_LONG tokens and it is
+ * no draft check; accepted tokens of a check in front of it are applied one by one as ever. Chunks are counted from the
+ * run's first token; how long they are is the backend's affair. How exact it must be: rq_delta_tolerance. */
+typedef enum rq_delta_form {
+    RQ_DELTA_AUTO, /* cards: in chunks, processors: token by token, with the same bits however a prompt is cut */
+    RQ_DELTA_TOKENS, /* what the chunk form is compared with */
+    RQ_DELTA_CHUNKS
+} rq_delta_form;
+
+enum {
+    RQ_DELTA_WIDE = 64, /* narrowest bucket of a card whose prompts go in chunks, unless they are asked for */
+    RQ_DELTA_LONG = 16  /* fewest tokens of a run that goes in chunks; more than RQ_NARROW_BUCKET */
+};
+
+/* Do long runs of programs of this bucket go in chunks? Never in buckets up to 8 (DESIGN 2.3). */
+static inline bool rq_delta_in_chunks(rq_delta_form form, bool card, uint32_t bucket)
+{
+    if (form == RQ_DELTA_CHUNKS) return bucket >= RQ_DELTA_LONG;
+    return form == RQ_DELTA_AUTO && card && bucket >= RQ_DELTA_WIDE;
+}
 
 typedef struct rq_state_group {
     uint32_t n_layers;

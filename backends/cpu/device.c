@@ -54,7 +54,7 @@ static rq_status cpu_open(const rq_device_options *options, rq_device **out, rq_
     d->isa = isa;
     d->vec = rq_vec_of(isa);
     d->reference = reference;
-    d->delta_chunks = options->delta_chunks;
+    d->delta_form = options->delta_form;
     rq_status status = rq_pool_create(reference ? 1 : options->n_threads, &d->pool, err);
     if (status != RQ_OK) {
         rq_free(d);

@@ -17,7 +17,7 @@ typedef struct rq_cpu_device {
     const rq_cpu_isa *isa;
     const rq_vec *vec;
     bool reference; /* everything runs through the oracle in double */
-    bool delta_chunks;
+    rq_delta_form delta_form;
     /* Scratch of the running program: programs of a device never run at the same time, so one serves all. */
     uint8_t *scratch;
     uint64_t scratch_bytes;

@@ -284,7 +284,7 @@ static void delta_chunks(const rq_cpu_worker *w, const delta_head *h, float *scr
  * is a small part of a prompt's time on a processor, and token by token a prompt has the same bits however it is cut. */
 static bool in_chunks(const delta_args *a, const rq_run *run)
 {
-    return a->chunks && run->n_pending == 0 && run->count > RQ_NARROW_BUCKET;
+    return a->chunks && run->n_pending == 0 && run->count >= RQ_DELTA_LONG;
 }
 
 /* A unit is a head of one run: the matrix stays with one worker. */
@@ -333,7 +333,7 @@ void rq_cpu_delta_rule(rq_cpu_builder *b, const rq_op *op)
     a->y = rq_cpu_tensor(b, op->out[0]);
     a->scale = op->p.delta.scale;
     a->tiled = op->p.delta.tiled;
-    a->chunks = rq_cpu_device_of(b)->delta_chunks && rq_cpu_tape(b)->bucket > RQ_NARROW_BUCKET &&
+    a->chunks = rq_delta_in_chunks(rq_cpu_device_of(b)->delta_form, false, rq_cpu_tape(b)->bucket) &&
                 a->v.ne[0] % RQ_PANEL == 0;
     uint64_t chunk = a->chunks ? rq_delta_scratch(a->k.ne[0]) : 0, copy = 0;
     if (a->pool && a->pool->group->n_pending)

@@ -181,7 +181,7 @@ void stream_step(stream *s, const stream_run *runs, uint32_t n, float *rows)
     }
 }
 
-rq_device *stream_device(const char *name, bool chunks)
+rq_device *stream_device(const char *name, rq_delta_form form)
 {
     rq_device *device = NULL;
     for (const rq_backend *const *b = rq_backends(); *b; b++) {
@@ -189,7 +189,7 @@ rq_device *stream_device(const char *name, bool chunks)
         if (!card && *b != &rq_backend_cpu) continue;
         rq_error err = {0};
         rq_device_options options = {
-            .n_threads = 2, .implementation = card ? NULL : name, .delta_chunks = chunks};
+            .n_threads = 2, .implementation = card ? NULL : name, .delta_form = form};
         if ((*b)->open(&options, &device, &err) == RQ_OK) return device;
         printf("%s %s is not on this machine: %s\n", (*b)->name, name, err.text);
     }

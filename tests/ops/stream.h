@@ -45,8 +45,8 @@ typedef struct stream_run {
 void stream_step(stream *s, const stream_run *runs, uint32_t n, float *rows);
 
 /* Opens the implementation of the processor or the backend of that name ("avx2", "vulkan", "simt"); NULL, with a word
- * printed, where this machine or build has none. chunks: rq_device_options.delta_chunks. Close with
+ * printed, where this machine or build has none. form: of its prompts. Close with
  * device->backend->close. */
-rq_device *stream_device(const char *name, bool chunks);
+rq_device *stream_device(const char *name, rq_delta_form form);
 
 #endif

@@ -174,13 +174,13 @@ static const char *const *names;
 static int n_names;
 
 /* f for each device that was asked for. */
-static void on_devices(void (*f)(rq_device *device), bool chunks)
+static void on_devices(void (*f)(rq_device *device), rq_delta_form form)
 {
     static const char *const of_processor[] = {"scalar", "avx2", "avx512", "neon"};
     const char *const *list = n_names ? names : of_processor;
     int n = n_names ? n_names : 4, opened = 0;
     for (int i = 0; i < n; i++) {
-        rq_device *device = stream_device(list[i], chunks);
+        rq_device *device = stream_device(list[i], form);
         if (!device) continue;
         opened++;
         f(device);
@@ -214,7 +214,7 @@ static void draft_on(rq_device *device)
 
 static void accepted_drafts_are_plain_tokens(void **state)
 {
-    on_devices(draft_on, true);
+    on_devices(draft_on, RQ_DELTA_CHUNKS);
 }
 
 /* Every number of accepted tokens of a check of every size, one after another. */
@@ -261,7 +261,7 @@ static void each_number_on(rq_device *device)
 
 static void each_number_of_accepted_tokens(void **state)
 {
-    on_devices(each_number_on, true);
+    on_devices(each_number_on, RQ_DELTA_CHUNKS);
 }
 
 /* A model that does not draft has no places, and says so. */
@@ -288,7 +288,7 @@ static void refused_on(rq_device *device)
 
 static void checks_without_places_are_refused(void **state)
 {
-    on_devices(refused_on, false);
+    on_devices(refused_on, RQ_DELTA_AUTO);
 }
 
 /* ---- prompts --------------------------------------------------------------------------------------------- */
@@ -371,7 +371,7 @@ static void prompts_on(rq_device *device)
         {.dim_k = 20, .dim_v = 16, .heads = 1, .key_heads = 1},
     };
     uint32_t n = long_tokens;
-    rq_device *oracle = stream_device("reference", false);
+    rq_device *oracle = stream_device("reference", RQ_DELTA_TOKENS);
     assert_non_null(oracle);
     for (uint32_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         stream_shape shape = shapes[i];
@@ -407,7 +407,7 @@ static void prompts_on(rq_device *device)
 
 static void chunks_are_tokens(void **state)
 {
-    on_devices(prompts_on, true);
+    on_devices(prompts_on, RQ_DELTA_CHUNKS);
 }
 
 int main(int argc, char **argv)
