@@ -159,6 +159,7 @@ typedef struct rq_engine_stats {
     uint64_t steps, step_tokens; /* tokens that really went through a step, padding excluded */
     uint64_t prompt_tokens, reused_tokens, generated_tokens;
     uint64_t drafted_tokens, accepted_tokens; /* guessed and checked; of them right */
+    uint64_t weight_bytes;                    /* of weights that steps and guesses read */
     uint64_t step_ns;                         /* time spent inside steps */
     uint64_t device_ns;                       /* of it in devices; the rest is the host's own work */
     uint32_t sessions, running, waiting;      /* now */

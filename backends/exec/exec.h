@@ -133,9 +133,12 @@ rq_status rq_executor_last(rq_executor *ex, uint32_t seq, uint32_t token, rq_err
 uint64_t rq_executor_last_bytes(const rq_executor *ex); /* 0: there are no drafts */
 rq_status rq_executor_last_save(rq_executor *ex, uint32_t seq, void *bytes, rq_error *err);
 rq_status rq_executor_last_load(rq_executor *ex, uint32_t seq, const void *bytes, rq_error *err);
-/* Trunks run so far, and programs of the block. */
+/* Trunks run so far, and programs of the block; and the bytes of weights that all of them read: every operand of every
+ * operation once for each run of its program, of experts as many as its bucket's tokens can name at most, and no rows of
+ * embedding tables, which are few. */
 typedef struct rq_executor_counts {
     uint64_t trunks, heads, follows, drafts;
+    uint64_t weight_bytes;
 } rq_executor_counts;
 rq_executor_counts rq_executor_count(const rq_executor *ex);
 

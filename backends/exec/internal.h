@@ -19,6 +19,7 @@ typedef struct rq_exec_program {
     rq_tape tape;
     rq_split split;
     rq_plan plan;
+    uint64_t weight_bytes;           /* that a run reads, each operand once; see rq_executor_counts */
     rq_segment *segments;            /* by piece */
     rq_program **programs[RQ_STEPS]; /* by piece */
 } rq_exec_program;

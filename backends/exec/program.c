@@ -231,6 +231,24 @@ static void encode_all(const rq_executor *ex, rq_tape *t)
             rq_op_kv_encode(t, rq_tape_cache(t, g, l));
 }
 
+static uint64_t read_by(const rq_tape *t, const rq_op *op)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < op->prim_count; i++) bytes += read_by(t, &t->prims[op->prim_first + i]);
+    if (op->prim_count != 0 || op->kind == RQ_OP_EMBED) return bytes;
+    for (uint32_t i = 0; i < op->n_in; i++) {
+        const rq_value *w = &t->values[op->in[i]];
+        if (!op->in[i] || w->space != RQ_SPACE_WEIGHT) continue;
+        uint64_t parts = (uint64_t)w->ne[2] * w->ne[3];
+        if (op->kind == RQ_OP_MATMUL_EXPERTS && i == 0) {
+            uint64_t named = (uint64_t)t->values[op->in[2]].ne[0] * t->bucket;
+            if (parts > named) parts = named;
+        }
+        bytes += parts * w->ne[1] * rq_row_bytes(w->type, w->ne[0]);
+    }
+    return bytes;
+}
+
 rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind kind, uint32_t bucket,
                                rq_error *err)
 {
@@ -262,6 +280,8 @@ rq_status rq_exec_program_plan(rq_executor *ex, rq_exec_program *p, rq_tape_kind
     status = rq_split_make(&p->tape, ex->params.n_devices, device_of, ex, &p->split, err);
     if (status == RQ_OK) status = check_supported(ex, p, err);
     if (status == RQ_OK) status = rq_plan_make(&p->tape, &p->split, ex->params.n_devices, &p->plan, err);
+    p->weight_bytes = 0;
+    for (uint32_t i = 0; i < p->tape.n_ops; i++) p->weight_bytes += read_by(&p->tape, &p->tape.ops[i]);
     return status;
 }
 

@@ -181,6 +181,7 @@ static rq_status copy_borders(rq_executor *ex, const rq_exec_program *p, const r
 rq_status rq_exec_run_program(rq_executor *ex, const rq_exec_program *p, uint32_t slot, const uint32_t *words,
                               rq_error *err)
 {
+    ex->counts.weight_bytes += p->weight_bytes;
     for (uint32_t i = 0; i < p->split.n_pieces; i++) {
         rq_status status = copy_borders(ex, p, &p->split.pieces[i], err);
         if (status != RQ_OK) return status;

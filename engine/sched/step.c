@@ -418,6 +418,7 @@ void rq_sched_publish(rq_sched *sc, int64_t ns)
     sc->stats.steps++;
     sc->stats.step_ns += (uint64_t)ns;
     sc->stats.device_ns = rq_executor_device_ns(sc->params.executor);
+    sc->stats.weight_bytes = rq_executor_count(sc->params.executor).weight_bytes;
     rq_draft_count(sc, ns);
     for (uint32_t i = 0; i < sc->n_parts; i++) publish_part(sc, &sc->parts[i], now_ns);
 }

@@ -240,6 +240,11 @@ uint64_t rq_executor_device_ns(const rq_executor *ex)
     return 0;
 }
 
+rq_executor_counts rq_executor_count(const rq_executor *ex)
+{
+    return (rq_executor_counts){0};
+}
+
 /* Nothing here drafts: tests of that take the whole engine (test_draft.c). */
 void rq_executor_follow(rq_executor *ex, bool on)
 {

@@ -1,6 +1,7 @@
 /* Drafts on the whole engine, with the built-in hybrid model: the same bytes as without, whatever the temperature, the
  * depth and who else runs; one pass of the model for everything that is accepted; state that is right afterwards. */
 #include "backends/base/mem.h"
+#include "engine/models/model.h"
 #include "tests/engine/real_bench.h"
 
 #include <setjmp.h>
@@ -139,11 +140,40 @@ static void test_same_bytes(void **state)
     }
 }
 
+/* What of the file's tensors is read by the layers, by what makes logits, by the block behind a step, and by a guess. */
+typedef struct parts {
+    double trunk, head, follow, guess;
+} parts;
+
+static parts parts_of_file(void)
+{
+    static const char *const kept[] = {"nextn.eh_proj.weight", "nextn.enorm.weight", "nextn.hnorm.weight",
+                                       "attn_norm.weight",     "attn_k.weight",      "attn_v.weight",
+                                       "attn_k_norm.weight"};
+    parts p = {0};
+    for (uint64_t i = 0; i < rq_gguf_n_tensors(hybrid->gguf); i++) {
+        const rq_gguf_tensor *t = rq_gguf_tensor_at(hybrid->gguf, i);
+        double bytes = (double)t->nbytes;
+        if (strcmp(t->name, "token_embd.weight") == 0) {
+            p.head = bytes; /* the file has no other output matrix */
+            p.guess += bytes;
+        } else if (strncmp(t->name, "blk.4.", 6) == 0) {
+            p.guess += bytes;
+            for (uint32_t k = 0; k < sizeof kept / sizeof *kept; k++)
+                if (strcmp(t->name + 6, kept[k]) == 0) p.follow += bytes;
+        } else {
+            p.trunk += bytes;
+        }
+    }
+    return p;
+}
+
 /* The model runs once for each step, and a step gives one token more than guesses it accepts: nothing is ever computed
- * twice. */
+ * twice, which the bytes of weights that were read show as well. */
 static void test_one_pass(void **state)
 {
     static reply got;
+    parts p = parts_of_file();
     rq_engine *e = engine_of("mtp", 3, 1, NULL);
     rq_session *s = rb_session(e);
     rq_engine_stats before, after;
@@ -159,6 +189,16 @@ static void test_one_pass(void **state)
     assert_int_equal(after.steps - before.steps, 2 + 79 - got.n_accepted);
     assert_int_equal(after.step_tokens - before.step_tokens,
                      after.prompt_tokens - before.prompt_tokens + 79 - got.n_accepted + got.n_drafted);
+    double checks = 79 - got.n_accepted, read = (double)(after.weight_bytes - before.weight_bytes);
+    double prompt = 2 * (p.trunk + p.follow) + p.head;
+    double want = prompt + checks * (p.trunk + p.head + p.follow) + got.n_drafted * p.guess;
+    print_message(
+        "%.0f kB of weights for each token of the answer, %.0f without drafts; the file lets expect %.0f\n",
+        (read - prompt) / 79e3, (p.trunk + p.head) / 1e3, (want - prompt) / 79e3);
+    /* tables of rotary frequencies are no tensors of the file; a second pass behind one rejected guess of them all
+     * would be more than 0.5 % */
+    assert_true(got.n_drafted > got.n_accepted && p.trunk > 0.005 * want);
+    assert_true(read >= want && read < 1.001 * want);
     rq_session_free(s);
     rq_engine_free(e);
 }
