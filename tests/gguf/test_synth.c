@@ -20,39 +20,52 @@
 
 /* ---- mixtures ------------------------------------------------------------------------------------------ */
 
-/* How many tensors of each type the quantiser of llama.cpp (May 2026, dry run, with an importance matrix)
- * makes of the 8B Llama 3 shape and of the 896 wide Qwen2.5 shape, whose rows are no multiple of 256. */
+/* How many tensors of each type the quantiser of llama.cpp (build 9079 of May 2026, dry run; the first eight with an
+ * importance matrix) makes of the 8B Llama 3 shape, of the 896 wide Qwen2.5 shape, whose rows are no multiple of 256, of
+ * hybrids and of Gemma 4; and where it is given, what it says they take. A published Qwen3.6 27B made by that rule has
+ * 15.401 GiB, too (mradermacher, i1), a published Gemma 4 26B-A4B as many tensors of each type. */
 static const struct {
     const char *preset, *mixture;
     struct {
         rq_type type;
         int n;
     } counts[6];
+    double mib; /* of weights; 0: not compared */
 } dry_runs[] = {
-    {"llama-3.1-8b", "q4_k_m", {{RQ_TYPE_Q4_K, 193}, {RQ_TYPE_Q6_K, 33}}},
+    {"llama-3.1-8b", "q4_k_m", {{RQ_TYPE_Q4_K, 193}, {RQ_TYPE_Q6_K, 33}}, 0},
     {"llama-3.1-8b",
      "q3_k_m",
-     {{RQ_TYPE_Q3_K, 129}, {RQ_TYPE_Q4_K, 92}, {RQ_TYPE_Q5_K, 4}, {RQ_TYPE_Q6_K, 1}}},
-    {"llama-3.1-8b", "iq4_xs", {{RQ_TYPE_IQ4_XS, 193}, {RQ_TYPE_Q5_K, 32}, {RQ_TYPE_Q6_K, 1}}},
+     {{RQ_TYPE_Q3_K, 129}, {RQ_TYPE_Q4_K, 92}, {RQ_TYPE_Q5_K, 4}, {RQ_TYPE_Q6_K, 1}},
+     0},
+    {"llama-3.1-8b", "iq4_xs", {{RQ_TYPE_IQ4_XS, 193}, {RQ_TYPE_Q5_K, 32}, {RQ_TYPE_Q6_K, 1}}, 0},
     {"llama-3.1-8b",
      "iq3_xxs",
-     {{RQ_TYPE_IQ3_XXS, 96},
-      {RQ_TYPE_IQ2_S, 64},
-      {RQ_TYPE_IQ3_S, 33},
-      {RQ_TYPE_Q4_K, 32},
-      {RQ_TYPE_Q5_K, 1}}},
+     {{RQ_TYPE_IQ3_XXS, 96}, {RQ_TYPE_IQ2_S, 64}, {RQ_TYPE_IQ3_S, 33}, {RQ_TYPE_Q4_K, 32}, {RQ_TYPE_Q5_K, 1}},
+     0},
     {"llama-3.1-8b",
      "iq2_m",
-     {{RQ_TYPE_IQ2_S, 156}, {RQ_TYPE_IQ3_S, 37}, {RQ_TYPE_Q4_K, 32}, {RQ_TYPE_Q5_K, 1}}},
+     {{RQ_TYPE_IQ2_S, 156}, {RQ_TYPE_IQ3_S, 37}, {RQ_TYPE_Q4_K, 32}, {RQ_TYPE_Q5_K, 1}},
+     0},
     {"llama-3.1-8b",
      "iq2_xxs",
-     {{RQ_TYPE_IQ2_XXS, 188}, {RQ_TYPE_Q4_K, 32}, {RQ_TYPE_Q2_K, 5}, {RQ_TYPE_Q5_K, 1}}},
+     {{RQ_TYPE_IQ2_XXS, 188}, {RQ_TYPE_Q4_K, 32}, {RQ_TYPE_Q2_K, 5}, {RQ_TYPE_Q5_K, 1}},
+     0},
     {"qwen2.5-0.5b",
      "q4_k_m",
-     {{RQ_TYPE_Q5_0, 132}, {RQ_TYPE_Q8_0, 13}, {RQ_TYPE_Q6_K, 12}, {RQ_TYPE_Q4_K, 12}}},
+     {{RQ_TYPE_Q5_0, 132}, {RQ_TYPE_Q8_0, 13}, {RQ_TYPE_Q6_K, 12}, {RQ_TYPE_Q4_K, 12}},
+     0},
     {"qwen2.5-0.5b",
      "iq4_xs",
-     {{RQ_TYPE_IQ4_NL, 120}, {RQ_TYPE_Q5_1, 24}, {RQ_TYPE_IQ4_XS, 24}, {RQ_TYPE_Q8_0, 1}}},
+     {{RQ_TYPE_IQ4_NL, 120}, {RQ_TYPE_Q5_1, 24}, {RQ_TYPE_IQ4_XS, 24}, {RQ_TYPE_Q8_0, 1}},
+     0},
+    {"qwen3.6-27b", "q4_k_m", {{RQ_TYPE_Q4_K, 433}, {RQ_TYPE_Q6_K, 65}}, 15770.35},
+    {"qwen3.6-35b-a3b", "q4_k_m", {{RQ_TYPE_Q4_K, 371}, {RQ_TYPE_Q6_K, 61}}, 20175.71},
+    {"qwen3.5-397b-a17b", "q4_k_m", {{RQ_TYPE_Q4_K, 556}, {RQ_TYPE_Q6_K, 91}}, 229448.25},
+    {"gemma-4-26b-a4b",
+     "q4_k_m",
+     {{RQ_TYPE_Q4_K, 192}, {RQ_TYPE_Q5_0, 32}, {RQ_TYPE_Q6_K, 14}, {RQ_TYPE_Q8_0, 28}},
+     16002.84},
+    {"gemma-4-31b", "q4_k_m", {{RQ_TYPE_Q4_K, 355}, {RQ_TYPE_Q6_K, 56}}, 17806.27},
 };
 
 static void mixtures_match_dry_runs(void **state)
@@ -65,7 +78,14 @@ static void mixtures_match_dry_runs(void **state)
         assert_true(synth_mixture_find(dry_runs[r].mixture, false, &mixture));
         assert_int_equal(synth_plan_build(synth_preset_find(dry_runs[r].preset), &mixture, &plan, &err),
                          RQ_OK);
-        for (size_t i = 0; i < plan.n; i++) found[plan.tensors[i].type]++;
+        double bytes = 0;
+        for (size_t i = 0; i < plan.n; i++) {
+            const synth_tensor *t = &plan.tensors[i];
+            const rq_type_info *type = rq_type_get(t->type);
+            found[t->type]++;
+            bytes += (double)(t->ne[0] * t->ne[1] * t->ne[2]) / type->block_elems * type->block_bytes;
+        }
+        if (dry_runs[r].mib > 0) assert_true(fabs(bytes / 1048576 - dry_runs[r].mib) < 0.01);
         for (int i = 0; i < 6; i++) expected[dry_runs[r].counts[i].type] += dry_runs[r].counts[i].n;
         expected[RQ_TYPE_F32] = found[RQ_TYPE_F32]; /* norms and biases */
         for (int t = 0; t < RQ_TYPE_LIMIT; t++)

@@ -8,7 +8,8 @@ typedef struct synth_builder {
     const synth_preset *p;
     const synth_mixture *mixture;
     synth_plan plan;
-    uint32_t layer; /* the one that tensors are added to */
+    uint32_t layer;    /* the one that tensors are added to */
+    uint32_t n_values; /* layers with values of their own so far */
     bool failed;
 } synth_builder;
 

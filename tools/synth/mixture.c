@@ -88,7 +88,7 @@ static rq_type embedding_type(const synth_mixture *m)
     }
 }
 
-/* The attention values: the matrix whose errors cost most. */
+/* The attention values, alone or with queries and keys in one matrix: where errors cost most. */
 static rq_type value_type(const synth_mixture *m, const synth_site *s)
 {
     bool grouped = s->n_head / s->n_head_kv >= 4;
@@ -170,20 +170,6 @@ static rq_type query_key_type(const synth_mixture *m, const synth_site *s)
     return m->file_type == 23 ? RQ_TYPE_IQ2_S : m->base;
 }
 
-static rq_type qkv_type(const synth_mixture *m)
-{
-    switch (m->file_type) {
-    case 12:
-        return RQ_TYPE_Q4_K;
-    case 15:
-        return RQ_TYPE_Q5_K;
-    case 17:
-        return RQ_TYPE_Q6_K;
-    default:
-        return m->base;
-    }
-}
-
 /* Rows that are no whole number of blocks get the nearest type with smaller blocks. */
 static rq_type fallback(rq_type type, synth_role role, uint64_t row)
 {
@@ -228,6 +214,7 @@ rq_type synth_mixture_type(const synth_mixture *m, const synth_site *s)
             type = query_key_type(m, s);
             break;
         case SYNTH_ROLE_V:
+        case SYNTH_ROLE_QKV:
             type = value_type(m, s);
             break;
         case SYNTH_ROLE_ATTN_OUTPUT:
@@ -235,9 +222,6 @@ rq_type synth_mixture_type(const synth_mixture *m, const synth_site *s)
             break;
         case SYNTH_ROLE_DOWN:
             type = down_type(m, s);
-            break;
-        case SYNTH_ROLE_QKV:
-            type = qkv_type(m);
             break;
         case SYNTH_ROLE_GATE_UP:
         case SYNTH_ROLE_OTHER:

@@ -26,7 +26,9 @@ typedef enum synth_role {
 
 typedef struct synth_site {
     synth_role role;
-    uint32_t layer, n_layer, n_head, n_head_kv, n_expert;
+    uint32_t layer,
+        n_layer; /* of SYNTH_ROLE_V and SYNTH_ROLE_QKV, counted together: which one, of how many */
+    uint32_t n_head, n_head_kv, n_expert;
     uint64_t row; /* elements of a row: the type must have whole blocks in it */
 } synth_site;
 

@@ -37,16 +37,29 @@ add(synth_builder *b, rq_type type, uint64_t ne0, uint64_t ne1, uint64_t ne2, co
     return t;
 }
 
+/* Layers with values of their own; in Gemma 4's that see everything the keys serve as values. */
+static uint32_t n_values(const synth_preset *p)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < p->n_layer + p->n_mtp; i++)
+        n += p->family != SYNTH_GEMMA4 || !synth_layer_is_full(p, i);
+    return n;
+}
+
 void synth_matrix(synth_builder *b, synth_role role, const char *name, uint64_t n_in, uint64_t n_out,
                   uint64_t n, double gain)
 {
     synth_site site = {.role = role,
                        .layer = b->layer,
-                       .n_layer = b->p->n_layer,
+                       .n_layer = b->p->n_layer + b->p->n_mtp,
                        .n_head = b->p->n_head,
                        .n_head_kv = b->p->n_head_kv,
                        .n_expert = b->p->n_expert,
                        .row = n_in};
+    if (role == SYNTH_ROLE_V || role == SYNTH_ROLE_QKV) {
+        site.layer = b->n_values++;
+        site.n_layer = n_values(b->p);
+    }
     rq_type type = synth_mixture_type(b->mixture, &site);
     bool global = role == SYNTH_ROLE_OUTPUT || role == SYNTH_ROLE_EMBEDDING;
     synth_tensor *t = global ? add(b, type, n_in, n_out, n, "%s.weight", name)
