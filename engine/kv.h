@@ -26,6 +26,9 @@ typedef enum rq_kv_which { RQ_KV_Q, RQ_KV_K, RQ_KV_V } rq_kv_which;
 
 typedef struct rq_kv_captured {
     uint32_t layer;
+    uint32_t
+        kv_layer; /* whose keys and values its queries meet: its own, or those of a layer before it, and then
+                        * there are queries only */
     rq_kv_which which;
     uint32_t session;      /* the session's slot: 0 in an engine of one session */
     uint32_t position, n;  /* tokens at the positions [position, position + n) */
@@ -59,12 +62,18 @@ typedef struct rq_kv_layer {
     float softcap;   /* 0: none */
 } rq_kv_layer;
 
+enum { RQ_KV_NO_LAYER = UINT32_MAX };
+/* Whose keys and values a layer of the trunk attends to: its own, or those of a layer before it. RQ_KV_NO_LAYER for
+ * recurrent ones and beyond the last. */
+uint32_t rq_kv_owner(const rq_model *model, uint32_t layer);
+
 /* Layers are 0 .. rq_model_info.n_layers - 1; RQ_ERR_ARGUMENT beyond, and for those that keep no keys and values of
  * their own (recurrent ones, and those that attend to another layer's). */
 rq_status rq_kv_layer_of(const rq_model *model, uint32_t layer, rq_kv_layer *out, rq_error *err);
 
-/* What the layer's output matrix W makes of errors in the values of a KV head: the sum of W_h^T W_h over the query
- * heads h that read it, out [dim_v][dim_v]. RQ_ERR_ARGUMENT for layers without attention. */
+/* What output matrices W make of errors in the values of a KV head of a layer: the sum of W_h^T W_h over the query
+ * heads h that read it, also those of later layers that attend to this one's; out [dim_v][dim_v]. The weight of a norm
+ * right behind W counts, a gate before it does not. RQ_ERR_ARGUMENT for layers that keep no values. */
 rq_status rq_kv_value_weight(const rq_model *model, uint32_t layer, uint32_t head, double *out,
                              rq_error *err);
 
@@ -72,7 +81,10 @@ rq_status rq_kv_value_weight(const rq_model *model, uint32_t layer, uint32_t hea
 
 /* Vectors and matrices of one layer; NULL where there are none. Owned by the profile. */
 typedef struct rq_kv_layer_profile {
-    uint32_t n_heads, dim_k, dim_v;    /* KV heads */
+    uint32_t n_heads, dim_k, dim_v; /* KV heads; 0 for layers that keep no keys and values of their own */
+    uint32_t n_rot; /* elements of a key in rotary pairs: (i, i + n_rot / 2), else (2 i, 2 i + 1); */
+    uint32_t
+        n_turned; /* how many of these pairs, the first ones, are turned at all: both elements have one scale */
     float *mean_k, *lambda_k, *mean_v; /* [n_heads][dim] */
     float *so8_k, *so8_v; /* [n_heads][dim / 8][8][8], row = output element: rotations of "so8" formats */
     float *klt_k, *klt_v; /* [n_heads][dim][dim], row = direction, the most important first: bases of "klt" */
@@ -88,8 +100,7 @@ void rq_kv_identify(const rq_model *model, rq_kv_identity *out);
 typedef struct rq_kv_profile {
     rq_kv_identity identity;
     uint32_t n_positions; /* calibrated length: means of keys hold for positions below it */
-    uint32_t n_rot;       /* elements of a head that the rotary embedding turns, in pairs: */
-    bool rot_halves;      /* (i, i + n_rot / 2), else (2 i, 2 i + 1) */
+    bool rot_halves;      /* rotary pairs are (i, i + n_rot / 2) */
     uint32_t n_layers;
     rq_kv_layer_profile *layers;
     char note[256]; /* what it was made from, for people */
@@ -106,10 +117,10 @@ typedef enum rq_kv_part {
     RQ_KV_KLT_V
 } rq_kv_part;
 
-/* A profile of this model without any vectors. Free with rq_kv_profile_free. */
+/* A profile of this model without any vectors; of its trunk: the block that drafts goes without. Free with rq_kv_profile_free. */
 rq_status rq_kv_profile_new(const rq_model *model, uint32_t n_positions, rq_kv_profile **out, rq_error *err);
 /* Makes room for a part of a layer and returns it: means 0, lambda 1, matrices the identity. NULL when memory runs
- * out, when the layer does not exist, or for matrices of heads that are no multiple of 8. Again: the same room. */
+ * out, when the layer does not exist or keeps nothing, or for matrices its heads cannot have. Again: the same room. */
 float *rq_kv_profile_add(rq_kv_profile *profile, uint32_t layer, rq_kv_part part);
 void rq_kv_profile_free(rq_kv_profile *profile);
 

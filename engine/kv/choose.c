@@ -129,10 +129,6 @@ static rq_status choose_windows(rq_kv_plan *plan, const rq_model *m, const rq_en
                            names[i]);
         rq_status status = choose_side(sides[i], names[i], i ? window->dim_v : window->dim_k, i != 0, p, err);
         if (status != RQ_OK) return status;
-        if (sides[i]->format.klt)
-            return rq_fail(err, RQ_ERR_UNSUPPORTED,
-                           "layers that see a window cannot be kept as %s: a profile has no basis for them",
-                           sides[i]->name);
     }
     return RQ_OK;
 }
@@ -216,7 +212,8 @@ static rq_status find_profile(rq_kv_plan *plan, const rq_model *m, const rq_engi
 {
     const char *name = p->kv_profile;
     if (name != NULL && strcmp(name, "none") == 0) return RQ_OK;
-    if (!rq_kv_side_takes_profile(&plan->k) && !rq_kv_side_takes_profile(&plan->v)) {
+    if (!rq_kv_side_takes_profile(&plan->k) && !rq_kv_side_takes_profile(&plan->v) &&
+        !rq_kv_side_takes_profile(&plan->window_k) && !rq_kv_side_takes_profile(&plan->window_v)) {
         if (name != NULL)
             rq_say(p, "cache profile: %.300s is not used, because neither keys nor values are compressed",
                    name);

@@ -25,6 +25,7 @@ static uint64_t hash_model(const rq_model *m)
         const rq_layer *l = &m->layers[i];
         const uint32_t heads[] = {l->n_head, l->n_head_kv, l->n_ff};
         h = XXH3_64bits_withSeed(heads, sizeof heads, h);
+        if (l->kv_layer != i) h = XXH3_64bits_withSeed(&l->kv_layer, sizeof l->kv_layer, h);
         if (l->window == 0) continue;
         const uint32_t window[] = {l->window, l->dim_k, l->dim_v};
         h = XXH3_64bits_withSeed(window, sizeof window, h);
@@ -61,6 +62,12 @@ void rq_kv_identify(const rq_model *model, rq_kv_identity *out)
     *out = (rq_kv_identity){.model = hash_model(model), .rope = hash_rope(model)};
 }
 
+uint32_t rq_kv_owner(const rq_model *m, uint32_t layer)
+{
+    bool attends = layer < m->hp.n_layers && m->layers[layer].mixer == RQ_MIXER_ATTENTION;
+    return attends ? m->layers[layer].kv_layer : RQ_KV_NO_LAYER;
+}
+
 rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq_error *err)
 {
     if (layer >= m->hp.n_layers)
@@ -83,26 +90,48 @@ rq_status rq_kv_layer_of(const rq_model *m, uint32_t layer, rq_kv_layer *out, rq
     return RQ_OK;
 }
 
-rq_status rq_kv_value_weight(const rq_model *m, uint32_t layer, uint32_t head, double *out, rq_error *err)
+/* Adds W_h^T W_h of one layer's query heads that read this KV head to out [d][d], up to the diagonal; `row` has room for
+ * a row of W. */
+static void add_value_weight(const rq_model *m, const rq_layer *l, uint32_t head, float *row, double *out)
 {
-    const rq_layer *l = layer < m->hp.n_layers ? &m->layers[layer] : NULL;
-    if (l == NULL || l->mixer != RQ_MIXER_ATTENTION || head >= l->n_head_kv)
-        return rq_fail(err, RQ_ERR_ARGUMENT, "layer %u has no key/value head %u", layer, head);
     const rq_weight *w = &m->weights[l->t[RQ_ROLE_ATTN_OUTPUT].weight];
     const rq_type_info *type = rq_type_get((uint32_t)w->type);
     uint32_t d = l->dim_v, group = l->n_head / l->n_head_kv, n = w->ne[0];
     uint64_t row_bytes = (uint64_t)n / type->block_elems * type->block_bytes;
-    float *row = rq_calloc(n, sizeof *row);
-    if (row == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a row of weights");
-    memset(out, 0, (size_t)d * d * sizeof *out);
+    rq_tensor_ref norm = m->family->gemma ? l->t[RQ_ROLE_POST_ATTENTION_NORM] : RQ_NO_TENSOR;
+    const float *after = norm.weight != RQ_NO_WEIGHT && m->weights[norm.weight].type == RQ_TYPE_F32
+                             ? m->weights[norm.weight].host
+                             : NULL;
     for (uint32_t r = 0; r < w->ne[1]; r++) {
         type->dequantize((const uint8_t *)w->host + r * row_bytes, row, n);
+        double square = after ? (double)after[r] * (double)after[r] : 1;
         for (uint32_t q = head * group; q < (head + 1) * group; q++) {
             const float *x = row + (size_t)q * d;
             for (uint32_t i = 0; i < d; i++)
-                for (uint32_t j = 0; j < d; j++) out[(size_t)i * d + j] += (double)x[i] * (double)x[j];
+                for (uint32_t j = 0; j <= i; j++)
+                    out[(size_t)i * d + j] += square * (double)x[i] * (double)x[j];
         }
     }
+}
+
+rq_status rq_kv_value_weight(const rq_model *m, uint32_t layer, uint32_t head, double *out, rq_error *err)
+{
+    const rq_layer *l = rq_kv_owner(m, layer) == layer ? &m->layers[layer] : NULL;
+    if (l == NULL || head >= l->n_head_kv)
+        return rq_fail(err, RQ_ERR_ARGUMENT, "layer %u has no key/value head %u", layer, head);
+    uint32_t widest = 0;
+    for (uint32_t i = layer; i < m->hp.n_layers; i++) {
+        if (rq_kv_owner(m, i) != layer) continue;
+        uint32_t n = m->weights[m->layers[i].t[RQ_ROLE_ATTN_OUTPUT].weight].ne[0];
+        if (n > widest) widest = n;
+    }
+    float *row = rq_calloc(widest, sizeof *row);
+    if (row == NULL) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a row of weights");
+    memset(out, 0, (size_t)l->dim_v * l->dim_v * sizeof *out);
+    for (uint32_t i = layer; i < m->hp.n_layers; i++)
+        if (rq_kv_owner(m, i) == layer) add_value_weight(m, &m->layers[i], head, row, out);
+    for (uint32_t i = 0; i < l->dim_v; i++)
+        for (uint32_t j = 0; j < i; j++) out[(size_t)j * l->dim_v + i] = out[(size_t)i * l->dim_v + j];
     rq_free(row);
     return RQ_OK;
 }

@@ -119,11 +119,13 @@ static rq_status use_klt(rq_kv_plan *plan, rq_pass_side *out, const rq_kv_side *
                          uint64_t seed, const char *name, uint32_t dim, uint32_t n_heads, rq_error *err)
 {
     if (!side->format.klt) return RQ_OK;
+    bool window = side == &plan->window_k || side == &plan->window_v;
     if (basis == NULL)
         return rq_fail(
             err, RQ_ERR_ARGUMENT,
-            "the cache format %s needs a basis, and %.300s has none: rqvk-kv calibrate --klt makes one",
-            side->name, plan->profile_path);
+            "the cache format %s needs a basis, and %.300s has none%s: rqvk-kv calibrate --klt%s makes one",
+            side->name, plan->profile_path, window ? " for layers that see a window" : "",
+            window ? " --swa" : "");
     size_t n = (size_t)dim * dim;
     float *forward = own_floats(plan, n * n_heads), *dual = own_floats(plan, n * n_heads);
     if (forward == NULL || dual == NULL)
@@ -149,31 +151,29 @@ static rq_status plan_layer(rq_kv_plan *plan, const rq_model *m, uint32_t i, rq_
     const rq_cache_group *group = &plan->groups[m->layers[i].group];
     out->encode = rq_group_is_coded(group);
     if (!out->encode) return RQ_OK;
-    bool window = group->window != 0;
-    use_rotation(&out->k, window ? &plan->window_k : &plan->k);
-    use_rotation(&out->v, window ? &plan->window_v : &plan->v);
-    if (window) return RQ_OK; /* profiles are for layers whose cache grows */
+    const rq_kv_side *k = group->window != 0 ? &plan->window_k : &plan->k;
+    const rq_kv_side *v = group->window != 0 ? &plan->window_v : &plan->v;
+    use_rotation(&out->k, k);
+    use_rotation(&out->v, v);
     if (plan->profile == NULL || m->layers[i].mtp) return RQ_OK; /* nothing was measured of an MTP block */
     const rq_kv_layer_profile *l = &plan->profile->layers[i];
     rq_status status = RQ_OK;
-    if (rq_kv_side_takes_profile(&plan->k)) {
+    if (rq_kv_side_takes_profile(k)) {
         if (l->mean_k)
             status = add_weight(plan, "kv.mean_k", l->mean_k, l->dim_k, l->n_heads, &out->k.mean, err);
-        if (status == RQ_OK && l->lambda_k && !plan->k.format.klt) status = use_lambda(plan, &out->k, l, err);
+        if (status == RQ_OK && l->lambda_k && !k->format.klt) status = use_lambda(plan, &out->k, l, err);
         if (status == RQ_OK)
-            status =
-                use_klt(plan, &out->k, &plan->k, l->klt_k, SEED_K, "kv.klt_k", l->dim_k, l->n_heads, err);
+            status = use_klt(plan, &out->k, k, l->klt_k, SEED_K, "kv.klt_k", l->dim_k, l->n_heads, err);
         if (status == RQ_OK)
-            status = use_so8(plan, &out->k, &plan->k, l->so8_k, "kv.so8_k", l->dim_k, l->n_heads, err);
+            status = use_so8(plan, &out->k, k, l->so8_k, "kv.so8_k", l->dim_k, l->n_heads, err);
     }
-    if (status == RQ_OK && rq_kv_side_takes_profile(&plan->v)) {
+    if (status == RQ_OK && rq_kv_side_takes_profile(v)) {
         if (l->mean_v)
             status = add_weight(plan, "kv.mean_v", l->mean_v, l->dim_v, l->n_heads, &out->v.mean, err);
         if (status == RQ_OK)
-            status =
-                use_klt(plan, &out->v, &plan->v, l->klt_v, SEED_V, "kv.klt_v", l->dim_v, l->n_heads, err);
+            status = use_klt(plan, &out->v, v, l->klt_v, SEED_V, "kv.klt_v", l->dim_v, l->n_heads, err);
         if (status == RQ_OK)
-            status = use_so8(plan, &out->v, &plan->v, l->so8_v, "kv.so8_v", l->dim_v, l->n_heads, err);
+            status = use_so8(plan, &out->v, v, l->so8_v, "kv.so8_v", l->dim_v, l->n_heads, err);
     }
     return status;
 }
@@ -207,11 +207,11 @@ static rq_status plan_capture(rq_kv_plan *plan, const rq_model *m, const rq_engi
     uint64_t at = 0;
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         rq_pass_layer *l = &plan->layers[i];
-        l->capture =
-            is_captured(plan, i) && m->layers[i].mixer == RQ_MIXER_ATTENTION && m->layers[i].kv_layer == i;
+        l->capture = is_captured(plan, i) && m->layers[i].mixer == RQ_MIXER_ATTENTION;
         if (!l->capture) continue;
         l->q_at = at;
-        l->k_at = l->q_at + (uint64_t)m->layers[i].dim_k * m->layers[i].n_head;
+        l->k_at = l->v_at = at = l->q_at + (uint64_t)m->layers[i].dim_k * m->layers[i].n_head;
+        if (m->layers[i].kv_layer != i) continue; /* its keys and values are another's */
         l->v_at = l->k_at + (uint64_t)m->layers[i].dim_k * m->layers[i].n_head_kv;
         at = l->v_at + (uint64_t)m->layers[i].dim_v * m->layers[i].n_head_kv;
     }
@@ -229,6 +229,7 @@ static rq_status hand_out(const rq_kv_plan *plan, uint32_t layer, rq_kv_which wh
     const rq_model *m = plan->pass.model;
     const rq_layer *l = &m->layers[layer];
     rq_kv_captured c = {.layer = layer,
+                        .kv_layer = l->kv_layer,
                         .which = which,
                         .n_heads = which == RQ_KV_Q ? l->n_head : l->n_head_kv,
                         .dim = which == RQ_KV_V ? l->dim_v : l->dim_k};
@@ -258,6 +259,7 @@ rq_status rq_kv_plan_capture(rq_kv_plan *plan, rq_executor *executor, rq_error *
         const rq_pass_layer *l = &plan->layers[i];
         if (!l->capture) continue;
         status = hand_out(plan, i, RQ_KV_Q, rows + l->q_at * n_rows, step, err);
+        if (plan->pass.model->layers[i].kv_layer != i) continue;
         if (status == RQ_OK) status = hand_out(plan, i, RQ_KV_K, rows + l->k_at * n_rows, step, err);
         if (status == RQ_OK) status = hand_out(plan, i, RQ_KV_V, rows + l->v_at * n_rows, step, err);
     }
@@ -288,13 +290,33 @@ static rq_status settle_profile(rq_kv_plan *plan, const rq_model *m, const rq_en
 
 static rq_status check_klt(const rq_kv_plan *plan, const rq_model *m, rq_error *err)
 {
-    const rq_kv_side *side = plan->k.format.klt ? &plan->k : &plan->v;
-    if (!side->format.klt || plan->profile != NULL) return RQ_OK;
+    const rq_kv_side *const sides[] = {&plan->k, &plan->v, &plan->window_k, &plan->window_v}, *side = NULL;
+    for (size_t i = 0; i < sizeof sides / sizeof *sides && side == NULL; i++)
+        if (sides[i]->format.klt) side = sides[i];
+    if (side == NULL || plan->profile != NULL) return RQ_OK;
     return rq_fail(
         err, RQ_ERR_ARGUMENT,
         "the cache format %s needs a profile of %.200s that reaches this context: make one with rqvk-kv "
         "calibrate --klt, or name another format",
         side->name, m->path);
+}
+
+/* What is coded and a profile in use says nothing about. */
+static void say_what_goes_without(const rq_kv_plan *plan, const rq_model *m, const rq_engine_params *p)
+{
+    if (plan->profile == NULL) return;
+    if (plan->n_groups > m->n_groups && rq_group_is_coded(&plan->groups[m->n_groups]))
+        rq_say(p, "cache profile: the block that drafts goes without it");
+    for (uint32_t i = 0; i < m->hp.n_layers; i++) {
+        const rq_layer *l = &m->layers[i];
+        if (l->mixer != RQ_MIXER_ATTENTION || l->kv_layer != i || !rq_group_is_coded(&plan->groups[l->group]))
+            continue;
+        const rq_kv_layer_profile *own = &plan->profile->layers[i];
+        if (own->mean_k != NULL || own->lambda_k != NULL || own->mean_v != NULL) continue;
+        rq_say(p, "cache profile: it says nothing about layer %u%s", i,
+               l->window != 0 ? ", which sees a window (rqvk-kv calibrate --swa)" : "");
+        return;
+    }
 }
 
 static uint64_t hash_plan(const rq_kv_plan *plan)
@@ -320,6 +342,7 @@ rq_status rq_kv_plan_finish(rq_kv_plan *plan, const rq_model *m, const rq_engine
     rq_status status = settle_profile(plan, m, p, n_ctx, err);
     if (status == RQ_OK) status = check_klt(plan, m, err);
     if (status != RQ_OK) return status;
+    say_what_goes_without(plan, m, p);
     plan->cache_seed = hash_plan(plan);
     uint32_t n_layers = m->hp.n_layers + (plan->n_groups > m->n_groups);
     plan->layers = rq_calloc(n_layers, sizeof *plan->layers);

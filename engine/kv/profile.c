@@ -1,11 +1,18 @@
 /* profile.c - vectors and rotations of a model's cache: making, checking, matching with a model. */
 #include "engine/kv/profile.h"
 #include "backends/base/mem.h"
+#include "backends/formats/kv_codec.h"
 #include "engine/kv.h"
 #include "engine/models/model.h"
 
 #include <math.h>
 #include <string.h>
+
+/* Matrices of whole heads are for formats with codes, which have a largest head. */
+static size_t basis_floats(size_t heads, uint32_t dim)
+{
+    return dim > RQ_KV_MAX_DIM ? 0 : heads * dim * dim;
+}
 
 size_t rq_kv_part_floats(const rq_kv_layer_profile *l, rq_kv_part part)
 {
@@ -21,9 +28,9 @@ size_t rq_kv_part_floats(const rq_kv_layer_profile *l, rq_kv_part part)
     case RQ_KV_SO8_V:
         return l->dim_v % 8 ? 0 : heads * l->dim_v * 8;
     case RQ_KV_KLT_K:
-        return heads * l->dim_k * l->dim_k;
+        return basis_floats(heads, l->dim_k);
     case RQ_KV_KLT_V:
-        return heads * l->dim_v * l->dim_v;
+        return basis_floats(heads, l->dim_v);
     }
     return 0;
 }
@@ -49,6 +56,12 @@ float **rq_kv_part_slot(rq_kv_layer_profile *l, rq_kv_part part)
     return NULL;
 }
 
+bool rq_kv_shape_exists(const rq_kv_layer_profile *l)
+{
+    return l->n_heads <= 4096 && l->dim_k <= 1024 && l->dim_v <= 1024 && l->n_rot % 2 == 0 &&
+           l->n_rot <= l->dim_k && l->n_turned <= l->n_rot / 2;
+}
+
 rq_kv_profile *rq_kv_profile_make(uint32_t n_layers)
 {
     rq_kv_profile *p = rq_calloc(1, sizeof *p);
@@ -62,6 +75,28 @@ rq_kv_profile *rq_kv_profile_make(uint32_t n_layers)
     return p;
 }
 
+/* The pairs of a layer's rotary embedding that turn within any context: Gemma 4 divides the frequencies of the others
+ * by 1e30 (rope.c), the slowest of a model that means them has some 1e-18 radians per position. */
+static uint32_t turned_pairs(const rq_model *m, const rq_layer *l)
+{
+    const float *radians = m->weights[l->inv_freq].host;
+    uint32_t n = l->n_rot / 2;
+    while (n > 0 && !(radians[n - 1] >= 1e-20f)) n--;
+    return n;
+}
+
+/* What a profile of this model says about layer i before it has any parts. */
+static rq_kv_layer_profile shape_of(const rq_model *m, uint32_t i)
+{
+    const rq_layer *l = &m->layers[i];
+    if (l->mixer != RQ_MIXER_ATTENTION || l->kv_layer != i) return (rq_kv_layer_profile){0};
+    return (rq_kv_layer_profile){.n_heads = l->n_head_kv,
+                                 .dim_k = l->dim_k,
+                                 .dim_v = l->dim_v,
+                                 .n_rot = l->n_rot,
+                                 .n_turned = turned_pairs(m, l)};
+}
+
 rq_status rq_kv_profile_new(const rq_model *m, uint32_t n_positions, rq_kv_profile **out, rq_error *err)
 {
     rq_kv_profile *p = rq_kv_profile_make(m->hp.n_layers);
@@ -69,11 +104,8 @@ rq_status rq_kv_profile_new(const rq_model *m, uint32_t n_positions, rq_kv_profi
         return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a cache profile of %u layers", m->hp.n_layers);
     rq_kv_identify(m, &p->identity);
     p->n_positions = n_positions;
-    p->n_rot = m->hp.n_rot;
     p->rot_halves = m->family->pairing == RQ_ROPE_NEOX;
-    for (uint32_t i = 0; i < p->n_layers; i++)
-        p->layers[i] = (rq_kv_layer_profile){
-            .n_heads = m->layers[i].n_head_kv, .dim_k = m->layers[i].dim_k, .dim_v = m->layers[i].dim_v};
+    for (uint32_t i = 0; i < p->n_layers; i++) p->layers[i] = shape_of(m, i);
     *out = p;
     return RQ_OK;
 }
@@ -117,12 +149,11 @@ static bool all_within(const float *x, size_t n, float low, float high)
     return true;
 }
 
-static bool pairs_equal(const rq_kv_profile *p, const float *x, size_t n, uint32_t dim)
+static bool pairs_equal(const rq_kv_layer_profile *l, bool halves, const float *x)
 {
-    uint32_t half = (p->n_rot < dim ? p->n_rot : dim) / 2;
-    for (size_t head = 0; head < n; head += dim)
-        for (uint32_t i = 0; i < half; i++) {
-            size_t a = head + (p->rot_halves ? i : 2 * i), b = head + (p->rot_halves ? i + half : 2 * i + 1);
+    for (size_t head = 0; head < (size_t)l->n_heads * l->dim_k; head += l->dim_k)
+        for (uint32_t i = 0; i < l->n_turned; i++) {
+            size_t a = head + (halves ? i : 2 * i), b = head + (halves ? i + l->n_rot / 2 : 2 * i + 1);
             if (x[a] != x[b]) return false;
         }
     return true;
@@ -164,7 +195,7 @@ static rq_status check_part(const rq_kv_profile *p, uint32_t layer, rq_kv_part p
     if (!all_within(x, n, 1.0f / 16, 16.0f))
         return rq_fail(err, RQ_ERR_FORMAT, "cache profile, layer %u: a scale is not between 1/16 and 16",
                        layer);
-    if (!pairs_equal(p, x, n, l->dim_k))
+    if (!pairs_equal(l, p->rot_halves, x))
         return rq_fail(err, RQ_ERR_FORMAT,
                        "cache profile, layer %u: the two elements of a rotary pair are scaled differently",
                        layer);
@@ -176,15 +207,13 @@ rq_status rq_kv_profile_check(const rq_kv_profile *p, rq_error *err)
     if (p->n_layers == 0 || p->n_layers > RQ_MAX_LAYERS)
         return rq_fail(err, RQ_ERR_FORMAT, "a cache profile has 1 to %d layers, not %u", RQ_MAX_LAYERS,
                        p->n_layers);
-    uint32_t widest = 0; /* layers with a window may have smaller heads, all of which is turned */
-    for (uint32_t i = 0; i < p->n_layers; i++)
-        if (p->layers[i].dim_k > widest) widest = p->layers[i].dim_k;
     for (uint32_t i = 0; i < p->n_layers; i++) {
         const rq_kv_layer_profile *l = &p->layers[i];
-        if (l->n_heads > 4096 || l->dim_k > 1024 || l->dim_v > 1024 || p->n_rot % 2 || p->n_rot > widest)
+        if (!rq_kv_shape_exists(l))
             return rq_fail(err, RQ_ERR_FORMAT,
-                           "cache profile, layer %u: %u heads of %u and %u elements do not exist", i,
-                           l->n_heads, l->dim_k, l->dim_v);
+                           "cache profile, layer %u: %u heads of %u and %u elements, %u of them in %u turned "
+                           "pairs, do not exist",
+                           i, l->n_heads, l->dim_k, l->dim_v, l->n_rot, l->n_turned);
         for (int part = 0; part < RQ_KV_PARTS; part++) {
             rq_status status = check_part(p, i, part, err);
             if (status != RQ_OK) return status;
@@ -203,11 +232,14 @@ rq_status rq_kv_profile_fits(const rq_kv_profile *p, const rq_model *m, uint32_t
     if (own.rope != p->identity.rope)
         return rq_fail(err, RQ_ERR_ARGUMENT,
                        "the cache profile was made with other rotary settings than those of %.200s", m->path);
-    bool same = p->n_layers == m->hp.n_layers && p->n_rot == m->hp.n_rot &&
-                p->rot_halves == (m->family->pairing == RQ_ROPE_NEOX);
-    for (uint32_t i = 0; same && i < p->n_layers; i++)
-        same = p->layers[i].n_heads == m->layers[i].n_head_kv && p->layers[i].dim_k == m->layers[i].dim_k &&
-               p->layers[i].dim_v == m->layers[i].dim_v;
+    bool same = p->n_layers == m->hp.n_layers && p->rot_halves == (m->family->pairing == RQ_ROPE_NEOX);
+    for (uint32_t i = 0; same && i < p->n_layers; i++) {
+        rq_kv_layer_profile own_shape = shape_of(m, i);
+        const rq_kv_layer_profile *l = &p->layers[i];
+        same = l->n_heads == own_shape.n_heads && l->dim_k == own_shape.dim_k &&
+               l->dim_v == own_shape.dim_v && l->n_rot == own_shape.n_rot &&
+               l->n_turned == own_shape.n_turned;
+    }
     if (!same)
         return rq_fail(err, RQ_ERR_ARGUMENT,
                        "the cache profile has other layers, heads or rotary pairs than %.200s", m->path);

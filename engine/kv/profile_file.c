@@ -1,10 +1,14 @@
 /* profile_file.c - profiles as files. Little-endian, without gaps:
  *
- *     "RQKVPROF", u32 version (1), u32 layers, u64 model, u64 rope, u32 positions, u32 n_rot, u32 flags (1: pairs
+ *     "RQKVPROF", u32 version (2), u32 layers, u64 model, u64 rope, u32 positions, u32 0, u32 flags (1: pairs
  *     are halves), u32 bytes of the note, the note
- *     per layer: u32 KV heads, u32 dim_k, u32 dim_v, u32 parts (bit i: rq_kv_part i), f32 each part in order
+ *     per layer: u32 KV heads, u32 dim_k, u32 dim_v, u32 n_rot, u32 n_turned, u32 parts (bit i: rq_kv_part i), f32
+ *     each part in order
  *     u64 XXH3 of all bytes before
- */
+ *
+ * Version 1, which is read too, knew models of equal layers: n_rot is where version 2 has the 0, and layers have
+ * neither n_rot nor n_turned. No part of a layer is larger than the rest of the file, so that reading allocates no
+ * more than the file has. */
 #include "backends/base/buf.h"
 #include "backends/base/file.h"
 #include "backends/base/mem.h"
@@ -17,7 +21,7 @@
 #include <xxhash.h>
 
 static const char MAGIC[8] = {'R', 'Q', 'K', 'V', 'P', 'R', 'O', 'F'};
-enum { VERSION = 1, FLAG_HALVES = 1 };
+enum { VERSION = 2, OLDEST_VERSION = 1, FLAG_HALVES = 1 };
 
 /* ---- writing ------------------------------------------------------------------------------------------- */
 
@@ -40,7 +44,7 @@ static void put_profile(rq_buf *b, const rq_kv_profile *p)
     put_u64(b, p->identity.model);
     put_u64(b, p->identity.rope);
     put_u32(b, p->n_positions);
-    put_u32(b, p->n_rot);
+    put_u32(b, 0);
     put_u32(b, p->rot_halves ? FLAG_HALVES : 0);
     put_u32(b, (uint32_t)note);
     rq_buf_append(b, p->note, note);
@@ -52,6 +56,8 @@ static void put_profile(rq_buf *b, const rq_kv_profile *p)
         put_u32(b, l->n_heads);
         put_u32(b, l->dim_k);
         put_u32(b, l->dim_v);
+        put_u32(b, l->n_rot);
+        put_u32(b, l->n_turned);
         put_u32(b, parts);
         for (int part = 0; part < RQ_KV_PARTS; part++)
             if (parts >> part & 1)
@@ -77,7 +83,8 @@ rq_status rq_kv_profile_write(const rq_kv_profile *p, const char *path, rq_error
 typedef struct reader {
     const uint8_t *data;
     size_t n, at;
-    bool failed; /* something was past the end; what was read since is 0 */
+    uint32_t version, n_rot; /* n_rot: version 1's, of all layers */
+    bool failed;             /* something was past the end; what was read since is 0 */
 } reader;
 
 static void take(reader *r, void *out, size_t n)
@@ -113,12 +120,16 @@ static rq_status cut_off(const char *label, rq_error *err)
 static rq_status take_layer(reader *r, rq_kv_profile *p, uint32_t i, const char *label, rq_error *err)
 {
     rq_kv_layer_profile *l = &p->layers[i];
-    uint32_t heads = take_u32(r), dim_k = take_u32(r), dim_v = take_u32(r), parts = take_u32(r);
+    l->n_heads = take_u32(r);
+    l->dim_k = take_u32(r);
+    l->dim_v = take_u32(r);
+    l->n_rot = r->version == 1 ? r->n_rot : take_u32(r);
+    l->n_turned = r->version == 1 ? l->n_rot / 2 : take_u32(r);
+    uint32_t parts = take_u32(r);
     if (r->failed) return cut_off(label, err);
-    if (heads > 4096 || dim_k > 1024 || dim_v > 1024 || parts >> RQ_KV_PARTS)
+    if (!rq_kv_shape_exists(l) || parts >> RQ_KV_PARTS)
         return rq_fail(err, RQ_ERR_FORMAT,
                        "%s: layer %u of the cache profile has a shape that does not exist", label, i);
-    *l = (rq_kv_layer_profile){.n_heads = heads, .dim_k = dim_k, .dim_v = dim_v};
     for (int part = 0; part < RQ_KV_PARTS; part++) {
         if (!(parts >> part & 1)) continue;
         size_t n = rq_kv_part_floats(l, part);
@@ -140,10 +151,11 @@ static rq_status take_profile(reader *r, const char *label, rq_kv_profile **out,
     if (r->failed || memcmp(magic, MAGIC, sizeof MAGIC) != 0)
         return rq_fail(err, RQ_ERR_FORMAT, "%s: not a cache profile", label);
     uint32_t version = take_u32(r), n_layers = take_u32(r);
-    if (!r->failed && version != VERSION)
+    if (!r->failed && (version < OLDEST_VERSION || version > VERSION))
         return rq_fail(err, RQ_ERR_UNSUPPORTED,
-                       "%s: a cache profile of version %u, this build reads version %d", label, version,
-                       VERSION);
+                       "%s: a cache profile of version %u, this build reads versions %d to %d", label,
+                       version, OLDEST_VERSION, VERSION);
+    r->version = version;
     uint64_t sum;
     if (r->failed || r->n < 8) return cut_off(label, err);
     memcpy(&sum, r->data + r->n - 8, 8);
@@ -161,11 +173,11 @@ static rq_status take_profile(reader *r, const char *label, rq_kv_profile **out,
     p->identity.model = take_u64(r);
     p->identity.rope = take_u64(r);
     p->n_positions = take_u32(r);
-    p->n_rot = take_u32(r);
+    r->n_rot = take_u32(r);
     uint32_t flags = take_u32(r), note = take_u32(r);
     p->rot_halves = flags & FLAG_HALVES;
     if (r->failed) return cut_off(label, err);
-    if (flags & ~(uint32_t)FLAG_HALVES || note >= sizeof p->note)
+    if (flags & ~(uint32_t)FLAG_HALVES || note >= sizeof p->note || (version > 1 && r->n_rot != 0))
         return rq_fail(err, RQ_ERR_FORMAT, "%s: the head of the cache profile makes no sense", label);
     take(r, p->note, note);
     for (uint32_t i = 0; i < n_layers && status == RQ_OK; i++) status = take_layer(r, p, i, label, err);

@@ -79,8 +79,8 @@ static rq_ref cached_attention(const rq_pass *p, rq_tape *t, const rq_layer *l, 
     rq_ref cache = rq_tape_cache(t, l->group, l->group_layer);
     if (own && own->capture) {
         capture(p, t, q, l->dim_k * l->n_head, own->q_at);
-        capture(p, t, k, l->dim_k * l->n_head_kv, own->k_at);
-        capture(p, t, v, l->dim_v * l->n_head_kv, own->v_at);
+        if (k) capture(p, t, k, l->dim_k * l->n_head_kv, own->k_at);
+        if (v) capture(p, t, v, l->dim_v * l->n_head_kv, own->v_at);
     }
     if (own && !is_plain(&own->k)) {
         q = forward(p, t, &own->k, own->k.dual, q, RQ_NO_WEIGHT, own->k.lambda_inverse);

@@ -92,10 +92,10 @@ static void test_profile_round_trip(void **state)
     assert_int_equal(rq_kv_profile_fits(q, model, 4096, &err), RQ_OK);
     assert_int_equal(rq_kv_profile_fits(q, model, 4097, &err), RQ_ERR_ARGUMENT);
     assert_non_null(strstr(err.text, "4097"));
-    q->n_rot = 0; /* scales could differ inside a pair and nobody would see it */
+    q->layers[1].n_turned = 0; /* scales could differ inside a pair and nobody would see it */
     assert_int_equal(rq_kv_profile_fits(q, model, 64, &err), RQ_ERR_ARGUMENT);
     assert_non_null(strstr(err.text, "rotary pairs"));
-    q->n_rot = p->n_rot;
+    q->layers[1].n_turned = p->layers[1].n_turned;
     q->identity.rope++;
     assert_int_equal(rq_kv_profile_fits(q, model, 64, &err), RQ_ERR_ARGUMENT);
     assert_non_null(strstr(err.text, "rotary"));
@@ -145,7 +145,7 @@ static void test_profile_values(void **state)
     refuse_profile(p, "layer 1: a scale");
     p->layers[1].lambda_k[3] = 2.5f; /* its partner is half the rotary elements away in this family */
     refuse_profile(p, "pair");
-    p->layers[1].lambda_k[3 + p->n_rot / 2] = 2.5f;
+    p->layers[1].lambda_k[3 + p->layers[1].n_rot / 2] = 2.5f;
     p->layers[1].so8_v[0] = 0.7f;
     refuse_profile(p, "orthogonal");
     p->layers[1].so8_v[0] = 0.6f;
@@ -172,9 +172,9 @@ static void test_profile_damage(void **state)
         assert_int_not_equal(rq_kv_profile_parse(bytes, n, "x", &q, &err), RQ_OK);
         bytes[at] ^= 0x20;
     }
-    bytes[8] = 2;
+    bytes[8] = 3;
     assert_int_equal(rq_kv_profile_parse(bytes, n, "x", &q, &err), RQ_ERR_UNSUPPORTED);
-    assert_non_null(strstr(err.text, "version 2"));
+    assert_non_null(strstr(err.text, "version 3"));
     assert_int_equal(rq_kv_profile_read("/nonexistent.kvprofile", &q, &err), RQ_ERR_IO);
     free(bytes);
     rq_kv_profile_free(p);

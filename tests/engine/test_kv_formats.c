@@ -247,7 +247,7 @@ static void write_profile(const rq_model *model, bool means, bool scales, bool m
         if (scales) {
             float *s = rq_kv_profile_add(p, i, RQ_KV_LAMBDA_K);
             for (uint32_t e = 0; e < n_k; e++) { /* pairs are halves of a head, or neighbours */
-                uint32_t pair = p->rot_halves ? e % l->dim_k % (p->n_rot / 2) : e % l->dim_k / 2;
+                uint32_t pair = p->rot_halves ? e % l->dim_k % (l->n_rot / 2) : e % l->dim_k / 2;
                 s[e] = 0.5f + (float)(pair * 7 % 32) / 16;
             }
         }

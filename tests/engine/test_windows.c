@@ -346,7 +346,7 @@ static void test_refused(void **state)
     p.kv_swa = "wht3,wht3,wht3";
     rb_refused(model, p, RQ_ERR_ARGUMENT, "wht3,wht3");
     p.kv_swa = "klt3";
-    rb_refused(model, p, RQ_ERR_UNSUPPORTED, "klt3");
+    rb_refused(model, p, RQ_ERR_ARGUMENT, "klt3 needs a profile");
     char name[400];
     memset(name, 'x', sizeof name - 1);
     name[sizeof name - 1] = 0;

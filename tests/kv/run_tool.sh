@@ -64,19 +64,31 @@ refused "manifest.json" "$kv" replay nowhere
 refused "another model" "$kv" replay cap --formats wht3 --profile other.prof
 printf 'x' >>cap/manifest.json
 refused "JSON" "$kv" replay cap --formats wht3
-# Recurrent layers keep nothing: a capture has the others, a profile is refused; so it is with windows.
+# Recurrent layers keep nothing: captures and profiles have the others.
 "$synth" hybrid.gguf --preset tiny-qwen35 >/dev/null
 "$synth" gemma.gguf --preset tiny-gemma4 >/dev/null
 "$kv" capture -m hybrid.gguf -f text.txt -o cap-hybrid --tokens 200 2>/dev/null
 [ -s cap-hybrid/layer-003.safetensors ] && [ ! -e cap-hybrid/layer-000.safetensors ] || fail "not the layer that attends"
 "$kv" replay cap-hybrid --formats wht3,f16 --csv 2>/dev/null | grep -q "^all,all,wht3,3.125" || fail "no row of that layer"
+"$kv" calibrate -m hybrid.gguf -f text.txt --window 256 --tokens 512 --klt --csv >report.csv 2>/dev/null
+[ "$(cut -d, -f1 report.csv | sort -u | tr '\n' ' ')" = "3 layer " ] || fail "a profile of other layers: $(cat report.csv)"
+[ -s hybrid.gguf.kvprofile ] || fail "no profile where programs look for it"
+"$kv" replay cap-hybrid --formats wht3,klt3,f16 --profile hybrid.gguf.kvprofile --csv 2>/dev/null | grep -q "^all,all,klt3,3" ||
+    fail "no row with a basis"
+# Layers that see a window are in a capture, and in a profile if asked for.
 "$kv" capture -m gemma.gguf -f text.txt -o cap-gemma --tokens 200 2>/dev/null
 grep -q '"layer": 0, .*"window": 64' cap-gemma/manifest.json || fail "no window in the manifest"
 "$kv" replay cap-gemma --formats wht3,f16 --csv >gemma.csv 2>/dev/null
 grep -q "^all,all,wht3,3.125" gemma.csv || fail "no row of windows"
+"$kv" calibrate -m gemma.gguf -f text.txt -o gemma.prof --window 256 --tokens 256 --klt --csv >report.csv 2>/dev/null
+grep -q '^[0-9]' report.csv || fail "a profile of no layer"
+! grep -q "^0," report.csv || fail "a profile of a layer that sees a window, which nobody asked for"
+refused "needs a profile with bases" "$kv" replay cap-gemma --formats klt3 --profile gemma.prof
+"$kv" calibrate -m gemma.gguf -f text.txt -o gemma.prof --window 256 --tokens 256 --klt --swa --csv >report.csv 2>/dev/null
+grep -q "^0," report.csv || fail "no profile of a layer that sees a window"
+"$kv" replay cap-gemma --profile gemma.prof --positions 8 --csv 2>/dev/null | grep -q "^all,all,klt3,3" || fail "no bases of windows"
+refused "another model" "$kv" replay cap-gemma --formats wht3 --profile hybrid.gguf.kvprofile
 refused "layer 1 is recurrent" "$kv" capture -m hybrid.gguf -f text.txt -o cap4 --layers 1
-refused "but layer 0 is recurrent" "$kv" calibrate -m hybrid.gguf -f text.txt --window 64 --tokens 64
-refused "but layer 0 sees a window" "$kv" calibrate -m gemma.gguf -f text.txt --window 64 --tokens 64
 for command in synth capture replay calibrate; do
     "$kv" $command --help | grep -q "usage: rqvk-kv $command" || fail "no help for $command"
 done

@@ -276,10 +276,10 @@ static rq_kv_profile *profile_of(const kv_manifest *m, rq_kv_layer_profile *laye
     static rq_kv_profile p;
     memset(layers, 0, sizeof *layers * (LAYER + 1));
     for (uint32_t i = 0; i <= LAYER; i++)
-        layers[i] = (rq_kv_layer_profile){.n_heads = KV_HEADS, .dim_k = DIM, .dim_v = DIM};
+        layers[i] = (rq_kv_layer_profile){
+            .n_heads = KV_HEADS, .dim_k = DIM, .dim_v = DIM, .n_rot = DIM, .n_turned = DIM / 2};
     p = (rq_kv_profile){.identity = {m->model_hash, m->rope_hash},
                         .n_positions = N,
-                        .n_rot = DIM,
                         .rot_halves = true,
                         .n_layers = LAYER + 1,
                         .layers = layers};
@@ -401,10 +401,10 @@ static void test_replay_memory(void **state)
 static void test_calibration(void **state)
 {
     enum { TOKENS = 4096, D = 16, PIECE = 64 };
-    const kv_calibration_layer shape = {4, 2, D, D};
+    const kv_calibration_layer shape = {2, D, D};
     kv_calibration *c = NULL;
     rq_error err = {0};
-    rq_kv_layer_profile layer = {.n_heads = 2, .dim_k = D, .dim_v = D};
+    rq_kv_layer_profile layer = {.n_heads = 2, .dim_k = D, .dim_v = D, .n_rot = D, .n_turned = D / 2};
     rq_kv_profile *profile = NULL;
     static float q[PIECE * 4 * D], k[PIECE * 2 * D], v[PIECE * 2 * D];
     double spread[2 * D], look[4 * D], mean[2 * D];
@@ -419,12 +419,12 @@ static void test_calibration(void **state)
         for (int i = 0; i < PIECE * 2 * D; i++) v[i] = (float)(i % (2 * D) + kv_random_normal(&r));
         for (int i = 0; i < PIECE * 4 * D; i++) q[i] = (float)(look[i % (4 * D)] * kv_random_normal(&r));
         if (at == 640) k[7] = NAN; /* that row does not count */
-        const rq_kv_captured pieces[3] = {{0, RQ_KV_Q, 0, at, PIECE, 4, D, q},
-                                          {0, RQ_KV_K, 0, at, PIECE, 2, D, k},
-                                          {0, RQ_KV_V, 0, at, PIECE, 2, D, v}};
+        const rq_kv_captured pieces[3] = {{0, 0, RQ_KV_Q, 0, at, PIECE, 4, D, q},
+                                          {0, 0, RQ_KV_K, 0, at, PIECE, 2, D, k},
+                                          {0, 0, RQ_KV_V, 0, at, PIECE, 2, D, v}};
         for (int i = 0; i < 3; i++) assert_int_equal(kv_calibration_add(c, &pieces[i], &err), RQ_OK);
     }
-    rq_kv_profile made = {.n_rot = D, .rot_halves = true, .n_layers = 1, .layers = &layer};
+    rq_kv_profile made = {.rot_halves = true, .n_layers = 1, .layers = &layer};
     profile = &made;
     if (kv_calibration_finish(c, profile, &err)) fail_msg("%s", err.text);
     for (int h = 0; h < 2; h++) {
@@ -482,6 +482,70 @@ static void test_calibration(void **state)
     rq_free(layer.so8_v);
     rq_free(layer.klt_k);
     rq_free(layer.klt_v);
+}
+
+/* Two layers with keys of their own, of other shapes, and between them a recurrent one; the fourth attends to the first
+ * one's keys, with queries that look elsewhere. 8 of 16 elements of the first layer are in rotary pairs, and 3 of the 4
+ * pairs turn; the third layer has none. */
+static void test_calibration_of_few_layers(void **state)
+{
+    enum { TOKENS = 2048, D = 16, E = 32, PIECE = 64 };
+    const kv_calibration_layer shapes[4] = {{1, D, D}, {0, 0, 0}, {2, E, D}, {0, 0, 0}};
+    rq_kv_layer_profile layers[4] = {{.n_heads = 1, .dim_k = D, .dim_v = D, .n_rot = 8, .n_turned = 3},
+                                     {0},
+                                     {.n_heads = 2, .dim_k = E, .dim_v = D}};
+    static float q[PIECE * 4 * E], k[PIECE * 2 * E], v[PIECE * 2 * D];
+    kv_calibration *c = NULL;
+    rq_error err = {0};
+    kv_random r = kv_random_start(16);
+    assert_int_equal(kv_calibration_make(shapes, 4, TOKENS, TOKENS, true, true, &c, &err), RQ_OK);
+    for (uint32_t at = 0; at < TOKENS; at += PIECE) {
+        for (int i = 0; i < PIECE * 2 * E; i++) k[i] = (float)((1 + i % 16) * kv_random_normal(&r));
+        for (int i = 0; i < PIECE * 2 * D; i++) v[i] = (float)kv_random_normal(&r);
+        /* layer 0: two heads that look at element 5 alone; layer 3: six that look at all alike */
+        for (int i = 0; i < PIECE * 4 * E; i++) q[i] = (float)(i % 16 == 5 ? 4 * kv_random_normal(&r) : 0);
+        rq_kv_captured piece = {0, 0, RQ_KV_Q, 0, at, PIECE, 2, D, q};
+        assert_int_equal(kv_calibration_add(c, &piece, &err), RQ_OK);
+        for (int i = 0; i < PIECE * 4 * E; i++) q[i] = (float)kv_random_normal(&r);
+        const rq_kv_captured pieces[] = {
+            {3, 0, RQ_KV_Q, 0, at, PIECE, 6, D, q}, {0, 0, RQ_KV_K, 0, at, PIECE, 1, D, k},
+            {0, 0, RQ_KV_V, 0, at, PIECE, 1, D, v}, {2, 2, RQ_KV_Q, 0, at, PIECE, 4, E, q},
+            {2, 2, RQ_KV_K, 0, at, PIECE, 2, E, k}, {2, 2, RQ_KV_V, 0, at, PIECE, 2, D, v}};
+        for (int i = 0; i < 6; i++) assert_int_equal(kv_calibration_add(c, &pieces[i], &err), RQ_OK);
+    }
+    const rq_kv_captured wrong[] = {{1, 1, RQ_KV_K, 0, 0, 1, 1, D, k},
+                                    {3, 3, RQ_KV_K, 0, 0, 1, 1, D, k},
+                                    {4, 4, RQ_KV_K, 0, 0, 1, 1, D, k},
+                                    {2, 2, RQ_KV_Q, 0, 0, 1, 3, E, q},
+                                    {0, 0, RQ_KV_K, 0, 0, 1, 1, E, k}};
+    for (int i = 0; i < 5; i++) assert_int_equal(kv_calibration_add(c, &wrong[i], &err), RQ_ERR_INTERNAL);
+    rq_kv_profile profile = {.rot_halves = true, .n_layers = 4, .layers = layers};
+    if (kv_calibration_finish(c, &profile, &err)) fail_msg("%s", err.text);
+    assert_int_equal(rq_kv_profile_check(&profile, &err), RQ_OK);
+    assert_true(!layers[1].mean_k && !layers[3].mean_k && layers[2].klt_k && layers[2].so8_k);
+    double want[D], sum = 0;
+    for (int i = 0; i < D; i++) { /* turned pairs are (0, 4), (1, 5) and (2, 6) */
+        int pair[2] = {i, i < 8 && i % 4 < 3 ? (i + 4) % 8 : i};
+        double e_k = 0, e_q = 0;
+        for (int e = 0; e < 2; e++) {
+            e_k += pow(1 + pair[e], 2);
+            e_q += (6 + 2 * (pair[e] == 5 ? 16 : 0)) / 8.0;
+        }
+        sum += want[i] = 0.25 * log(e_q / e_k);
+    }
+    for (int i = 0; i < D;
+         i++) /* energies of 2,048 keys: 3 % of standard error, a quarter of it in the scales */
+        assert_true(fabs(layers[0].lambda_k[i] / exp(want[i] - sum / D) - 1) < 0.04);
+    kv_table report;
+    kv_calibration_report(c, &profile, &report);
+    assert_int_equal(report.n_cells, 3 * KV_BUCKETS * report.n_columns);
+    kv_table_free(&report);
+    kv_calibration_free(c);
+    for (int i = 0; i < 4; i++) {
+        float *parts[] = {layers[i].mean_k, layers[i].lambda_k, layers[i].mean_v, layers[i].so8_k,
+                          layers[i].so8_v,  layers[i].klt_k,    layers[i].klt_v};
+        for (int p = 0; p < 7; p++) rq_free(parts[p]);
+    }
 }
 
 /* y = a x b^T of d x d matrices. */
@@ -548,7 +612,7 @@ static void test_klt(void **state)
 
 static void test_calibration_of_nothing(void **state)
 {
-    const kv_calibration_layer shape = {4, 2, 16, 16};
+    const kv_calibration_layer shape = {2, 16, 16};
     kv_calibration *c = NULL;
     rq_error err = {0};
     rq_kv_layer_profile layer = {.n_heads = 2, .dim_k = 16, .dim_v = 16};
@@ -605,6 +669,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_replay_profile, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(test_replay_memory, make_folder, remove_folder),
         cmocka_unit_test(test_calibration),
+        cmocka_unit_test(test_calibration_of_few_layers),
         cmocka_unit_test(test_klt),
         cmocka_unit_test(test_calibration_of_nothing),
         cmocka_unit_test(test_flatten)};

@@ -11,11 +11,46 @@
 typedef struct calibrate {
     const char *text, *output;
     uint32_t window, n_tokens;
-    bool so8, klt, json, csv;
+    bool so8, klt, windows, json, csv;
     kv_calibration *calibration;
     rq_kv_profile *profile;
     char *default_output;
+    kv_listen listen;
+    uint32_t *layers; /* what it listens to */
 } calibrate;
+
+/* Layers that keep keys and values, those with a window if asked for; everything else is left empty. */
+static rq_status choose_layers(const calibrate *c, const rq_model *model, uint32_t n,
+                               kv_calibration_layer *out, rq_error *err)
+{
+    uint32_t n_chosen = 0, n_windows = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        rq_kv_layer l;
+        if (rq_kv_owner(model, i) != i) continue; /* recurrent, or it attends to another's */
+        rq_status s = rq_kv_layer_of(model, i, &l, err);
+        if (s) return s;
+        n_windows += l.window != 0;
+        if (l.window && !c->windows) continue;
+        out[i] = (kv_calibration_layer){l.n_heads_kv, l.dim_k, l.dim_v};
+        n_chosen++;
+    }
+    if (n_chosen) return RQ_OK;
+    return n_windows ? rq_fail(err, RQ_ERR_UNSUPPORTED,
+                               "all layers of this model see a window, and their profile needs --swa")
+                     : rq_fail(err, RQ_ERR_UNSUPPORTED, "no layer of this model keeps keys and values");
+}
+
+/* Which rows to listen to: of the layers that were chosen, and of those that attend to them. */
+static void choose_rows(calibrate *c, const rq_model *model, uint32_t n, const kv_calibration_layer *layers,
+                        kv_listen *listen)
+{
+    listen->n_layers = 0;
+    listen->layers = c->layers;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t owner = rq_kv_owner(model, i);
+        if (owner < n && layers[owner].n_heads_kv != 0) c->layers[listen->n_layers++] = i;
+    }
+}
 
 static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
 {
@@ -24,22 +59,10 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     rq_model_describe(plan->model, &info);
     rq_status s = rq_kv_profile_new(plan->model, plan->window, &c->profile, err);
     kv_calibration_layer *layers = rq_calloc(info.n_layers, sizeof *layers);
-    if (!layers) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a list of layers");
-    for (uint32_t i = 0; !s && i < info.n_layers; i++) {
-        rq_kv_layer l;
-        s = rq_kv_layer_of(plan->model, i, &l, err);
-        if (!s && l.window)
-            s = rq_fail(err, RQ_ERR_UNSUPPORTED, "layer %u sees a window of the last %u tokens only", i,
-                        l.window);
-        if (s) {
-            rq_error why = *err;
-            s = rq_fail(
-                err, RQ_ERR_UNSUPPORTED,
-                "a profile is for models whose layers all keep the keys and values of the whole text, but %s",
-                why.text);
-        }
-        if (!s) layers[i] = (kv_calibration_layer){l.n_heads, l.n_heads_kv, l.dim_k, l.dim_v};
-    }
+    c->layers = rq_calloc(info.n_layers, sizeof *c->layers);
+    if (!s && (!layers || !c->layers)) s = rq_fail(err, RQ_ERR_MEMORY, "out of memory for a list of layers");
+    if (!s) s = choose_layers(c, plan->model, info.n_layers, layers, err);
+    if (!s) choose_rows(c, plan->model, info.n_layers, layers, &c->listen);
     if (!s)
         s = kv_calibration_make(layers, info.n_layers, plan->window, plan->n_tokens, c->so8, c->klt,
                                 &c->calibration, err);
@@ -53,9 +76,10 @@ static rq_status ready(void *user, const kv_listen_plan *plan, rq_error *err)
     }
     if (!s) {
         const char *slash = strrchr(c->text, '/');
-        (void)snprintf(c->profile->note, sizeof c->profile->note, "%u tokens of %.120s in windows of %u%s%s",
-                       plan->n_tokens, slash ? slash + 1 : c->text, plan->window,
-                       c->so8 ? ", with rotations" : "", c->klt ? ", with bases" : "");
+        (void)snprintf(c->profile->note, sizeof c->profile->note,
+                       "%u tokens of %.120s in windows of %u%s%s%s", plan->n_tokens,
+                       slash ? slash + 1 : c->text, plan->window, c->so8 ? ", with rotations" : "",
+                       c->klt ? ", with bases" : "", c->windows ? ", with layers that see a window" : "");
         fprintf(stderr, "calibrating with %s\n", c->profile->note);
     }
     return s;
@@ -67,9 +91,9 @@ static rq_status receive(void *user, const rq_kv_captured *rows, rq_error *err)
     return kv_calibration_add(c->calibration, rows, err);
 }
 
-static rq_status run(calibrate *c, const kv_listen *l, rq_error *err)
+static rq_status run(calibrate *c, rq_error *err)
 {
-    rq_status s = kv_listen_run(l, ready, receive, c, err);
+    rq_status s = kv_listen_run(&c->listen, ready, receive, c, err);
     if (!s) s = kv_calibration_finish(c->calibration, c->profile, err);
     if (!s) s = rq_kv_profile_write(c->profile, c->output, err);
     if (!s) {
@@ -87,6 +111,7 @@ static rq_status run(calibrate *c, const kv_listen *l, rq_error *err)
     kv_calibration_free(c->calibration);
     rq_kv_profile_free(c->profile);
     rq_string_free(c->default_output);
+    rq_free(c->layers);
     return s;
 }
 
@@ -132,6 +157,10 @@ static void add_options(rq_options *options, calibrate *c)
                                .target = &c->klt,
                                .help = "also learn the bases of klt formats (4 bytes for each pair of\n"
                                        "elements of a head, in the profile)"});
+    rq_options_add(options, (rq_option){.names = "--swa",
+                                        .kind = RQ_OPT_FLAG,
+                                        .target = &c->windows,
+                                        .help = "also layers that see a window, for --kv-swa"});
     rq_options_add(options, (rq_option){.names = "--json",
                                         .kind = RQ_OPT_FLAG,
                                         .target = &c->json,
@@ -151,18 +180,19 @@ int kv_calibrate_main(int argc, char **argv)
     add_options(&options, &c);
     const rq_program_text text = {
         .program = "rqvk-kv calibrate",
-        .usage = "-m MODEL -f TEXT [-o PROFILE] [--so8] [--klt] [options]",
+        .usage = "-m MODEL -f TEXT [-o PROFILE] [--so8] [--klt] [--swa] [options]",
         .about = "Learns what keys and values of a model have in common, for better compression.",
-        .footer = "\nThe report shows, by position, the energy of keys around their mean and its share of "
-                  "all their\n"
-                  "energy. Where the share grows with the position, one mean does not serve all positions."};
+        .footer =
+            "\nThe report shows, by position, the energy of keys around their mean and its share of "
+            "all their\n"
+            "energy. Where the share grows with the position, one mean does not serve all positions.\n"
+            "Recurrent layers keep no keys and values, and a block that drafts goes without a profile."};
     int code = rq_args_run(&text, &options, argc, argv, NULL, NULL);
     if (code >= 0) return code;
     if (engine.list_devices) return rq_print_devices();
     rq_error err = {0};
-    kv_listen l = {
+    c.listen = (kv_listen){
         .engine = &engine, .text_path = c.text, .window = c.window, .n_tokens = c.n_tokens, .repeat = true};
-    rq_status s =
-        c.text ? run(&c, &l, &err) : rq_fail(&err, RQ_ERR_ARGUMENT, "-f TEXT is needed (see --help)");
+    rq_status s = c.text ? run(&c, &err) : rq_fail(&err, RQ_ERR_ARGUMENT, "-f TEXT is needed (see --help)");
     return s ? rq_complain(text.program, &err) : 0;
 }

@@ -16,7 +16,8 @@ typedef struct sums {
     double *k, *k_square, *q_square, *v; /* [n_heads_kv][dim] */
     double *bucket_k, *bucket_energy;    /* [KV_BUCKETS][n_heads_kv][dim_k], [KV_BUCKETS][n_heads_kv] */
     uint64_t bucket_n[KV_BUCKETS];
-    uint64_t n_k, n_q, n_v;       /* tokens */
+    uint64_t n_k, n_v;            /* tokens */
+    uint64_t n_q;                 /* queries that met each KV head */
     float *samples_k, *samples_v; /* [n_samples][n_heads_kv][dim]; NULL: none are kept */
     uint32_t n_samples_k, n_samples_v;
     double *moment_k, *moment_q,
@@ -27,6 +28,7 @@ typedef struct sums {
 
 struct kv_calibration {
     uint32_t n_layers, window, stride; /* stride: tokens from one sample to the next */
+    bool so8;
     sums *layers;
 };
 
@@ -58,6 +60,7 @@ static bool make_sums(sums *s, const kv_calibration_layer *shape, bool so8, bool
 {
     size_t k = (size_t)shape->n_heads_kv * shape->dim_k, v = (size_t)shape->n_heads_kv * shape->dim_v;
     s->shape = *shape;
+    if (shape->n_heads_kv == 0) return true;
     s->k = rq_calloc(k, sizeof(double));
     s->k_square = rq_calloc(k, sizeof(double));
     s->q_square = rq_calloc(k, sizeof(double));
@@ -93,6 +96,7 @@ rq_status kv_calibration_make(const kv_calibration_layer *layers, uint32_t n_lay
     if (good) {
         c->n_layers = n_layers;
         c->window = window;
+        c->so8 = so8;
         c->stride = n_tokens / MAX_SAMPLES + 1;
     }
     for (uint32_t i = 0; good && i < n_layers; i++) good = make_sums(&c->layers[i], &layers[i], so8, klt);
@@ -151,17 +155,17 @@ static void add_key(sums *s, const float *k, uint32_t bucket)
 }
 
 /* Query heads h * group .. h * group + group - 1 read KV head h. */
-static void add_query(sums *s, const float *q)
+static void add_query(sums *s, const float *q, uint32_t n_heads)
 {
-    uint32_t d = s->shape.dim_k, group = s->shape.n_heads / s->shape.n_heads_kv;
-    for (uint32_t h = 0; h < s->shape.n_heads; h++) {
+    uint32_t d = s->shape.dim_k, group = n_heads / s->shape.n_heads_kv;
+    for (uint32_t h = 0; h < n_heads; h++) {
         add_moment(moment_of(s->moment_q, h / group, d), q + (size_t)h * d, d);
         for (uint32_t i = 0; i < d; i++) {
             double x = q[(size_t)h * d + i];
             s->q_square[(size_t)(h / group) * d + i] += x * x;
         }
     }
-    s->n_q++;
+    s->n_q += group;
 }
 
 static void keep(float *samples, uint32_t *n, const float *row, size_t width)
@@ -173,9 +177,10 @@ static void keep(float *samples, uint32_t *n, const float *row, size_t width)
 
 rq_status kv_calibration_add(kv_calibration *c, const rq_kv_captured *rows, rq_error *err)
 {
-    if (rows->layer >= c->n_layers)
-        return rq_fail(err, RQ_ERR_INTERNAL, "layer %u was not asked for", rows->layer);
-    sums *s = &c->layers[rows->layer];
+    sums *s = rows->kv_layer < c->n_layers ? &c->layers[rows->kv_layer] : NULL;
+    if (!s || s->shape.n_heads_kv == 0 || rows->n_heads % s->shape.n_heads_kv != 0 ||
+        rows->dim != (rows->which == RQ_KV_V ? s->shape.dim_v : s->shape.dim_k))
+        return rq_fail(err, RQ_ERR_INTERNAL, "layer %u was not asked for", rows->kv_layer);
     size_t width = (size_t)rows->n_heads * rows->dim;
     for (uint32_t t = 0; t < rows->n; t++) {
         const float *row = rows->rows + t * width;
@@ -192,7 +197,7 @@ rq_status kv_calibration_add(kv_calibration *c, const rq_kv_captured *rows, rq_e
                 add_moment(moment_of(s->moment_v, h, rows->dim), row + (size_t)h * rows->dim, rows->dim);
             s->n_v++;
         } else {
-            add_query(s, row);
+            add_query(s, row, rows->n_heads);
         }
     }
     return RQ_OK;
@@ -200,32 +205,32 @@ rq_status kv_calibration_add(kv_calibration *c, const rq_kv_captured *rows, rq_e
 
 /* ---- learning ------------------------------------------------------------------------------------------- */
 
-/* The element that element i shares a rotary pair with; itself when it is not turned. */
-static uint32_t partner(const rq_kv_profile *p, uint32_t i)
+/* The element that element i shares a turned rotary pair with; itself when it has none. */
+static uint32_t partner(const rq_kv_layer_profile *l, bool halves, uint32_t i)
 {
-    uint32_t half = p->n_rot / 2;
-    if (i >= p->n_rot) return i;
-    if (!p->rot_halves) return i ^ 1;
+    uint32_t half = l->n_rot / 2, pair = halves ? i % (half ? half : 1) : i / 2;
+    if (i >= l->n_rot || pair >= l->n_turned) return i;
+    if (!halves) return i ^ 1;
     return i < half ? i + half : i - half;
 }
 
-static void learn_lambda(const sums *s, const rq_kv_profile *p, uint32_t head, const float *mean,
-                         float *lambda)
+static void learn_lambda(const sums *s, const rq_kv_layer_profile *l, bool halves, uint32_t head,
+                         const float *mean, float *lambda)
 {
-    uint32_t d = s->shape.dim_k, group = s->shape.n_heads / s->shape.n_heads_kv;
-    double sum = 0, n_q = (double)s->n_q * group;
+    uint32_t d = s->shape.dim_k;
+    double sum = 0, n_q = (double)s->n_q;
     for (uint32_t i = 0; i < d; i++) {
         double k = 0, q = 0;
-        const uint32_t pair[2] = {i, partner(p, i)};
+        const uint32_t pair[2] = {i, partner(l, halves, i)};
         for (int e = 0; e < 2; e++) {
             size_t at = (size_t)head * d + pair[e];
             k += fmax(0, s->k_square[at] / (double)s->n_k - (double)mean[pair[e]] * mean[pair[e]]);
             q += s->q_square[at] / n_q;
         }
         /* An element that never moves, or that no query looks at, may have any scale. */
-        double l = k > 1e-12 && q > 1e-12 ? 0.25 * log(q / k) : 0;
-        lambda[i] = (float)l;
-        sum += l;
+        double log_scale = k > 1e-12 && q > 1e-12 ? 0.25 * log(q / k) : 0;
+        lambda[i] = (float)log_scale;
+        sum += log_scale;
     }
     for (uint32_t i = 0; i < d; i++)
         lambda[i] = (float)fmin(fmax(exp((double)lambda[i] - sum / d), 1.0 / 16), 16);
@@ -269,7 +274,7 @@ static rq_status learn_layer(const sums *s, rq_kv_profile *p, uint32_t layer, fl
     for (size_t i = 0; i < (size_t)heads * dim_v; i++) mean_v[i] = (float)(s->v[i] / (double)s->n_v);
     for (uint32_t h = 0; h < heads; h++) {
         const float *mean = mean_k + (size_t)h * dim_k;
-        learn_lambda(s, p, h, mean, lambda + (size_t)h * dim_k);
+        learn_lambda(s, &p->layers[layer], p->rot_halves, h, mean, lambda + (size_t)h * dim_k);
         if (so8_k)
             learn_so8(s->samples_k, s->n_samples_k, heads, h, dim_k, mean, lambda + (size_t)h * dim_k, room,
                       so8_k + (size_t)h * dim_k * 8);
@@ -297,13 +302,12 @@ static rq_status learn_bases(sums *s, rq_kv_profile *p, uint32_t layer, rq_error
     float *klt_k = rq_kv_profile_add(p, layer, RQ_KV_KLT_K),
           *klt_v = rq_kv_profile_add(p, layer, RQ_KV_KLT_V);
     if (!klt_k || !klt_v) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for a cache profile");
-    uint32_t group = s->shape.n_heads / heads;
     rq_status status = RQ_OK;
     for (uint32_t h = 0; !status && h < heads; h++) {
         double *k = moment_of(s->moment_k, h, dk), *q = moment_of(s->moment_q, h, dk),
                *v = moment_of(s->moment_v, h, dv);
         settle_moment(k, dk, (double)s->n_k, p->layers[layer].mean_k + (size_t)h * dk);
-        settle_moment(q, dk, (double)s->n_q * group, NULL);
+        settle_moment(q, dk, (double)s->n_q, NULL);
         settle_moment(v, dv, (double)s->n_v, p->layers[layer].mean_v + (size_t)h * dv);
         status = kv_klt(dk, k, q, klt_k + (size_t)h * dk * dk, &s->half_k[h], err);
         if (!status)
@@ -316,13 +320,14 @@ static rq_status learn_bases(sums *s, rq_kv_profile *p, uint32_t layer, rq_error
 rq_status kv_calibration_finish(kv_calibration *c, rq_kv_profile *profile, rq_error *err)
 {
     float *room = NULL;
-    if (c->layers[0].samples_k) {
+    if (c->so8) {
         room = rq_malloc(sizeof(float) * 8 * MAX_SAMPLES);
         if (!room) return rq_fail(err, RQ_ERR_MEMORY, "out of memory for learning rotations");
     }
     rq_status s = RQ_OK;
     for (uint32_t i = 0; !s && i < c->n_layers; i++) {
         sums *l = &c->layers[i];
+        if (l->shape.n_heads_kv == 0) continue;
         if (i >= profile->n_layers || !l->n_k || !l->n_q || !l->n_v)
             s = rq_fail(err, RQ_ERR_ARGUMENT, "nothing was seen of layer %u", i);
         else
@@ -344,7 +349,7 @@ void kv_calibration_report(const kv_calibration *c, const rq_kv_profile *profile
     kv_table_start(t, columns, sizeof columns / sizeof *columns);
     for (uint32_t l = 0; l < c->n_layers; l++) {
         const sums *s = &c->layers[l];
-        uint32_t heads = s->shape.n_heads_kv, d = s->shape.dim_k;
+        uint32_t heads = s->shape.n_heads_kv, d = s->shape.dim_k; /* no heads: no rows */
         for (uint32_t h = 0; h < heads; h++) {
             const float *mean = profile->layers[l].mean_k + (size_t)h * d;
             const float *lambda = profile->layers[l].lambda_k + (size_t)h * d;

@@ -15,8 +15,9 @@ enum { KV_BUCKETS = 8 };
 
 typedef struct kv_calibration kv_calibration;
 
+/* KV heads of a layer; n_heads_kv 0: nothing will come of this layer, and the profile is to say nothing about it. */
 typedef struct kv_calibration_layer {
-    uint32_t n_heads, n_heads_kv, dim_k, dim_v;
+    uint32_t n_heads_kv, dim_k, dim_v;
 } kv_calibration_layer;
 
 /* n_layers 1 .. 512; `window`: positions are below it; `n_tokens`: how many will come; `so8`: learn rotations too
@@ -28,7 +29,8 @@ void kv_calibration_free(kv_calibration *c);
 /* Where bases are learned: how errors in the values of a head count, rq_kv_value_weight. Without: all alike. */
 double *kv_calibration_value_weight(kv_calibration *c, uint32_t layer, uint32_t head);
 
-/* As rq_kv_hooks.capture. Rows with elements that are not finite are left out. */
+/* As rq_kv_hooks.capture. Queries count for the layer whose keys they meet. Rows with elements that are not finite are
+ * left out. */
 rq_status kv_calibration_add(kv_calibration *c, const rq_kv_captured *rows, rq_error *err);
 
 /* Adds what was learned to a profile with the same layers. RQ_ERR_ARGUMENT when a layer has seen nothing. */

@@ -72,8 +72,8 @@ static rq_status describe(capture *c, const kv_listen_plan *plan, rq_error *err)
     rq_kv_identify(plan->model, &identity);
     rq_status s = rq_kv_profile_new(plan->model, 0, &profile, err); /* for the rotary pairs */
     if (s) return s;
-    m->n_rot = profile->n_rot;
     m->rot_halves = profile->rot_halves;
+    for (uint32_t i = 0; i < profile->n_layers && m->n_rot == 0; i++) m->n_rot = profile->layers[i].n_rot;
     rq_kv_profile_free(profile);
     (void)snprintf(m->model, sizeof m->model, "%s", base_name(info.path));
     (void)snprintf(m->architecture, sizeof m->architecture, "%s", info.architecture);

@@ -108,6 +108,7 @@ rq_status kv_listen_run(const kv_listen *l,
         params.n_sessions = 1;
         params.cache_tokens = 0;
         params.type_k = params.type_v = "f16";
+        params.kv_swa = NULL;
         params.kv_profile = "none";
         params.kv_hooks = &hooks;
         s = rq_engine_create(model, &params, &engine, err);

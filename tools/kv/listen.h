@@ -23,7 +23,7 @@ typedef struct kv_listen_plan {
     const rq_token *tokens;    /* of the first window */
 } kv_listen_plan;
 
-/* Loads the model, calls `ready` once, then `rows` as rq_kv_hooks.capture says: positions count from 0 in every
+/* Loads the model, calls `ready` once - which may still choose `layers` -, then `rows` as rq_kv_hooks.capture says: positions count from 0 in every
  * window, and every window begins as the model wants texts to begin. RQ_ERR_ARGUMENT when the text is too short for
  * two tokens or the window is longer than the trained context. */
 rq_status kv_listen_run(const kv_listen *l,

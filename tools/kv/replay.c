@@ -138,6 +138,16 @@ static rq_status print(replay *o, rq_error *err)
     return kv_output_table(&o->out, &o->rows, "rqvk-kv replay", notes, sizeof notes / sizeof *notes, err);
 }
 
+/* For every layer of the capture? */
+static bool has_bases(const kv_manifest *m, const rq_kv_profile *p)
+{
+    for (uint32_t i = 0; i < m->n_layers; i++) {
+        uint32_t l = m->layers[i].layer;
+        if (l >= p->n_layers || !p->layers[l].klt_k || !p->layers[l].klt_v) return false;
+    }
+    return true;
+}
+
 static rq_status run(replay *o, const char *folder, rq_error *err)
 {
     rq_kv_profile *profile = NULL;
@@ -146,7 +156,7 @@ static rq_status run(replay *o, const char *folder, rq_error *err)
     if (!s && o->table && !(o->bound > 0)) s = kv_format_list_add(&o->list, yardstick, err);
     if (!s) s = kv_manifest_read(folder, &o->manifest, err);
     if (!s && o->profile) s = rq_kv_profile_read(o->profile, &profile, err);
-    if (!s && profile && profile->layers[0].klt_k && o->formats.names == kv_format_all)
+    if (!s && profile && has_bases(&o->manifest, profile) && o->formats.names == kv_format_all)
         s = kv_format_list_add(&o->list, "klt4,klt3,klt2", err);
     if (!s) {
         uint64_t heads = 0;
