@@ -9,6 +9,7 @@
 #include "recurrent.glsl"
 layout(local_size_x = 128) in;
 layout(constant_id = 0) const uint ROWS = 32u; // of a quarter, at least
+layout(constant_id = 1) const uint FEWEST = 0u; // tokens of a run that goes in chunks (delta_chunk.comp); 0: none does
 // a: step, state (first matrix of the layer, first slot), q, rate, offset, y; u: where k, v, alpha and beta are, in floats
 // from q (signed); strides of q, k, v [heads, tokens], of alpha, of beta; [12] bytes of a slot / 64, slots, dk and dv
 // (16 bits each), heads and key heads (16 bits each), scale, is it tiled + 2 * places of the pending area, bytes from the
@@ -54,6 +55,9 @@ void main()
     Run r;
     if (!run_at(U32(push.a[0]), gl_WorkGroupID.x, push.u[13], r)) return;
     bool tiled = (push.u[17] & 1u) != 0u, mine = m < dv;
+    // Of a run that goes in chunks only what was accepted in front of it is taken here.
+    bool in_chunks = FEWEST != 0u && r.pending == 0u && r.count >= FEWEST;
+    if (in_chunks && r.accepted == 0u) return;
     uint shared_by = heads / key_heads, from = tiled ? head % key_heads : head / shared_by, places = push.u[17] >> 1;
     uint64_t slot = push.a[1] + 64ul * uint64_t(r.slot) * push.u[12], pending_v = slot + 64ul * uint64_t(push.u[18]);
     uint64_t pending_k = pending_v + whole_lines(4ul * places * dv * heads);
@@ -68,9 +72,10 @@ void main()
         float v = mine ? F32(pending_v).d[(p % places * heads + head) * dv + m] : 0.0;
         take_token(k, k, v, gates.d[0], gates.d[1], row, end, quarter, lane);
     }
-    if (r.pending != 0u && r.accepted != 0u)
+    if ((r.pending != 0u || in_chunks) && r.accepted != 0u)
         [[unroll]] for (uint i = 0u; i < ROWS; i++)
             if (mine && row + i < end) matrix.d[(row + i) * dv] = s[i];
+    if (in_chunks) return;
     for (uint t = r.first; t < r.first + r.count; t++) {
         F32 q = F32(push.a[2] + 4ul * (from * push.u[4] + t * push.u[5]));
         F32 k = F32(uint64_t(beside_q(0u)) + 4ul * (from * push.u[6] + t * push.u[7]));

@@ -228,6 +228,7 @@ static rq_status vk_open(const rq_device_options *options, rq_device **out, rq_e
     vk_device *d = rq_calloc(1, sizeof *d);
     if (!d) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while opening a Vulkan device");
     d->base.backend = &rq_backend_vulkan;
+    d->delta_form = options->delta_form;
     d->instance = vk_instance_open(err);
     rq_status status = d->instance ? choose(d, options, err) : RQ_ERR_DEVICE;
     if (status == RQ_OK) status = make_device(d, err);

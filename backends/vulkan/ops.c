@@ -177,6 +177,9 @@ static uint64_t scratch(vk_builder *b, uint64_t *activations)
         } else if (op->kind == RQ_OP_ATTEND) {
             n = query_bytes(b, op);
             if (n > bytes) bytes = n;
+        } else if (op->kind == RQ_OP_DELTA_RULE) {
+            n = vk_delta_scratch(b, op);
+            if (n > bytes) bytes = n;
         } else if (is_product(op)) {
             n = vk_form_bytes(vk_product_of(vk_device_of(b), w->type, tape->bucket).form, w->ne[0],
                               op->kind == RQ_OP_MATMUL ? x->ne[1] : x->ne[1] * x->ne[2]);
@@ -187,6 +190,14 @@ static uint64_t scratch(vk_builder *b, uint64_t *activations)
     uint64_t address = vk_scratch(b, partials + bytes);
     if (activations) *activations = address ? address + partials : 0;
     return address;
+}
+
+uint64_t vk_shared_scratch(vk_builder *b)
+{
+    uint64_t to = 0;
+    scratch(b, &to);
+    *vk_memo(b) = 0;
+    return to;
 }
 
 /* Activations `ref`, `rows` of them of `slots` to a token, in another form in scratch memory. The last ones made stay

@@ -4,6 +4,15 @@
 #include <string.h>
 
 enum { PIECE_TOKENS = 64, COLUMNS = 32, QUARTERS = 4 }; /* as in short_conv.comp and delta_rule.comp */
+/* As in delta_chunk.glsl; columns of a workgroup of delta_chunk.comp, and of one whose keys are longer than FULL_KEY. */
+enum {
+    CHUNK = 32,
+    CHUNK_FLOATS = 2 * CHUNK * CHUNK + 2 * CHUNK,
+    CHUNK_COLUMNS = 32,
+    FEW_COLUMNS = 16,
+    FULL_KEY = 128
+};
+_Static_assert(CHUNK <= 2 * RQ_DELTA_LONG, "a step has at most a chunk for every RQ_DELTA_LONG tokens");
 
 static uint32_t divide_up(uint32_t a, uint32_t b)
 {
@@ -55,6 +64,42 @@ static uint32_t distance(vk_builder *b, uint64_t from, uint64_t to)
     return (uint32_t)(int32_t)floats;
 }
 
+/* Do long runs go in chunks? Only where both kernels have room: 32 KiB of shared memory and 128 invocations. */
+static bool in_chunks(const vk_builder *b)
+{
+    const vk_device *d = vk_device_of(b);
+    const VkPhysicalDeviceLimits *limits = &d->properties.limits;
+    return rq_delta_in_chunks(d->delta_form, true, vk_tape(b)->bucket) &&
+           limits->maxComputeSharedMemorySize >= 32768 && limits->maxComputeWorkGroupInvocations >= 128;
+}
+
+static uint32_t chunks_of(const vk_builder *b)
+{
+    return divide_up(vk_tape(b)->bucket, RQ_DELTA_LONG);
+}
+
+uint64_t vk_delta_scratch(const vk_builder *b, const rq_op *op)
+{
+    if (!in_chunks(b)) return 0;
+    return 4ull * CHUNK_FLOATS * chunks_of(b) * vk_tape(b)->values[op->in[3]].ne[1];
+}
+
+/* What delta_rule.comp leaves of the step: its long runs. */
+static void delta_chunks(vk_builder *b, vk_push push, uint64_t scratch, const vk_view *k, const vk_view *v)
+{
+    uint64_t y = push.a[5];
+    push.a[5] = scratch;
+    vk_dispatch(b, VK_DELTA_PAIRS, (uint32_t[VK_CONSTANTS]){[1] = RQ_DELTA_LONG}, &push, chunks_of(b),
+                v->ne[1], 1, false);
+    push.a[3] = scratch;
+    push.a[5] = y;
+    uint32_t columns = k->ne[0] > FULL_KEY || v->ne[0] <= FEW_COLUMNS ? FEW_COLUMNS : CHUNK_COLUMNS;
+    const uint32_t constants[VK_CONSTANTS] = {divide_up(k->ne[0], 64) * 64, RQ_DELTA_LONG, columns / 4,
+                                              [6] = 4 * columns};
+    vk_dispatch(b, VK_DELTA_CHUNK, constants, &push, runs_of(b), v->ne[1], divide_up(v->ne[0], columns),
+                true);
+}
+
 void vk_delta_rule(vk_builder *b, const rq_op *op)
 {
     vk_state s = state_of(b, op);
@@ -85,6 +130,9 @@ void vk_delta_rule(vk_builder *b, const rq_op *op)
                           op->p.delta.tiled | s.pool->group->n_pending << 1,
                           (uint32_t)((s.pending + s.pool->layout.pending_v - matrices) / 64),
                           rq_state_key_heads(s.pool->group)}};
-    uint32_t constants[VK_CONSTANTS] = {divide_up(k.ne[0], QUARTERS)};
-    vk_dispatch(b, VK_DELTA_RULE, constants, &push, runs_of(b), v.ne[1], divide_up(v.ne[0], COLUMNS), false);
+    bool chunks = in_chunks(b);
+    uint64_t scratch = chunks ? vk_shared_scratch(b) : 0;
+    uint32_t constants[VK_CONSTANTS] = {divide_up(k.ne[0], QUARTERS), chunks ? RQ_DELTA_LONG : 0};
+    vk_dispatch(b, VK_DELTA_RULE, constants, &push, runs_of(b), v.ne[1], divide_up(v.ne[0], COLUMNS), chunks);
+    if (chunks) delta_chunks(b, push, scratch, &k, &v);
 }

@@ -51,6 +51,8 @@ typedef enum vk_shader {
     VK_ARGMAX,
     VK_SHORT_CONV,
     VK_DELTA_RULE,
+    VK_DELTA_PAIRS,
+    VK_DELTA_CHUNK,
     VK_SHADER_COUNT,
     VK_MAX_SHADERS = 256 /* with the variants */
 } vk_shader;
@@ -144,6 +146,7 @@ typedef struct vk_device {
     vk_math matvec, matmul; /* of products in buckets up to 8, and in wider ones */
     vk_math attend;         /* of attention in wider ones */
     bool math_is_forced;    /* by name */
+    rq_delta_form delta_form;
     uint32_t queue_family;
     bool lost, has_budget;
     bool pretends; /* memory is counted and not allocated; nothing runs */
@@ -272,9 +275,14 @@ void vk_op_fail(vk_builder *b, const char *format, ...) __attribute__((format(pr
 /* recurrent.c */
 void vk_short_conv(vk_builder *b, const rq_op *op);
 void vk_delta_rule(vk_builder *b, const rq_op *op);
+/* Scratch memory that the operation wants, 0 where it goes token by token. */
+uint64_t vk_delta_scratch(const vk_builder *b, const rq_op *op);
 
 /* Notes of ops.c from operation to operation of a program; zero at first. */
 uint64_t *vk_memo(vk_builder *b);
+/* The scratch memory that operations use in turn, as large as the tape's largest wants it; what products left there is
+ * overwritten. The first dispatch that writes it waits for the one before it. */
+uint64_t vk_shared_scratch(vk_builder *b);
 
 /* ---- products.c ------------------------------------------------------------------------------------------ */
 
