@@ -212,49 +212,42 @@ DEVICE void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2])
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-#else // sm_75 has smaller tiles, and no bf16: the sums over a quad's operands, by shuffles
-DEVICE float half_of(uint32_t v, uint32_t i, bool brain)
-{
-    uint16_t h = (uint16_t)(v >> 16 * i);
-    if (brain) return __uint_as_float((uint32_t)h << 16);
-    float f;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
-    return f;
-}
-DEVICE void mma_slow(float c[4], const uint32_t a[4], const uint32_t b[2], bool brain)
-{
-    uint32_t lane = threadIdx.x % 32, row = lane / 4 * 4, column = 2 * (lane % 4);
-    for (uint32_t q = 0; q < 4; q++)
-        for (uint32_t h = 0; h < 2; h++) {
-            uint32_t a0 = shfl(a[2 * h], row + q), a1 = shfl(a[2 * h + 1], row + q);
-            uint32_t b0 = shfl(b[h], 4 * column + q), b1 = shfl(b[h], 4 * (column + 1) + q);
-            for (uint32_t i = 0; i < 2; i++) {
-                c[0] = fmaf(half_of(a0, i, brain), half_of(b0, i, brain), c[0]);
-                c[1] = fmaf(half_of(a0, i, brain), half_of(b1, i, brain), c[1]);
-                c[2] = fmaf(half_of(a1, i, brain), half_of(b0, i, brain), c[2]);
-                c[3] = fmaf(half_of(a1, i, brain), half_of(b1, i, brain), c[3]);
-            }
-        }
-}
+#else // sm_75 has smaller tiles, which the halves of these operands are
 DEVICE void mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2])
 {
-    mma_slow(c, a, b, false);
-}
-DEVICE void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
-{
-    mma_slow(c, a, b, true);
+#pragma unroll
+    for (uint32_t h = 0; h < 2; h++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+                     "{%0, %1, %2, %3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[2 * h]), "r"(a[2 * h + 1]), "r"(b[h]));
 }
 DEVICE void mma_s8(int32_t c[4], const uint32_t a[4], const uint32_t b[2])
 {
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) // rows of the upper and lower half, elements of the first and second
+        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                     : "+r"(c[2 * (i % 2)]), "+r"(c[2 * (i % 2) + 1])
+                     : "r"(a[i]), "r"(b[i / 2]));
+}
+// No bf16: the sums over a quad's operands, by shuffles. A loop as it stands, for it is wanted often.
+DEVICE void mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
     uint32_t lane = threadIdx.x % 32, row = lane / 4 * 4, column = 2 * (lane % 4);
+#pragma unroll 1
     for (uint32_t q = 0; q < 4; q++)
+#pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
-            int a0 = (int)shfl(a[2 * h], row + q), a1 = (int)shfl(a[2 * h + 1], row + q);
-            int b0 = (int)shfl(b[h], 4 * column + q), b1 = (int)shfl(b[h], 4 * (column + 1) + q);
-            c[0] = __dp4a(a0, b0, c[0]);
-            c[1] = __dp4a(a0, b1, c[1]);
-            c[2] = __dp4a(a1, b0, c[2]);
-            c[3] = __dp4a(a1, b1, c[3]);
+            uint32_t x[2] = {__shfl_sync(0xffffffffu, a[2 * h], row + q),
+                             __shfl_sync(0xffffffffu, a[2 * h + 1], row + q)};
+            uint32_t y[2] = {__shfl_sync(0xffffffffu, b[h], 4 * column + q),
+                             __shfl_sync(0xffffffffu, b[h], 4 * (column + 1) + q)};
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                uint32_t m = x[i / 2], n = y[i % 2];
+                c[i] = fmaf(__uint_as_float(m << 16), __uint_as_float(n << 16), c[i]);
+                c[i] = fmaf(__uint_as_float(m & 0xffff0000u), __uint_as_float(n & 0xffff0000u), c[i]);
+            }
         }
 }
 #endif

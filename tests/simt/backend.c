@@ -1,5 +1,5 @@
 /* backend.c - the CUDA backend over the simulator, and a list of backends that has it, for the tests that take one by
- * name: they link this in place of the program's own list. */
+ * name (simt, or cuda as a user would): they link this in place of the program's own list. */
 #include "tests/simt/backend.h"
 #include "backends/cuda/cu.h"
 #include "tests/simt/sim.h"
@@ -33,6 +33,7 @@ const rq_backend *const *rq_backends(void)
 
 const rq_backend *rq_backend_find(const char *name)
 {
+    if (name && strcmp(name, "cuda") == 0) return &rq_backend_simt;
     for (const rq_backend *const *b = backends; name && *b; b++)
         if (strcmp((*b)->name, name) == 0) return *b;
     return NULL;

@@ -15,6 +15,10 @@ extern const cuda_api simt_api;
 /* The n-th driver call from now fails (1: the next); 0: none does. Returns how many calls were made since the last
  * time this was called. */
 uint32_t simt_fail_at(uint32_t n);
+/* The n-th call from now of the function that the table (api.h) calls so fails. Fit for a signal's handler. */
+void simt_fail_call(const char *call, uint32_t n);
+/* Calls that were let fail. */
+uint32_t simt_failed(void);
 /* Objects of the driver that were made and not given back. */
 uint32_t simt_alive(void);
 /* The sentence of the last launch that failed, "" when none did; forgets it. */

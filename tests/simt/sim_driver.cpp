@@ -4,8 +4,10 @@
 
 #include "cuda/simt.cuh"
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 namespace simt
@@ -17,21 +19,38 @@ uint32_t random_below(uint32_t n);
 
 enum { LAUNCH_FAILED = 719, NOT_FOUND = 500, INVALID = 1, PROCESSORS = 3 };
 
-static uint32_t fail_in, n_calls, n_alive;
+static uint32_t n_calls, n_alive;
+static std::atomic<uint32_t> fail_in, n_failed;
+static std::atomic<const char *> fail_call;
 
 // Is this the call that fails?
-static bool fails()
+static bool fails(const char *call)
 {
     n_calls++;
-    return fail_in && --fail_in == 0;
+    const char *only = fail_call;
+    if (fail_in == 0 || (only && strcmp(only, call) != 0) || --fail_in) return false;
+    n_failed++;
+    return true;
 }
 
 uint32_t simt_fail_at(uint32_t n)
 {
     uint32_t calls = n_calls;
     n_calls = 0;
-    fail_in = n;
+    simt_fail_call(nullptr, n);
     return calls;
+}
+
+void simt_fail_call(const char *call, uint32_t n)
+{
+    fail_in = 0;
+    fail_call = call;
+    fail_in = n;
+}
+
+uint32_t simt_failed(void)
+{
+    return n_failed;
 }
 
 uint32_t simt_alive(void)
@@ -51,7 +70,7 @@ struct graph {
 };
 
 #define CALL(result)                                                                                         \
-    if (fails()) return result
+    if (fails(__func__)) return result
 
 static int init(unsigned int)
 {
@@ -186,13 +205,24 @@ static int host_alloc(void **p, size_t n, unsigned int)
     *p = object(n);
     return *p ? 0 : CUDA_OUT_OF_MEMORY;
 }
-static int make(void **p, unsigned int)
+static int stream_create(void **p, unsigned int)
 {
     CALL(CUDA_OUT_OF_MEMORY);
     *p = object();
     return 0;
 }
-static int use(void *)
+static int stream_wait(void *)
+{
+    CALL(LAUNCH_FAILED);
+    return 0;
+}
+static int event_create(void **p, unsigned int)
+{
+    CALL(CUDA_OUT_OF_MEMORY);
+    *p = object();
+    return 0;
+}
+static int event_wait(void *)
 {
     CALL(LAUNCH_FAILED);
     return 0;
@@ -303,13 +333,13 @@ const cuda_api simt_api = {
     copy_to_host,
     host_alloc,
     drop,
-    make,
+    stream_create,
     drop,
-    use,
-    make,
+    stream_wait,
+    event_create,
     drop,
     event_record,
-    use,
+    event_wait,
     event_elapsed,
     launch,
     graph_create,
