@@ -232,6 +232,17 @@ DEVICE void norm_factors(const cuda_matvec_args &p, const float *x, float *sums,
     }
 }
 
+// Before the launch waits for the one before it: the beginnings of this warp's first rows are asked for, a line of 128
+// bytes a lane. Weights are what no launch writes; which expert's they are, one does.
+DEVICE void ask_ahead(const cuda_matvec_args &p, uint32_t first_row, uint32_t rows, uint32_t row_bytes)
+{
+    if (p.n_used == 0) {
+        uint32_t lane = thread_x() % 32, row = first_row + lane / 16, at = lane % 16 * 128;
+        if (row < rows && at < row_bytes) prefetch(row_of(p, row).w + at);
+    }
+    launch_wait();
+}
+
 template <int TYPE, int COLS> DEVICE void matvec_blocks(const cuda_matvec_args &p)
 {
     constexpr uint32_t CHUNK = MV_CODES / COLS; // elements of a column in shared memory at a time
@@ -242,15 +253,18 @@ template <int TYPE, int COLS> DEVICE void matvec_blocks(const cuda_matvec_args &
     SHARED(float, sums, 8);
     SHARED(uint8_t, rings, MV_WARPS * MV_STAGES * RING_BYTES);
     uint64_t w_offset, x_offset, y_offset;
+    uint32_t warp = thread_x() / 32, lane = thread_x() % 32, rows = all_rows(p);
+    ask_ahead(p, (block_x() * MV_WARPS + warp) * MV_ROWS, rows, (uint32_t)p.row_bytes);
     if (!find_pair(p, w_offset, x_offset, y_offset)) return;
     const float *x = p.x + x_offset;
-    uint32_t warp = thread_x() / 32, lane = thread_x() % 32, rows = all_rows(p);
     uint8_t *ring = rings + warp * MV_STAGES * RING_BYTES;
     float factor[COLS];
     norm_factors<COLS>(p, x, sums, factor);
     bool whole = p.n_in <= CHUNK;
     for (uint32_t first = block_x() * MV_WARPS * MV_ROWS; first < rows;
          first += blocks_x() * MV_WARPS * MV_ROWS) {
+        // Not before the last round: what the next launch asks for ahead shall still be in the cache when it begins.
+        if (first + blocks_x() * MV_WARPS * MV_ROWS >= rows) launch_next();
         float acc[MV_ROWS][COLS];
         job_row row[MV_ROWS];
 #pragma unroll
@@ -358,10 +372,11 @@ template <int TYPE, int COLS> DEVICE void matvec_floats(const cuda_matvec_args &
     SHARED(float, sums, 8);
     SHARED(float, kept, MV_FLOATS);
     uint64_t w_offset, x_offset, y_offset;
+    uint32_t lane = thread_x() % 32, rows = all_rows(p), per_warp = p.glu ? 2 : 1;
+    ask_ahead(p, (block_x() * MV_WARPS + thread_x() / 32) * per_warp, rows, (uint32_t)p.row_bytes);
     if (!find_pair(p, w_offset, x_offset, y_offset)) return;
     const float *x = p.x + x_offset;
     uint64_t x_stride = p.x_stride;
-    uint32_t lane = thread_x() % 32, rows = all_rows(p), per_warp = p.glu ? 2 : 1;
     float factor[COLS];
     norm_factors<COLS>(p, x, sums, factor);
     bool late = p.normed; // the norm is not in x yet
@@ -381,6 +396,7 @@ template <int TYPE, int COLS> DEVICE void matvec_floats(const cuda_matvec_args &
     }
     for (uint32_t first = (block_x() * MV_WARPS + thread_x() / 32) * per_warp; first < rows;
          first += blocks_x() * MV_WARPS * per_warp) {
+        if (first + blocks_x() * MV_WARPS * per_warp >= rows) launch_next();
         float gate[COLS];
         for (uint32_t k = 0; k < per_warp; k++) {
             job_row r = row_of(p, first + k);
@@ -433,15 +449,15 @@ template <int TYPE, int COLS> DEVICE void matvec(const cuda_matvec_args &p)
 }
 
 #define MATVEC_KERNELS(type)                                                                                 \
-    KERNEL(matvec_##type##_1, cuda_matvec_args, CUDA_MATVEC_THREADS)                                         \
+    KERNEL_AHEAD(matvec_##type##_1, cuda_matvec_args, CUDA_MATVEC_THREADS)                                   \
     {                                                                                                        \
         matvec<type, 1>(p);                                                                                  \
     }                                                                                                        \
-    KERNEL(matvec_##type##_4, cuda_matvec_args, CUDA_MATVEC_THREADS)                                         \
+    KERNEL_AHEAD(matvec_##type##_4, cuda_matvec_args, CUDA_MATVEC_THREADS)                                   \
     {                                                                                                        \
         matvec<type, 4>(p);                                                                                  \
     }                                                                                                        \
-    KERNEL(matvec_##type##_8, cuda_matvec_args, CUDA_MATVEC_THREADS)                                         \
+    KERNEL_AHEAD(matvec_##type##_8, cuda_matvec_args, CUDA_MATVEC_THREADS)                                   \
     {                                                                                                        \
         matvec<type, 8>(p);                                                                                  \
     }

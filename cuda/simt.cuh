@@ -17,13 +17,24 @@ struct alignas(8) u32x2 {
 #include "tests/simt/vocabulary.h"
 #else
 
-// A kernel with its argument structure, threads of a block, and blocks that shall fit on a processor.
-#define KERNEL(name, args, threads)                                                                          \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ args p)
-#define DEVICE static __device__ __forceinline__
-// As KERNEL, but so many blocks shall fit.
+#define DEVICE                      static __device__ __forceinline__
+// A kernel with its argument structure and threads of a block. A launch may begin before the one that it depends on has
+// ended (docs/cuda.md, "Launches that overlap"): a kernel lets the next one begin at once and then waits for the one before.
+#define KERNEL(name, args, threads) KERNEL_BLOCKS(name, args, threads, 1)
+// As KERNEL, and so many blocks shall fit on a multiprocessor.
 #define KERNEL_BLOCKS(name, args, threads, blocks)                                                           \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ args p)
+    DEVICE void name##_run(const args &p);                                                                   \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ args p)       \
+    {                                                                                                        \
+        launch_next();                                                                                       \
+        launch_wait();                                                                                       \
+        name##_run(p);                                                                                       \
+    }                                                                                                        \
+    DEVICE void name##_run(const args &p)
+// As KERNEL, for one that has something to do before it waits. Every thread calls launch_wait on every path, before it
+// reads what any launch of the graph writes, and before it writes anything that is not its block's own.
+#define KERNEL_AHEAD(name, args, threads)                                                                    \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ args p)
 #define DEVICE_MEMBER         __device__ __forceinline__
 #define CONSTANT              static __device__ constexpr
 #define SHARED(type, name, n) __shared__ alignas(16) type name[n]
@@ -124,6 +135,11 @@ DEVICE u32x4 load16_once(const void *p)
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
     return v;
+}
+// Asks for the line of 128 bytes around p, in memory that exists, to be brought into the second-level cache.
+DEVICE void prefetch(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 DEVICE void store4(void *p, uint32_t v)
 {
@@ -332,13 +348,15 @@ DEVICE float exp2_fast(float x)
     return y;
 }
 
-// Lets the next launch of the stream begin, and waits for what the one before it wrote (where the host asked for it).
+// Lets launches that depend on this one begin, once every block has called it or ended; they may not see anything that
+// this one writes before they have waited. Before sm_90, and where the host did not ask for it, they begin afterwards.
 DEVICE void launch_next()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+// Waits until the launches that this one depends on have ended and all they wrote can be seen.
 DEVICE void launch_wait()
 {
 #if __CUDA_ARCH__ >= 900

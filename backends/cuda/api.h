@@ -18,6 +18,13 @@ typedef struct cuda_kernel_node {
     void *kernel, *context;
 } cuda_kernel_node;
 
+/* CUgraphEdgeData: when a launch may begin that depends on another */
+typedef struct cuda_edge {
+    unsigned char from_port, to_port, type, reserved[5];
+} cuda_edge;
+/* For port and type: as soon as the other one lets it. */
+enum { CUDA_EDGE_PROGRAMMATIC = 1 };
+
 /* Results: 0 is success; cuda_result_memory: out of memory. Others only have a name. */
 enum { CUDA_OK = 0, CUDA_OUT_OF_MEMORY = 2, CUDA_NO_DEVICE = 100 };
 /* After one of these no call of the context works any more. */
@@ -78,10 +85,15 @@ enum { CUDA_FUNCTION_SHARED_BYTES = 8 };
     X(graph_launch, cuGraphLaunch, (void *, void *))                                                         \
     X(graph_exec_destroy, cuGraphExecDestroy, (void *))                                                      \
     X(graph_destroy, cuGraphDestroy, (void *))
+/* What older drivers lack, where it is NULL: of before CUDA 12.3. */
+#define CUDA_API_NEWER(X)                                                                                    \
+    X(graph_add_edges, cuGraphAddDependencies_v2,                                                            \
+      (void *, void *const *, void *const *, const cuda_edge *, size_t))
 
 typedef struct cuda_api {
 #define CUDA_MEMBER(member, symbol, parameters) int(*member) parameters;
     CUDA_API(CUDA_MEMBER)
+    CUDA_API_NEWER(CUDA_MEMBER)
 #undef CUDA_MEMBER
 } cuda_api;
 
@@ -89,7 +101,7 @@ typedef struct cuda_api {
 extern "C" {
 #endif
 /* Fills the table from the driver's library, which stays loaded as long as the process. A sentence when there is no
- * driver, or one that lacks a function. */
+ * driver, or one that lacks a function that is not among the newer ones. */
 rq_status cuda_driver_load(cuda_api *out, rq_error *err);
 #ifdef __cplusplus
 }

@@ -42,6 +42,12 @@ typedef struct cu_slot {
     bool flying;
 } cu_slot;
 
+/* Memory for what an operation leaves for the next launch; programs never run at the same time and share it. */
+typedef struct cu_shared_scratch {
+    rq_memory *memory;
+    struct cu_shared_scratch *next;
+} cu_shared_scratch;
+
 /* The step as the device sees it; one for each size of step there is. */
 typedef struct cu_step {
     rq_memory *memory;
@@ -59,11 +65,14 @@ typedef struct cu_device {
     char name[100];
     bool lost;
     void *modules[CU_MAX_MODULES];
+    bool overlaps; /* launches of a graph may begin before those that they depend on have ended */
     uint32_t n_modules;
     void *functions[CU_KERNEL_COUNT]; /* found at first use */
     rq_memory *tables;
     cu_step *steps;
     cu_slot ring[CU_RING];
+    cu_shared_scratch *scratch; /* the largest first */
+    uint64_t scratch_wanted;    /* by the programs that were planned */
     uint32_t next_slot;
     uint64_t taken_bytes;
 } cu_device;
@@ -145,7 +154,7 @@ cu_device *cu_device_of(const cu_builder *b);
 cu_view cu_value(cu_builder *b, rq_ref ref);
 uint64_t cu_step_address(const cu_builder *b); /* 0 when the tape reads no step */
 uint64_t cu_pool_address(cu_builder *b, uint32_t group);
-/* Address of at least `bytes` of scratch of the program, or 0 after a failure; operations share it. */
+/* Address of at least `bytes` of scratch of the device, or 0 after a failure; operations and programs share it. */
 uint64_t cu_scratch(cu_builder *b, uint64_t bytes);
 /* Header word that counts the active tokens or rows; UINT32_MAX: the whole bucket. */
 uint32_t cu_extent_word(const cu_builder *b);

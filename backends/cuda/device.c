@@ -96,6 +96,12 @@ void cu_close(rq_device *device)
             cu_release(s->memory);
             rq_free(s);
         }
+        while (d->scratch) {
+            cu_shared_scratch *s = d->scratch;
+            d->scratch = s->next;
+            cu_release(s->memory);
+            rq_free(s);
+        }
         for (uint32_t i = 0; i < CU_RING; i++) {
             if (d->ring[i].words) d->api.host_free(d->ring[i].words);
             if (d->ring[i].copied) d->api.event_destroy(d->ring[i].copied);
@@ -131,6 +137,7 @@ static rq_status open_card(cu_device *d, const rq_device_options *options, rq_er
     if (result) return cu_fail(d, result, "saying what it is", err);
     d->shared_bytes = shared > 0 ? (uint32_t)shared : 0;
     d->n_processors = processors > 0 ? (uint32_t)processors : 1;
+    d->overlaps = d->major >= 9 && api->graph_add_edges;
     if (d->major * 10 + d->minor < 75)
         return rq_fail(err, RQ_ERR_UNSUPPORTED,
                        "%s is too old: kernels are for compute capability 7.5 and up, it has %d.%d", d->name,
@@ -188,8 +195,8 @@ void cu_describe(rq_device *device, rq_device_info *out)
     memset(out, 0, sizeof *out);
     out->taken_bytes = d->taken_bytes;
     snprintf(out->name, sizeof out->name, "%s", d->name);
-    snprintf(out->features, sizeof out->features, "compute capability %d.%d, %u multiprocessors", d->major,
-             d->minor, d->n_processors);
+    snprintf(out->features, sizeof out->features, "compute capability %d.%d, %u multiprocessors%s", d->major,
+             d->minor, d->n_processors, d->overlaps ? ", launches overlap" : "");
     size_t left = 0, all = 0;
     if (d->api.context_set(d->context) == 0 && d->api.memory_info(&left, &all) == 0) {
         out->memory_bytes = all;

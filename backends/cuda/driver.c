@@ -25,6 +25,13 @@ rq_status cuda_driver_load(cuda_api *out, rq_error *err)
     }
     CUDA_API(CUDA_FIND)
 #undef CUDA_FIND
+#define CUDA_FIND_NEWER(member, symbol, parameters)                                                          \
+    {                                                                                                        \
+        void *found = dlsym(library, #symbol);                                                               \
+        memcpy(&api.member, &found, sizeof found);                                                           \
+    }
+    CUDA_API_NEWER(CUDA_FIND_NEWER)
+#undef CUDA_FIND_NEWER
     *out = api;
     return RQ_OK;
 }

@@ -17,7 +17,8 @@ typedef struct launch {
     uint8_t args[CU_ARGS_BYTES];
 } launch;
 
-enum { CU_SCRATCHES = 4 };
+/* Between two groups of launches more edges than that are ordinary ones. */
+enum { CU_MOST_OVERLAPS = 4 };
 
 typedef struct cu_program {
     rq_program base;
@@ -27,8 +28,6 @@ typedef struct cu_program {
     cu_step *step; /* NULL: reads none */
     void *graph, *exec;
     rq_memory *pools[RQ_MAX_GROUPS];
-    rq_memory *scratch[CU_SCRATCHES]; /* each larger than the one before */
-    uint32_t n_scratch;
 } cu_program;
 
 struct cu_builder {
@@ -41,8 +40,7 @@ struct cu_builder {
     bool shares_scratch;      /* this operation uses scratch */
     uint32_t
         *per_op; /* launches are counted and not made: memory has no addresses, and there may be no device */
-    uint64_t scratch[CU_SCRATCHES]; /* then: the sizes that would have been made, ascending */
-    uint32_t n_scratch;
+    uint64_t scratch;         /* then: the bytes that would have been shared */
     bool pool[RQ_MAX_GROUPS]; /* and the pools that would have been described */
     rq_status status;
     rq_error error;
@@ -133,25 +131,29 @@ uint64_t cu_pool_address(cu_builder *b, uint32_t group)
 
 uint64_t cu_scratch(cu_builder *b, uint64_t bytes)
 {
-    cu_program *p = b->program;
+    cu_device *d = b->device;
     if (b->per_op) {
-        bool fits = b->n_scratch > 0 && b->scratch[b->n_scratch - 1] >= bytes;
-        if (!fits && b->n_scratch < CU_SCRATCHES) b->scratch[b->n_scratch++] = bytes;
+        if (bytes > b->scratch) b->scratch = bytes;
         return 1;
     }
     b->shares_scratch = true;
     if (b->status != RQ_OK) return 0;
-    for (uint32_t i = 0; i < p->n_scratch; i++)
-        if (p->scratch[i]->bytes >= bytes) return cu_address(p->scratch[i]);
-    if (p->n_scratch == CU_SCRATCHES) { /* launches already made know the smaller ones */
-        cu_op_fail(b, "scratch memory of more than %d sizes is needed", CU_SCRATCHES);
+    if (d->scratch && d->scratch->memory->bytes >= bytes) return cu_address(d->scratch->memory);
+    /* Launches already made know smaller ones, which stay: without a plan, or where it said less. */
+    cu_shared_scratch *s = rq_calloc(1, sizeof *s);
+    if (!s) {
+        b->status = rq_fail(&b->error, RQ_ERR_MEMORY, "out of memory while compiling a tape");
         return 0;
     }
-    rq_memory **to = &p->scratch[p->n_scratch];
-    b->status = cu_alloc(&b->device->base, bytes, "partial results of attention", to, &b->error);
-    if (b->status != RQ_OK) return 0;
-    p->n_scratch++;
-    return cu_address(*to);
+    uint64_t wanted = bytes > d->scratch_wanted ? bytes : d->scratch_wanted;
+    b->status = cu_alloc(&d->base, wanted, "partial results of attention", &s->memory, &b->error);
+    if (b->status != RQ_OK) {
+        rq_free(s);
+        return 0;
+    }
+    s->next = d->scratch;
+    d->scratch = s;
+    return cu_address(s->memory);
 }
 
 static bool reads_rows(const rq_tape *tape)
@@ -198,7 +200,7 @@ void cu_launch(cu_builder *b, uint32_t kernel, const void *args, size_t args_byt
     }
     p->list = list;
     bool barrier = after || (b->first && b->segment->barrier[b->op]);
-    if (b->first && b->shares_scratch && b->scratch_used) barrier = true; /* scratch is one for the program */
+    if (b->first && b->shares_scratch && b->scratch_used) barrier = true; /* scratch is one for all */
     b->scratch_used |= b->shares_scratch;
     b->first = false;
     launch *l = &p->list[p->n++];
@@ -286,30 +288,45 @@ void cu_destroy(rq_program *program)
     if (p->exec) d->api.graph_exec_destroy(p->exec);
     if (p->graph) d->api.graph_destroy(p->graph);
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) cu_release(p->pools[g]);
-    for (uint32_t i = 0; i < p->n_scratch; i++) cu_release(p->scratch[i]);
     rq_free(p->list);
     rq_free(p);
 }
 
+/* How many launches from `first` on there are up to the next barrier. */
+static size_t group_size(const cu_program *p, size_t first)
+{
+    size_t n = 1;
+    while (first + n < p->n && !p->list[first + n].barrier) n++;
+    return n;
+}
+
+/* The launch may begin as soon as those before it let it (docs/cuda.md). */
+static int add_overlaps(cu_device *d, const cu_program *p, void *const *before, size_t n, void *node)
+{
+    void *to[CU_MOST_OVERLAPS];
+    cuda_edge edges[CU_MOST_OVERLAPS] = {0};
+    for (size_t i = 0; i < n; i++) {
+        to[i] = node;
+        edges[i].from_port = edges[i].type = CUDA_EDGE_PROGRAMMATIC;
+    }
+    return d->api.graph_add_edges(p->graph, before, to, edges, n);
+}
+
 /* Launches between two barriers depend on those between the barrier before and the first of the two. */
-static rq_status make_graph(cu_program *p, rq_error *err)
+static int record(cu_program *p, void **before)
 {
     cu_device *d = (cu_device *)p->base.device;
-    if (p->n == 0) return RQ_OK;
-    void **before = rq_calloc(p->n, sizeof *before);
-    if (!before) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while compiling a tape");
-    int result = d->api.context_set(d->context);
-    if (result == 0) {
-        result = d->api.graph_create(&p->graph, 0);
-        if (result) p->graph = NULL;
-    }
+    int result = d->api.graph_create(&p->graph, 0);
+    if (result) p->graph = NULL;
     size_t first = 0, n_before = 0; /* of this group of launches; nodes of the one before */
+    bool overlaps = false;
     for (size_t i = 0; i < p->n && result == 0; i++) {
         launch *l = &p->list[i];
         if (l->barrier && i > first) {
             n_before = i - first;
             for (size_t k = 0; k < n_before; k++) before[k] = p->list[first + k].node;
             first = i;
+            overlaps = d->overlaps && n_before * group_size(p, first) <= CU_MOST_OVERLAPS;
         }
         void *params[1] = {l->args};
         cuda_kernel_node node = {.function = l->function,
@@ -317,13 +334,33 @@ static rq_status make_graph(cu_program *p, rq_error *err)
                                  .block = {cu_kernel_threads(l->kernel), 1, 1},
                                  .shared_bytes = cu_kernel_shared_bytes(l->kernel),
                                  .params = params};
-        result = d->api.graph_add_kernel(&l->node, p->graph, before, n_before, &node);
+        result = d->api.graph_add_kernel(&l->node, p->graph, before, overlaps ? 0 : n_before, &node);
+        if (result == 0 && overlaps) result = add_overlaps(d, p, before, n_before, l->node);
     }
-    rq_free(before);
     if (result == 0) {
         result = d->api.graph_instantiate(&p->exec, p->graph, 0);
         if (result) p->exec = NULL;
     }
+    return result;
+}
+
+static rq_status make_graph(cu_program *p, rq_error *err)
+{
+    cu_device *d = (cu_device *)p->base.device;
+    if (p->n == 0) return RQ_OK;
+    void **before = rq_calloc(p->n, sizeof *before);
+    if (!before) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while compiling a tape");
+    int result = d->api.context_set(d->context);
+    if (result == 0) result = record(p, before);
+    bool broken = result >= CUDA_CONTEXT_BROKEN_FIRST && result <= CUDA_CONTEXT_BROKEN_LAST;
+    if (result && d->overlaps && result != CUDA_OUT_OF_MEMORY && !broken) {
+        /* a driver that has the call and will not have such edges gets ordinary ones, now and later */
+        d->overlaps = false;
+        if (p->graph) d->api.graph_destroy(p->graph);
+        p->graph = NULL;
+        result = record(p, before);
+    }
+    rq_free(before);
     return result ? cu_fail(d, result, "recording launches", err) : RQ_OK;
 }
 
@@ -362,7 +399,10 @@ rq_status cu_scratch_of(rq_device *device, const rq_segment *segment, const rq_b
         cu_compile_op(&b, &segment->tape->ops[segment->first + b.op]);
     rq_free(per_op);
     if (b.status != RQ_OK) return rq_fail(err, b.status, "%s", b.error.text);
-    for (uint32_t i = 0; i < b.n_scratch; i++) sum->sum += cu_taken(b.scratch[i]);
+    cu_device *d = b.device;
+    if (sum->largest == 0 && sum->sum == 0 && sum->once == 0) d->scratch_wanted = 0; /* another plan begins */
+    if (b.scratch > d->scratch_wanted) d->scratch_wanted = b.scratch;
+    if (b.scratch && cu_taken(b.scratch) > sum->largest) sum->largest = cu_taken(b.scratch);
     for (uint32_t g = 0; g < RQ_MAX_GROUPS; g++) sum->sum += b.pool[g] ? cu_taken(sizeof(cuda_pool)) : 0;
     if (words && cu_taken(4ull * words) > sum->once) sum->once = cu_taken(4ull * words);
     return RQ_OK;

@@ -30,6 +30,8 @@ template <class A, class B> constexpr bool same_behind()
         return false;
     else if constexpr (std::is_same_v<a, cuda_kernel_node>)
         return std::is_same_v<b, CUDA_KERNEL_NODE_PARAMS_v2>;
+    else if constexpr (std::is_same_v<a, cuda_edge>)
+        return std::is_same_v<b, CUgraphEdgeData>;
     else
         return same<a, b>();
 }
@@ -58,6 +60,7 @@ template <class R, class... A, class S, class... B> constexpr bool agree(R (*)(A
 #define AGREES(member, symbol, parameters)                                                                   \
     static_assert(agree((int(*) parameters) nullptr, (decltype(&symbol))nullptr), #symbol);
 CUDA_API(AGREES)
+CUDA_API_NEWER(AGREES)
 
 #define SAME_PLACE(here, there)                                                                              \
     static_assert(offsetof(cuda_kernel_node, here) == offsetof(CUDA_KERNEL_NODE_PARAMS_v2, there), #here)
@@ -70,8 +73,15 @@ SAME_PLACE(extra, extra);
 SAME_PLACE(kernel, kern);
 SAME_PLACE(context, ctx);
 static_assert(sizeof(cuda_kernel_node) == sizeof(CUDA_KERNEL_NODE_PARAMS_v2), "nodes");
+static_assert(offsetof(cuda_edge, from_port) == offsetof(CUgraphEdgeData, from_port), "from_port");
+static_assert(offsetof(cuda_edge, to_port) == offsetof(CUgraphEdgeData, to_port), "to_port");
+static_assert(offsetof(cuda_edge, type) == offsetof(CUgraphEdgeData, type), "type");
+static_assert(offsetof(cuda_edge, reserved) == offsetof(CUgraphEdgeData, reserved), "reserved");
+static_assert(sizeof(cuda_edge) == sizeof(CUgraphEdgeData), "edges");
 
 #define SAME_NUMBER(here, there) static_assert((int)(here) == (int)(there), #there)
+SAME_NUMBER(CUDA_EDGE_PROGRAMMATIC, CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC);
+SAME_NUMBER(CUDA_EDGE_PROGRAMMATIC, CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC);
 SAME_NUMBER(CUDA_OK, CUDA_SUCCESS);
 SAME_NUMBER(CUDA_OUT_OF_MEMORY, CUDA_ERROR_OUT_OF_MEMORY);
 SAME_NUMBER(CUDA_NO_DEVICE, CUDA_ERROR_NO_DEVICE);

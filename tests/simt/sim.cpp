@@ -3,6 +3,8 @@
 // is made to show: shared memory starts as ones, asynchronous copies land at their wait and hold ones before, orders
 // are shuffled, and a barrier or warp that not everybody reaches ends the launch with a sentence.
 #include "tests/simt/sim.h"
+#include "tests/simt/launch.h"
+#include "tests/simt/sim_memory.h"
 
 #include "cuda/simt.cuh"
 
@@ -28,7 +30,8 @@ enum {
     MAX_THREADS = 1024,
     STACK_BYTES = 256 << 10,
     MAX_SHARED_BYTES = 99 << 10,
-    MAX_COPIES = 256
+    MAX_COPIES = 256,
+    AHEAD_BLOCKS = 6 // of a launch whose beginning is looked at
 };
 
 thread_position position;
@@ -46,6 +49,7 @@ struct fibre {
     char *stack;
     void *tsan;
     fibre_state state;
+    bool waited; // for the launches before this one
     void *brought;
     uint32_t n_copies, n_groups;
     copy copies[MAX_COPIES];
@@ -64,6 +68,7 @@ static struct {
     uint16_t queue[MAX_THREADS];
     uint32_t head, n_ready, n_waiting, n_done;
     const kernel *running;
+    launch_mode mode;
     const void *args;
     void *home;
     void *home_tsan;
@@ -71,7 +76,7 @@ static struct {
     size_t home_bytes;
     bool failed;
     char message[256];
-    uint64_t seed = 1, launches;
+    uint64_t seed = 1, launches, overlaps;
     const void *shared[64];
     uint32_t n_shared;
     size_t shared_bytes;
@@ -222,7 +227,22 @@ static void entry()
 #if defined(SIMT_THREAD)
     __tsan_release(&now.end_mark);
 #endif
+    if (now.mode != ALONE && !now.fibres[position.thread].waited)
+        fail("it ends without having waited for the launch before it");
     if (now.fibres[position.thread].n_copies) fail("it ends with asynchronous copies under way");
+    now.n_done++;
+    leave(DONE);
+    abort();
+}
+
+// Of a beginning this is the end: what follows is not run.
+void wait_for_launches()
+{
+    now.fibres[position.thread].waited = true;
+    if (now.mode != AHEAD) return;
+#if defined(SIMT_THREAD)
+    __tsan_release(&now.end_mark);
+#endif
     now.n_done++;
     leave(DONE);
     abort();
@@ -443,6 +463,7 @@ static bool prepare(uint32_t n)
 #endif
         f->sp = stack_of(f->stack, entry);
         f->n_copies = f->n_groups = 0;
+        f->waited = false;
     }
     return true;
 }
@@ -488,13 +509,15 @@ const kernel *find(const char *name)
     return nullptr;
 }
 
-// Runs all blocks; false after a failure.
-bool launch(const kernel *k, const uint32_t grid[3], const void *args)
+// Runs all blocks, or the beginnings of some; false after a failure.
+bool launch(const kernel *k, const uint32_t grid[3], const void *args, launch_mode mode)
 {
     const_cast<kernel *>(k)->launched = true;
     now.running = k;
     now.args = args;
-    now.launches++;
+    now.mode = mode;
+    if (mode != AHEAD) now.launches++;
+    if (mode == DEPENDENT) now.overlaps++;
     grid_blocks_x = grid[0];
     uint64_t n = (uint64_t)grid[0] * grid[1] * grid[2];
     // i -> (i * step + start) % n walks through all blocks when step has no divisor in common with n
@@ -507,12 +530,21 @@ bool launch(const kernel *k, const uint32_t grid[3], const void *args)
         return a;
     };
     while (common(step, n) != 1) step = step % n + 1;
-    for (uint64_t i = 0; i < n && !now.failed; i++) {
+    uint64_t count = mode == AHEAD && n > AHEAD_BLOCKS ? (uint64_t)AHEAD_BLOCKS : n;
+    device_access(mode == AHEAD ? BEGINNINGS : KERNELS);
+    for (uint64_t i = 0; i < count && !now.failed; i++) {
         uint64_t b = (i * step + start) % n;
         position.block[0] = (uint32_t)(b % grid[0]);
         position.block[1] = (uint32_t)(b / grid[0] % grid[1]);
         position.block[2] = (uint32_t)(b / grid[0] / grid[1]);
         run_block(k);
+    }
+    device_access(HOST);
+    const void *early = touched_early();
+    if (early && !now.failed) {
+        now.failed = true;
+        snprintf(now.message, sizeof now.message,
+                 "%s touches what launches write, at %p, before it has waited for them", k->name, early);
     }
     now.running = nullptr;
     bool ok = !now.failed;
@@ -542,6 +574,13 @@ uint64_t simt_launches(void)
     return n;
 }
 
+uint64_t simt_overlaps(void)
+{
+    uint64_t n = simt::now.overlaps;
+    simt::now.overlaps = 0;
+    return n;
+}
+
 const char *simt_kernel(uint32_t i, bool *launched)
 {
     const simt::kernel *k = simt::first_kernel;
@@ -559,5 +598,5 @@ bool simt_run(const char *name, uint32_t x, uint32_t y, uint32_t z, const void *
 {
     const simt::kernel *k = simt::find(name);
     const uint32_t grid[3] = {x, y, z};
-    return k && simt::launch(k, grid, args);
+    return k && simt::launch(k, grid, args, simt::ALONE);
 }

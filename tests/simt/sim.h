@@ -25,6 +25,8 @@ uint32_t simt_alive(void);
 const char *simt_message(void);
 /* Launches since the last call of this. */
 uint64_t simt_launches(void);
+/* Those of them that could begin before the launches that they depend on had ended, since the last call of this. */
+uint64_t simt_overlaps(void);
 /* The i-th registered kernel and whether it was launched; NULL behind the last one. */
 const char *simt_kernel(uint32_t i, bool *launched);
 /* Seed of the order of blocks, threads and graph nodes. */

@@ -1,6 +1,8 @@
 // sim_driver.cpp - the driver's functions over the simulator. Work is done when it is asked for, the nodes of a graph
 // in a random order that their dependencies allow.
+#include "tests/simt/launch.h"
 #include "tests/simt/sim.h"
+#include "tests/simt/sim_memory.h"
 
 #include "cuda/simt.cuh"
 
@@ -9,13 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <vector>
-
-namespace simt
-{
-const kernel *find(const char *name);
-bool launch(const kernel *k, const uint32_t grid[3], const void *args);
-uint32_t random_below(uint32_t n);
-} // namespace simt
 
 enum { LAUNCH_FAILED = 719, NOT_FOUND = 500, INVALID = 1, PROCESSORS = 3 };
 
@@ -63,7 +58,8 @@ struct node {
     uint32_t grid[3];
     std::vector<char> args;
     std::vector<node *> after;
-    bool done;
+    bool done, dependent; // dependent: it may begin before those before it have ended
+    uint32_t beginnings;  // looked at so often
 };
 struct graph {
     std::vector<node *> nodes;
@@ -170,8 +166,8 @@ static int function_attribute(void *, int attribute, int bytes)
 static int memory_alloc(uint64_t *p, size_t bytes)
 {
     CALL(CUDA_OUT_OF_MEMORY);
-    void *m = nullptr;
-    if (posix_memalign(&m, 256, bytes)) return CUDA_OUT_OF_MEMORY;
+    void *m = simt::device_alloc(bytes);
+    if (!m) return CUDA_OUT_OF_MEMORY;
     memset(m, 0xcb, bytes);
     *p = (uint64_t)(uintptr_t)m;
     n_alive++;
@@ -179,7 +175,9 @@ static int memory_alloc(uint64_t *p, size_t bytes)
 }
 static int memory_free(uint64_t p)
 {
-    return drop((void *)(uintptr_t)p);
+    n_alive--;
+    simt::device_free((void *)(uintptr_t)p);
+    return 0;
 }
 static int memory_set(uint64_t p, unsigned char v, size_t n, void *)
 {
@@ -246,7 +244,7 @@ static int launch(void *f, unsigned int x, unsigned int y, unsigned int z, unsig
     const simt::kernel *k = (const simt::kernel *)f;
     const uint32_t grid[3] = {x, y, z};
     if (bx * by * bz != k->threads || !x || !y || !z || y > 65535 || z > 65535) return INVALID;
-    return simt::launch(k, grid, params[0]) ? 0 : LAUNCH_FAILED;
+    return simt::launch(k, grid, params[0], simt::ALONE) ? 0 : LAUNCH_FAILED;
 }
 
 static int graph_create(void **g, unsigned int)
@@ -263,12 +261,34 @@ static int graph_add_kernel(void **out, void *g, void *const *after, size_t n, c
     if (p->block[0] * p->block[1] * p->block[2] != k->threads) return INVALID;
     if (!p->grid[0] || !p->grid[1] || !p->grid[2] || p->grid[1] > 65535 || p->grid[2] > 65535) return INVALID;
     const char *args = (const char *)p->params[0];
-    node *made = new node{
-        k, {p->grid[0], p->grid[1], p->grid[2]}, std::vector<char>(args, args + k->args_bytes), {}, false};
+    node *made = new node{k,
+                          {p->grid[0], p->grid[1], p->grid[2]},
+                          std::vector<char>(args, args + k->args_bytes),
+                          {},
+                          false,
+                          false,
+                          0};
     for (size_t i = 0; i < n; i++) made->after.push_back((node *)after[i]);
     ((graph *)g)->nodes.push_back(made);
     *out = made;
     return 0;
+}
+static int graph_add_edges(void *g, void *const *from, void *const *to, const cuda_edge *edges, size_t n)
+{
+    CALL(INVALID);
+    for (size_t i = 0; i < n; i++) {
+        const cuda_edge *e = &edges[i];
+        if (e->from_port != CUDA_EDGE_PROGRAMMATIC || e->to_port || e->type != CUDA_EDGE_PROGRAMMATIC)
+            return INVALID;
+        for (size_t k = 0; k < sizeof e->reserved; k++)
+            if (e->reserved[k]) return INVALID;
+        node *later = (node *)to[i];
+        for (const node *there : later->after)
+            if (there == from[i]) return INVALID;
+        later->after.push_back((node *)from[i]);
+        later->dependent = true;
+    }
+    return ((graph *)g)->nodes.empty() ? INVALID : 0;
 }
 static int graph_instantiate(void **exec, void *g, unsigned long long)
 {
@@ -291,9 +311,16 @@ static int graph_launch(void *exec, void *)
             for (const node *n : waiting[at]->after) ready &= n->done;
         }
         node *n = waiting[at];
-        if (!simt::launch(n->kernel, n->grid, n->args.data())) return LAUNCH_FAILED;
+        if (!simt::launch(n->kernel, n->grid, n->args.data(), n->dependent ? simt::DEPENDENT : simt::ALONE))
+            return LAUNCH_FAILED;
         n->done = true;
         waiting.erase(waiting.begin() + (long)at);
+    }
+    // What launches write is known now: the beginnings of those that may run ahead, the first times and now and then.
+    for (node *n : ((graph *)exec)->nodes) {
+        if (!n->dependent || (n->beginnings > 1 && simt::random_below(16))) continue;
+        n->beginnings++;
+        if (!simt::launch(n->kernel, n->grid, n->args.data(), simt::AHEAD)) return LAUNCH_FAILED;
     }
     return 0;
 }
@@ -348,4 +375,5 @@ const cuda_api simt_api = {
     graph_launch,
     graph_exec_destroy,
     graph_destroy,
+    graph_add_edges,
 };

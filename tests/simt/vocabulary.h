@@ -37,6 +37,7 @@ void copy_begin(void *shared, const void *global);
 void copy_close();
 void copy_finish(uint32_t groups_left);
 void warp_fence();
+void wait_for_launches();
 
 float half_to_float(uint16_t h);
 uint16_t float_to_half(float f);
@@ -74,10 +75,18 @@ template <typename T> const T *checked(const void *p)
 
 } // namespace simt
 
-#define KERNEL(name, args, threads)                                                                          \
+#define KERNEL_AHEAD(name, args, threads)                                                                    \
     static void name(const args &p);                                                                         \
     static simt::kernel name##_entry(#name, threads, sizeof(args),                                           \
                                      [](const void *a) { name(*(const args *)a); });                         \
+    static void name(const args &p)
+#define KERNEL(name, args, threads)                                                                          \
+    static void name(const args &p);                                                                         \
+    static simt::kernel name##_entry(#name, threads, sizeof(args), [](const void *a) {                       \
+        launch_next();                                                                                       \
+        launch_wait();                                                                                       \
+        name(*(const args *)a);                                                                              \
+    });                                                                                                      \
     static void name(const args &p)
 #define DEVICE                                     static inline __attribute__((unused))
 #define KERNEL_BLOCKS(name, args, threads, blocks) KERNEL(name, args, threads)
@@ -178,6 +187,10 @@ DEVICE u32x4 load16(const void *p)
 DEVICE u32x4 load16_once(const void *p)
 {
     return *simt::checked<u32x4>(p);
+}
+DEVICE void prefetch(const void *p)
+{
+    (void)*(const volatile uint8_t *)p;
 }
 DEVICE void store4(void *p, uint32_t v)
 {
@@ -296,6 +309,9 @@ DEVICE float exp2_fast(float x)
     return x < -126 ? 0 : exp2f(x);
 }
 DEVICE void launch_next() {}
-DEVICE void launch_wait() {}
+DEVICE void launch_wait()
+{
+    simt::wait_for_launches();
+}
 
 #endif
