@@ -13,13 +13,14 @@
 
 void rq_draft_start(rq_sched *sc)
 {
-    sc->trial = (rq_draft_trial){.on = sc->params.draft_depth != 0, .running = sc->params.draft_auto};
+    for (uint32_t i = 0; i < RQ_NARROW_TOKENS; i++)
+        sc->trials[i] = (rq_draft_trial){.on = sc->params.draft_depth != 0, .running = sc->params.draft_auto};
 }
 
 /* ---- is it worth it? ------------------------------------------------------------------------------------- */
 
-/* A trial is blocks of steps, without and with guesses in turns; the first two warm up. Guesses must save this part of
- * the time: what is measured varies. */
+/* A trial is blocks of steps that as many sessions share, without and with guesses in turns; the first two warm up.
+ * Guesses must save this part of the time: what is measured varies. */
 enum {
     BLOCK_STEPS = 8,
     TRIAL_BLOCKS = 10,
@@ -33,36 +34,53 @@ static bool turn_to_draft(const rq_draft_trial *t)
     return t->on && (!t->running || t->n_steps / BLOCK_STEPS % 2 == 1);
 }
 
-static void say_decision(const rq_sched *sc, double gain, double per_step)
+static void say_decision(const rq_sched *sc, uint32_t n_sessions, bool on, double gain, double per_step)
 {
-    char line[200];
-    snprintf(line, sizeof line,
-             "drafts: %.2f tokens a step with up to %u guesses, %.2f times as fast as without: %s", per_step,
-             sc->params.draft_depth, gain, sc->trial.on ? "they stay on" : "off from now on");
+    char line[240];
+    snprintf(
+        line, sizeof line,
+        "drafts, %u session%s at a time: %.2f tokens a step with up to %u guesses, %.2f times as fast as "
+        "without: %s%s",
+        n_sessions, n_sessions == 1 ? "" : "s", per_step, sc->params.draft_depth, gain,
+        on ? "they stay on" : "off from now on",
+        on || n_sessions == 1 ? "" : " when as many or more share steps");
     if (sc->params.say != NULL) sc->params.say(sc->params.user, line);
+}
+
+/* Guesses cost more the more sessions share a step, and fewer of them fit: what does not pay for n does not for more. */
+static void switch_off(rq_sched *sc, uint32_t n_sessions)
+{
+    for (uint32_t i = n_sessions - 1; i < RQ_NARROW_TOKENS; i++)
+        sc->trials[i].on = sc->trials[i].running = false;
+    if (n_sessions == 1) /* for good: nothing is kept for guesses any more */
+        rq_executor_follow(sc->params.executor, false);
+}
+
+static bool all_decode(const rq_sched *sc)
+{
+    for (uint32_t i = 0; i < sc->n_parts; i++)
+        if (sc->parts[i].session->phase != RQ_PHASE_DECODE || sc->parts[i].n_results == 0) return false;
+    return true;
 }
 
 void rq_draft_count(rq_sched *sc, int64_t ns)
 {
-    rq_draft_trial *t = &sc->trial;
-    const rq_part *part = &sc->parts[0];
-    if (!t->running || !t->on || sc->n_parts != 1 || part->session->phase != RQ_PHASE_DECODE ||
-        part->n_results == 0)
-        return;
+    uint32_t n = sc->n_parts;
+    if (n == 0 || n > RQ_NARROW_TOKENS) return;
+    rq_draft_trial *t = &sc->trials[n - 1];
+    if (!t->running || n != sc->n_sharing || !all_decode(sc)) return;
     bool with = turn_to_draft(t);
     if (t->n_steps >= WARM_BLOCKS * BLOCK_STEPS) {
         t->ns[with] += (uint64_t)ns;
-        t->tokens[with] += part->n_results;
+        for (uint32_t i = 0; i < n; i++) t->tokens[with] += sc->parts[i].n_results;
     }
     if (++t->n_steps < TRIAL_BLOCKS * BLOCK_STEPS) return;
     double without_ns = (double)t->ns[0] / (double)t->tokens[0],
            with_ns = (double)t->ns[1] / (double)t->tokens[1];
-    double per_step = (double)t->tokens[1] / COUNTED_STEPS;
+    bool on = without_ns > LEAST_GAIN * with_ns;
     t->running = false;
-    t->on = without_ns > LEAST_GAIN * with_ns;
-    if (!t->on)
-        rq_executor_follow(sc->params.executor, false); /* for good: nothing is kept for guesses any more */
-    say_decision(sc, without_ns / with_ns, per_step);
+    if (!on) switch_off(sc, n);
+    say_decision(sc, n, on, without_ns / with_ns, (double)t->tokens[1] / COUNTED_STEPS);
 }
 
 /* ---- guessing -------------------------------------------------------------------------------------------- */
@@ -79,7 +97,9 @@ static uint32_t at_most(uint32_t a, size_t b)
 
 uint32_t rq_draft_length(const rq_sched *sc, const rq_session *s, uint32_t room)
 {
-    if (!turn_to_draft(&sc->trial) || s->evaluating || s->phase != RQ_PHASE_DECODE) return 0;
+    if (sc->n_sharing == 0 || sc->n_sharing > RQ_NARROW_TOKENS) return 0;
+    if (!turn_to_draft(&sc->trials[sc->n_sharing - 1]) || s->evaluating || s->phase != RQ_PHASE_DECODE)
+        return 0;
     /* Guesses fill no page: full pages are shared and encoded, and guesses may be wrong. */
     uint32_t in_page = (uint32_t)(s->n_cached % RQ_PAGE_TOKENS) + 1;
     uint32_t n = at_most(sc->params.draft_depth, room);
@@ -172,7 +192,7 @@ rq_status rq_draft_guess(rq_sched *sc, rq_step *step, rq_error *err)
 rq_status rq_draft_remember(rq_sched *sc, bool checks, rq_error *err)
 {
     rq_status status = RQ_OK;
-    for (uint32_t i = 0; i < sc->n_parts && sc->trial.on && status == RQ_OK; i++) {
+    for (uint32_t i = 0; i < sc->n_parts && sc->trials[0].on && status == RQ_OK; i++) {
         const rq_part *part = &sc->parts[i];
         bool check = part->n_guesses != 0;
         uint32_t n = check ? part->n_results : part->count;

@@ -80,7 +80,7 @@ struct rq_session {
     rq_event_queue queue;
 };
 
-/* Are drafts worth their time? Measured in steps of one session alone, in turns with and without. */
+/* Are drafts worth their time? Measured in turns with and without, for each number of sessions that share steps. */
 typedef struct rq_draft_trial {
     bool on;      /* steps may draft */
     bool running; /* not decided yet */
@@ -134,8 +134,10 @@ struct rq_sched {
     rq_part parts[RQ_NARROW_TOKENS];
     uint32_t n_parts;
     rq_result results[RQ_NARROW_TOKENS];
-    rq_draft_trial trial;
-    rq_page_copy *copies; /* to make before the step */
+    rq_draft_trial
+        trials[RQ_NARROW_TOKENS]; /* of steps shared by 1, 2, ... sessions; off for one: off for all */
+    uint32_t n_sharing;           /* sessions that were due when the step was composed */
+    rq_page_copy *copies;         /* to make before the step */
     uint32_t n_copies;
 };
 

@@ -113,6 +113,7 @@ static void add_narrow_parts(rq_sched *sc, rq_step *step)
 {
     uint32_t n = sc->params.n_sessions, left = narrow_limit(sc), from = sc->narrow_turn, n_due = 0;
     for (uint32_t i = 0; i < n; i++) n_due += can_run(sc->sessions[i]) && sc->sessions[i]->due;
+    sc->n_sharing = n_due;
     for (uint32_t i = 0; i < n && left > 0; i++) {
         uint32_t slot = (from + i) % n;
         rq_session *s = sc->sessions[slot];
