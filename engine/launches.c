@@ -4,6 +4,7 @@
 #include "backends/tape/fuse.h"
 #include "engine/kv/plan.h"
 #include "engine/models/model.h"
+#include "engine/plan.h"
 
 enum { CONTEXT = 4096 };
 

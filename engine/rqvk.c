@@ -79,3 +79,8 @@ rq_status rq_chat_tokenize(const rq_model *m, const rq_message *messages, size_t
 {
     return rq_chat_render(chat_format_of(m), m->tok, messages, n_messages, open, out, boundaries, err);
 }
+
+rq_thought_marks rq_chat_thoughts(const rq_model *m, rq_opening open)
+{
+    return rq_chat_marks(chat_format_of(m), m->tok, open);
+}

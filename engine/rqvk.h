@@ -75,6 +75,8 @@ typedef struct rq_message {
     const char *role; /* "system", "user", "assistant", ... */
     const char *content;
     size_t content_bytes;
+    const char *thoughts; /* of an earlier answer, apart from its content; NULL: inside it, if there are any */
+    size_t thoughts_bytes;
 } rq_message;
 
 /* Where a rendering ends: behind the last message, or where the answer starts, with thoughts first or without where the
@@ -87,6 +89,17 @@ typedef enum rq_opening { RQ_CLOSED, RQ_OPEN, RQ_OPEN_THINKING, RQ_OPEN_PLAIN } 
  * RQ_ERR_UNSUPPORTED when the file has no chat format this build knows, or one that cannot ask for thinking. */
 rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, size_t n_messages,
                            rq_opening open, rq_tokens *out, size_t *boundaries, rq_error *err);
+
+/* What sets the thoughts of an answer apart: `close` ends them; they begin with the answer, behind `open`, or at once
+ * where the prompt has it already. */
+typedef struct rq_thought_marks {
+    const char *open, *close; /* NULL: this model's chat format knows of no thoughts */
+    const char *label;        /* the thoughts' first word, which is none of them ("thought"); "": none */
+    bool opened;              /* by the prompt */
+    bool anywhere;            /* thoughts may begin in the middle of an answer, too */
+    bool forgotten;           /* those of earlier answers are left out of a prompt (but behind the last question) */
+} rq_thought_marks;
+rq_thought_marks rq_chat_thoughts(const rq_model *model, rq_opening open);
 
 /* ---- engine --------------------------------------------------------------------------------------------- */
 
@@ -164,6 +177,8 @@ typedef struct rq_engine_stats {
     uint64_t device_ns;                       /* of it in devices; the rest is the host's own work */
     uint32_t sessions, running, waiting;      /* now */
     uint64_t cache_tokens_used;               /* now, in whole pages */
+    uint64_t states_kept, states_resumed, states_dropped; /* of recurrent models: copies to go on from */
+    uint64_t state_bytes; /* of those that are kept now */
     uint64_t cache_not_finite; /* keys and values that were no finite numbers when compressed: kept as 0 */
 } rq_engine_stats;
 void rq_engine_get_stats(const rq_engine *engine, rq_engine_stats *out);
@@ -280,15 +295,5 @@ typedef struct rq_op_row {
  * all). */
 rq_status rq_bench_ops(const char *backend, uint32_t n_threads, const char *filter,
                        void (*row)(void *user, const rq_op_row *row), void *user, rq_error *err);
-
-/* Kernels that one operation of a model's forward pass launches for a generated token. */
-typedef struct rq_launch_row {
-    uint32_t layer; /* UINT32_MAX: before the first layer or behind the last */
-    const char *op;
-    uint32_t launches;
-} rq_launch_row;
-/* Tells them in order, without a device: params give the backend ("cuda") and the formats of the cache. */
-rq_status rq_count_launches(const rq_model *model, const rq_engine_params *params,
-                            void (*row)(void *user, const rq_launch_row *row), void *user, rq_error *err);
 
 #endif

@@ -4,16 +4,19 @@
 
 #include "backends/base/mem.h"
 
+#include <string.h>
+
 enum { STEP_MS = 100, MAX_ANSWER_BYTES = 256 << 20, MAX_CHUNK_BYTES = 16 << 20 };
 
 bool rq_parse_body(rq_exchange *exchange, rq_api api, rq_api_request *out, enum MHD_Result *result)
 {
     const rq_server *server = exchange->server;
-    const rq_parse_limits limits = {
-        .max_values = 65536 + 4 * (size_t)server->ctx_limit,
-        .n_vocab = server->model_info.n_vocab,
-        .sampling = server->config.sampling.sampling,
-        .max_tokens = server->config.n_predict < 0 ? 0 : (uint32_t)server->config.n_predict};
+    const rq_parse_limits limits = {.max_values = 65536 + 4 * (size_t)server->ctx_limit,
+                                    .n_vocab = server->model_info.n_vocab,
+                                    .sampling = server->config.sampling.sampling,
+                                    .max_tokens =
+                                        server->config.n_predict < 0 ? 0 : (uint32_t)server->config.n_predict,
+                                    .keep_thoughts = !strcmp(server->config.reasoning_format, "none")};
     rq_api_error error;
     const char *body = exchange->body.data ? exchange->body.data : "";
     bool ok = rq_api_parse(api, body, exchange->body.len, &limits, out, &error);

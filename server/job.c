@@ -114,11 +114,14 @@ static bool prepare_all(rq_job *job, rq_api_error *error)
         if (!ok || !check_context(job->server, out, error)) return false;
     }
     job->n_choices = n * request->n;
+    if (chat) job->marks = rq_chat_thoughts(job->server->model, request->opening);
     for (size_t i = 0; i < job->n_choices; i++) {
         rq_choice *choice = &job->choices[i];
         choice->index = (uint32_t)i;
         choice->prompt = (uint32_t)(i / request->n);
-        choice->text.max = MAX_TEXT_BYTES;
+        choice->text.max = choice->thoughts.max = MAX_TEXT_BYTES;
+        rq_answer_start(&choice->answer, request->keep_thoughts ? (rq_thought_marks){0} : job->marks);
+        rq_answer_start(&choice->count, job->marks);
         for (size_t k = 0; k < 4; k++) choice->logprobs[k].max = MAX_TEXT_BYTES;
     }
     return true;
@@ -128,6 +131,9 @@ static void free_job(rq_job *job)
 {
     for (size_t i = 0; i < job->n_choices; i++) {
         rq_buf_free(&job->choices[i].text);
+        rq_buf_free(&job->choices[i].thoughts);
+        rq_answer_free(&job->choices[i].answer);
+        rq_answer_free(&job->choices[i].count);
         for (size_t k = 0; k < 4; k++) rq_buf_free(&job->choices[i].logprobs[k]);
     }
     for (size_t i = 0; i < job->n_prompts; i++) rq_prepared_free(&job->prompts[i]);
@@ -236,8 +242,38 @@ static void mark_done(rq_job *job, rq_choice *choice)
 
 /* ---- events -------------------------------------------------------------------------------------------- */
 
-static void note_progress(rq_choice *choice, const rq_event *event)
+/* Counts a token if it is one of thoughts. */
+static void count_thoughts(const rq_job *job, rq_choice *choice, rq_token token)
 {
+    if (job->marks.open == NULL || token < 0) return;
+    size_t bytes = 0;
+    const char *text = rq_token_bytes(job->server->model, token, &bytes);
+    bool before = rq_answer_thinks(&choice->count);
+    rq_answer_add(&choice->count, text, bytes, NULL, NULL);
+    if (before || rq_answer_thinks(&choice->count)) {
+        choice->n_thought += choice->n_mark + 1;
+        choice->n_mark = 0;
+    } else {
+        choice->n_mark = choice->count.n_mark > 0 ? choice->n_mark + 1 : 0;
+    }
+}
+
+/* Does the prompt hold an earlier answer whose thoughts the chat format has left out? (An answer opened without any counts:
+ * that nothing was thought is left out, too.) */
+static bool forgets(const rq_job *job)
+{
+    const rq_api_request *r = &job->request;
+    bool answered = false, forgotten = false;
+    for (size_t i = 0; i < r->n_messages && job->marks.forgotten; i++) {
+        answered = answered || !strcmp(r->messages[i].role, "assistant");
+        forgotten = forgotten || (answered && !strcmp(r->messages[i].role, "user"));
+    }
+    return forgotten;
+}
+
+static void note_progress(const rq_job *job, rq_choice *choice, const rq_event *event)
+{
+    count_thoughts(job, choice, event->token);
     choice->n_prompt = event->n_prompt;
     choice->n_reused = event->n_reused;
     choice->n_generated = event->n_generated;
@@ -247,7 +283,10 @@ static void note_progress(rq_choice *choice, const rq_event *event)
     choice->prompt_ms = event->prompt_ms;
     choice->generate_ms = event->generate_ms;
     if (event->finish != RQ_FINISH_NONE)
-        snprintf(choice->reuse_note, sizeof choice->reuse_note, "%s", event->reuse_note);
+        snprintf(choice->reuse_note, sizeof choice->reuse_note, "%s%s", event->reuse_note,
+                 *event->reuse_note && forgets(job)
+                     ? "; the chat format leaves out what earlier answers thought, so these are read again"
+                     : "");
     if (event->token >= 0) hold(&choice->slot->held, &event->token, 1);
 }
 
@@ -261,7 +300,7 @@ static bool drain_choice(rq_job *job, rq_choice *choice, int timeout_ms, rq_job_
         rq_status status = rq_next(choice->slot->session, &event, timeout_ms, &err);
         if (status == RQ_ERR_TIMEOUT) return true;
         if (status != RQ_OK) return rq_api_fail_engine(error, status, &err);
-        note_progress(choice, &event);
+        note_progress(job, choice, &event);
         if (event.finish != RQ_FINISH_NONE) mark_done(job, choice);
         if (event.finish == RQ_FINISH_ERROR) {
             give_session_back(job, choice);

@@ -9,18 +9,23 @@
 #include "backends/base/buf.h"
 #include "server/request.h"
 #include "server/server.h"
+#include "tools/common/answer.h"
 
 typedef struct rq_choice {
     uint32_t index, prompt;
     rq_slot *slot;        /* NULL before it starts and after it ended */
     bool done, announced; /* announced: a stream has sent its first chunk */
-    rq_buf text;
+    rq_answer answer;     /* divides what comes into thoughts and text */
+    rq_answer count;      /* the same, token by token, whatever stop strings hold back */
+    uint32_t n_thought;   /* tokens of thoughts, marks included */
+    uint32_t n_mark;      /* tokens that may be the beginning of a mark */
+    rq_buf text, thoughts;
     rq_buf logprobs[4]; /* JSON fragments, see response.c */
     size_t characters;  /* of the tokens so far, for text_offset */
     rq_finish finish;
     uint32_t n_prompt, n_reused, n_generated, n_drafted, n_accepted;
     double prompt_ms, generate_ms;
-    char reuse_note[120]; /* why not more was reused; "" if all was */
+    char reuse_note[240]; /* why not more was reused; "" if all was */
 } rq_choice;
 
 typedef struct rq_prepared {
@@ -32,6 +37,7 @@ typedef struct rq_prepared {
 typedef struct rq_job {
     rq_server *server;
     rq_api_request request; /* taken over from the caller */
+    rq_thought_marks marks; /* of answers */
     rq_prepared *prompts;
     size_t n_prompts;
     rq_choice *choices;

@@ -14,6 +14,7 @@ rq_server_config rq_server_config_default(void)
     return (rq_server_config){.engine = rq_engine_args_default(),
                               .sampling = rq_sampling_args_default(),
                               .n_predict = -1,
+                              .reasoning_format = "auto",
                               .host = "127.0.0.1",
                               .port = 8080,
                               .n_parallel = 4,
@@ -87,6 +88,14 @@ static void options_limits(rq_options *options, rq_server_config *c)
          .help = "answers written at the same time; they share each step"},
         rq_option_predict(&c->n_predict, "-1, until the context is full",
                           "most tokens of an answer when the request does not say"),
+        {.names = "--reasoning-format",
+         .kind = RQ_OPT_STRING,
+         .target = &c->reasoning_format,
+         .choices = "auto,deepseek,none",
+         .env = "LLAMA_ARG_THINK",
+         .help =
+             "what becomes of thoughts in answers when the request does not say: auto and deepseek set them "
+             "apart as reasoning_content, none leaves them in the content"},
         {.names = "--ctx-per-request",
          .kind = RQ_OPT_U32,
          .target = &c->ctx_per_request,

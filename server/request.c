@@ -147,6 +147,19 @@ static bool read_template_kwargs(rq_text_reader *r, const char *name, const cJSO
     return true;
 }
 
+/* Names of llama.cpp. */
+static bool read_reasoning_format(rq_text_reader *r, const char *name, const cJSON *value)
+{
+    const char *format = cJSON_IsString(value) ? value->valuestring : "";
+    r->out->keep_thoughts = strcmp(format, "none") == 0;
+    if (r->out->keep_thoughts || !strcmp(format, "auto") || !strcmp(format, "deepseek")) return true;
+    return rq_api_fail(
+        r->error, 400, name,
+        "'%s' must be 'auto' or 'deepseek' (thoughts come as reasoning_content), or 'none' (they "
+        "stay in the content)",
+        name);
+}
+
 static bool read_modalities(rq_text_reader *r, const char *name, const cJSON *value)
 {
     if (!cJSON_IsArray(value)) return rq_api_fail(r->error, 400, name, "'%s' must be an array", name);
@@ -222,6 +235,7 @@ static const param params[] = {
     {"modalities", CHAT, P_READ, .read = read_modalities},
     {"reasoning_effort", CHAT | TEMPLATE, P_READ, .read = read_effort},
     {"chat_template_kwargs", CHAT | TEMPLATE, P_READ, .read = read_template_kwargs},
+    {"reasoning_format", CHAT, P_READ, .read = read_reasoning_format},
     {"best_of", TEXT, P_READ, .read = read_best_of},
     /* changes nothing here */
     {"model", BOTH | TOK | DETOK | TEMPLATE, P_IGNORED, .type = T_STRING},
@@ -433,6 +447,7 @@ bool rq_api_parse(rq_api api, const char *body, size_t bytes, const rq_parse_lim
                             .seed = -1,
                             .n = 1,
                             .opening = RQ_OPEN,
+                            .keep_thoughts = limits->keep_thoughts,
                             .cache_prompt = true,
                             .want_max_tokens = INT32_MIN,
                             .want_max_completion_tokens = INT32_MIN,

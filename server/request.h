@@ -24,6 +24,7 @@ typedef struct rq_parse_limits {
     uint32_t n_vocab;     /* token ids must be below */
     rq_sampling sampling; /* what a request that says nothing gets */
     uint32_t max_tokens;  /* the same; 0: until the context is full */
+    bool keep_thoughts;   /* the same: thoughts are not set apart */
 } rq_parse_limits;
 
 /* What a client is told. `type` is one of OpenAI's, or "exceed_context_size_error". */
@@ -54,6 +55,7 @@ typedef struct rq_api_request {
     rq_message *messages;
     size_t n_messages;
     rq_opening opening; /* of the answer: with thoughts, without, or as the template does */
+    bool keep_thoughts; /* they stay in the content, as the model writes them, instead of being set apart */
     rq_prompt *prompts; /* also: `content` of /tokenize and `tokens` of /detokenize, one prompt each */
     size_t n_prompts;
     rq_request generation; /* stop and sampling.bias point to the two arrays below */

@@ -81,6 +81,25 @@ static bool read_role(rq_text_reader *r, size_t index, const cJSON *message, con
                        value->valuestring);
 }
 
+/* What an earlier answer thought, as clients send back what they were given: `reasoning_content`, or `reasoning` as newer
+ * vLLM calls it. */
+static bool read_thoughts(rq_text_reader *r, size_t index, const cJSON *message, rq_message *out)
+{
+    static const char *const names[] = {"reasoning_content", "reasoning"};
+    for (size_t i = 0; i < sizeof names / sizeof *names && out->thoughts == NULL; i++) {
+        const cJSON *value = cJSON_GetObjectItemCaseSensitive(message, names[i]);
+        if (!value || cJSON_IsNull(value)) continue;
+        if (!cJSON_IsString(value)) {
+            char param[64];
+            snprintf(param, sizeof param, "messages[%zu].%s", index, names[i]);
+            return rq_api_fail(r->error, 400, param, "'%s' must be a string", param);
+        }
+        out->thoughts = value->valuestring;
+        out->thoughts_bytes = strlen(out->thoughts);
+    }
+    return true;
+}
+
 static bool read_message(rq_text_reader *r, size_t index, const cJSON *message)
 {
     rq_message *out = &r->out->messages[index];
@@ -93,10 +112,15 @@ static bool read_message(rq_text_reader *r, size_t index, const cJSON *message)
         return rq_api_fail(r->error, 400, param,
                            "'%s' has tool_calls, but this server does not call tools yet", param);
     }
+    if (!strcmp(out->role, "assistant") && !read_thoughts(r, index, message, out)) return false;
     const cJSON *content = cJSON_GetObjectItemCaseSensitive(message, "content");
     snprintf(param, sizeof param, "messages[%zu].content", index);
     if (cJSON_IsArray(content)) {
         return join_parts(r, param, content, &out->content, &out->content_bytes);
+    }
+    if (out->thoughts != NULL && (!content || cJSON_IsNull(content))) { /* cut off before it said anything */
+        out->content = "";
+        return true;
     }
     if (!cJSON_IsString(content)) {
         return rq_api_fail(r->error, 400, param, "'%s' must be a string or an array of parts", param);

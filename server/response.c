@@ -216,18 +216,25 @@ static uint64_t cached_tokens(const rq_job *job, size_t prompt)
 
 static void write_usage(rq_buf *out, const rq_job *job)
 {
-    uint64_t prompt = 0, cached = 0, completion = 0;
+    uint64_t prompt = 0, cached = 0, completion = 0, thought = 0;
     for (size_t i = 0; i < job->n_prompts; i++) {
         prompt += job->prompts[i].tokens.n;
         cached += cached_tokens(job, i);
     }
-    for (size_t i = 0; i < job->n_choices; i++) completion += job->choices[i].n_generated;
+    for (size_t i = 0; i < job->n_choices; i++) {
+        completion += job->choices[i].n_generated;
+        thought += job->choices[i].n_thought;
+    }
     uint64_t total = prompt + completion;
     rq_buf_printf(out,
                   "\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
-                  "\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
+                  "\"prompt_tokens_details\":{\"cached_tokens\":%llu}",
                   (unsigned long long)prompt, (unsigned long long)completion, (unsigned long long)total,
                   (unsigned long long)cached);
+    if (job->marks.open)
+        rq_buf_printf(out, ",\"completion_tokens_details\":{\"reasoning_tokens\":%llu}",
+                      (unsigned long long)thought);
+    rq_buf_puts(out, "}");
 }
 
 /* Sums over the choices; rates over the time in which they were made, which for several choices at once
@@ -267,12 +274,26 @@ static void write_timings(rq_buf *out, const rq_job *job)
 
 /* ---- whole answers ------------------------------------------------------------------------------------- */
 
+/* Divides what the event brings. */
+static bool divide(rq_choice *choice, const rq_event *event, rq_answer_part *part, void *user)
+{
+    bool ok = rq_answer_add(&choice->answer, event->text, event->text_bytes, part, user);
+    if (event->finish != RQ_FINISH_NONE) ok = rq_answer_end(&choice->answer, part, user) && ok;
+    return ok;
+}
+
+static void keep_part(void *user, bool thought, const char *text, size_t bytes)
+{
+    rq_choice *choice = user;
+    rq_buf_append(thought ? &choice->thoughts : &choice->text, text, bytes);
+}
+
 bool rq_keep_event(void *user, rq_job *job, rq_choice *choice, const rq_event *event)
 {
     (void)user;
-    rq_buf_append(&choice->text, event->text, event->text_bytes);
+    bool ok = divide(choice, event, keep_part, choice);
     keep_logprobs(job, choice, event);
-    bool ok = !choice->text.failed;
+    ok = ok && !choice->text.failed && !choice->thoughts.failed;
     for (size_t k = 0; k < 4; k++) ok = ok && !choice->logprobs[k].failed;
     return ok;
 }
@@ -319,6 +340,10 @@ void rq_write_answer(rq_buf *out, const rq_job *job)
         rq_buf_printf(out, "%s{\"index\":%zu,", i ? "," : "", i);
         rq_buf_puts(out, chat ? "\"message\":{\"role\":\"assistant\",\"content\":" : "\"text\":");
         write_text(out, job, choice);
+        if (choice->thoughts.len) {
+            rq_buf_puts(out, ",\"reasoning_content\":");
+            rq_json_string(out, choice->thoughts.data, choice->thoughts.len);
+        }
         rq_buf_puts(out, chat ? ",\"refusal\":null}," : ",");
         write_logprobs(out, job, choice);
         rq_buf_printf(out, ",\"finish_reason\":%s}", finish_name(choice->finish));
@@ -376,18 +401,32 @@ static void announce(rq_buf *out, rq_job *job, rq_choice *choice)
     }
 }
 
+typedef struct chunk_writer {
+    rq_buf *out;
+    const rq_job *job;
+    rq_choice *choice;
+} chunk_writer;
+
+/* A chunk of its own for each part; the first takes the log-probabilities. */
+static void write_part(void *user, bool thought, const char *text, size_t bytes)
+{
+    const chunk_writer *w = user;
+    open_chunk(w->out, w->job, w->choice);
+    if (w->job->request.api == RQ_API_CHAT)
+        rq_buf_puts(w->out, thought ? "\"reasoning_content\":" : "\"content\":");
+    rq_json_string(w->out, text, bytes);
+    close_chunk(w->out, w->job, w->choice, RQ_FINISH_NONE, false);
+    for (size_t k = 0; k < 4; k++) rq_buf_clear(&w->choice->logprobs[k]);
+}
+
 void rq_write_chunk(rq_buf *out, rq_job *job, rq_choice *choice, const rq_event *event, bool last_of_job)
 {
     bool chat = job->request.api == RQ_API_CHAT;
+    chunk_writer w = {out, job, choice};
     announce(out, job, choice);
     keep_logprobs(job, choice, event);
-    if (event->text_bytes || choice->logprobs[0].len) {
-        open_chunk(out, job, choice);
-        if (chat) rq_buf_puts(out, "\"content\":");
-        rq_json_string(out, event->text, event->text_bytes);
-        close_chunk(out, job, choice, RQ_FINISH_NONE, false);
-        for (size_t k = 0; k < 4; k++) rq_buf_clear(&choice->logprobs[k]);
-    }
+    if (!divide(choice, event, write_part, &w)) out->failed = true;
+    if (choice->logprobs[0].len) write_part(&w, rq_answer_thinks(&choice->answer), "", 0);
     if (event->finish != RQ_FINISH_NONE) {
         open_chunk(out, job, choice);
         if (!chat) rq_buf_puts(out, "\"\"");

@@ -12,8 +12,9 @@
 
 typedef struct rq_server_config {
     rq_engine_args engine;
-    rq_sampling_args sampling; /* for requests that say nothing */
-    int32_t n_predict;         /* likewise; -1: until the context is full */
+    rq_sampling_args sampling;    /* for requests that say nothing */
+    int32_t n_predict;            /* likewise; -1: until the context is full */
+    const char *reasoning_format; /* likewise: "auto", "deepseek" or "none" */
     const char *host, *alias, *api_key, *api_key_file, *cors_origin, *allowed_hosts;
     bool no_auth;
     uint32_t port, n_parallel, max_queue, max_connections, ctx_per_request;

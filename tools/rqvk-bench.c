@@ -1,6 +1,7 @@
 /* rqvk-bench - prompt and generation speed at chosen depths and numbers of sequences, and the speed of single
  * operations. */
 #include "backends/base/mem.h"
+#include "engine/plan.h"
 #include "tools/bench/drafts.h"
 #include "tools/bench/results.h"
 #include "tools/common/args.h"

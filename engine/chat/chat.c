@@ -33,8 +33,9 @@ struct rq_chat_format {
     const char *mark;     /* a template with this text in it is of this format */
     bool starts_with_bos; /* else only when the file asks for a BOS */
     bool strip;           /* strip white space around contents */
-    bool system_first;    /* a system message begins the message behind it */
-    bool template_only;   /* never chosen by the vocabulary alone */
+    bool
+        system_first; /* a system message begins the message behind it, and then users and answers alternate */
+    bool template_only; /* never chosen by the vocabulary alone */
     history history;
     const char *answers; /* what the role "assistant" is called, NULL: so */
     /* Neighbouring texts are encoded as one. */
@@ -45,6 +46,8 @@ struct rq_chat_format {
     piece plain[MAX_PIECES];    /* and when it is not wanted; empty: as `assistant`, if the other is there */
     piece answered[MAX_PIECES]; /* an answer with its thoughts set apart */
     const char *think;          /* control token at the start of a system turn that asks for thinking */
+    /* Around thoughts in answers (rq_thought_marks); both tokens are in the vocabulary, or there are no thoughts. */
+    const char *thoughts_open, *thoughts_close, *label;
 };
 
 /* A message between two control tokens: its role on the first line, then its content. */
@@ -61,6 +64,7 @@ struct rq_chat_format {
             {PIECE_TEXT, "\n"}, {PIECE_THOUGHTS, NULL}, {PIECE_TEXT, "\n"}, {PIECE_CONTROL, "</think>"},     \
             {PIECE_TEXT, "\n\n"}, {PIECE_CONTENT, NULL}, {PIECE_CONTROL, "<|im_end|>"}, {PIECE_TEXT, "\n"},  \
     }
+#define THINK_MARKS .thoughts_open = "<think>", .thoughts_close = "</think>"
 #define THINK_NOT                                                                                            \
     {                                                                                                        \
         {PIECE_CONTROL, "<|im_start|>"}, {PIECE_TEXT, "assistant\n"}, {PIECE_CONTROL, "<think>"},            \
@@ -90,6 +94,7 @@ static const rq_chat_format formats[] = {
         .template_only = true,
         .strip = true,
         .history = HISTORY_THINK,
+        THINK_MARKS,
         .message = TURN("<|im_start|>", "<|im_end|>"),
         .assistant = {{PIECE_CONTROL, "<|im_start|>"},
                       {PIECE_TEXT, "assistant\n"},
@@ -103,6 +108,7 @@ static const rq_chat_format formats[] = {
         .mark = "'<think>\\n\\n</think>\\n\\n'", /* an answer without thoughts */
         .template_only = true,
         .history = HISTORY_THINK_OFTEN,
+        THINK_MARKS,
         .message = TURN("<|im_start|>", "<|im_end|>"),
         .assistant = {{PIECE_CONTROL, "<|im_start|>"}, {PIECE_TEXT, "assistant\n"}},
         .plain = THINK_NOT,
@@ -111,6 +117,7 @@ static const rq_chat_format formats[] = {
     {
         .name = "chatml",
         .mark = "<|im_start|>",
+        THINK_MARKS,
         .message = TURN("<|im_start|>", "<|im_end|>"),
         .assistant = {{PIECE_CONTROL, "<|im_start|>"}, {PIECE_TEXT, "assistant\n"}},
     },
@@ -131,6 +138,9 @@ static const rq_chat_format formats[] = {
         .strip = true,
         .history = HISTORY_CUT_CHANNELS,
         .think = "<|think|>",
+        .thoughts_open = "<|channel>",
+        .thoughts_close = "<channel|>",
+        .label = "thought",
         .answers = "model",
         .message = TURN("<|turn>", "<turn|>"),
         .thinking = {{PIECE_CONTROL, "<|turn>"}, {PIECE_TEXT, "model\n"}},
@@ -147,6 +157,9 @@ static const rq_chat_format formats[] = {
         .strip = true,
         .history = HISTORY_CUT_CHANNELS,
         .think = "<|think|>",
+        .thoughts_open = "<|channel>",
+        .thoughts_close = "<channel|>",
+        .label = "thought",
         .answers = "model",
         .message = TURN("<|turn>", "<turn|>"),
         .thinking = {{PIECE_CONTROL, "<|turn>"}, {PIECE_TEXT, "model\n"}},
@@ -302,9 +315,13 @@ static rq_status render_message(renderer *r, const rq_message *m, bool behind, b
         const rq_text kept = {r->kept.data != NULL ? r->kept.data : "", r->kept.len};
         return render(r, f->message, m->role, rq_text_strip(kept), EMPTY);
     }
-    rq_thoughts_split(content, &thoughts, &content);
-    if (f->strip) thoughts = rq_text_strip(thoughts);
+    if (m->thoughts == NULL)
+        rq_thoughts_split(content, &thoughts, &content);
+    else
+        thoughts = (rq_text){m->thoughts, m->thoughts_bytes};
     bool apart = behind && (f->history == HISTORY_THINK || last || thoughts.bytes > 0);
+    thoughts = f->strip ? rq_text_strip(thoughts) : rq_text_strip_lines(thoughts);
+    while (apart && content.bytes > 0 && content.data[0] == '\n') content.data++, content.bytes--;
     return render(r, apart ? f->answered : f->message, m->role, content, thoughts);
 }
 
@@ -332,13 +349,49 @@ static const piece *opening(const rq_chat_format *f, rq_opening wanted)
     return f->assistant;
 }
 
-/* Keeps a system message for the one behind it. */
+rq_thought_marks rq_chat_marks(const rq_chat_format *f, const rq_tokenizer *tok, rq_opening open)
+{
+    if (f == NULL || f->thoughts_open == NULL) return (rq_thought_marks){0};
+    const piece marks[] = {
+        {PIECE_CONTROL, f->thoughts_open}, {PIECE_CONTROL, f->thoughts_close}, {PIECE_END, NULL}};
+    if (!has_pieces(marks, tok)) return (rq_thought_marks){0};
+    const piece *answer = open != RQ_CLOSED ? opening(f, open) : NULL;
+    const char *last = ""; /* control token of the prompt */
+    for (; answer != NULL && answer->kind != PIECE_END; answer++)
+        if (answer->kind == PIECE_CONTROL) last = answer->text;
+    return (rq_thought_marks){.open = f->thoughts_open,
+                              .close = f->thoughts_close,
+                              .label = f->label != NULL ? f->label : "",
+                              .opened = strcmp(last, f->thoughts_open) == 0,
+                              .anywhere = f->history == HISTORY_CUT_CHANNELS,
+                              .forgotten = f->history != HISTORY_AS_GIVEN};
+}
+
+/* Keeps a system message for the one behind it, unstripped as the template of Gemma 3 does. */
 static rq_status hold(renderer *r, const rq_message *m)
 {
-    rq_text content = content_of(r, m);
-    rq_buf_append(&r->first, content.data, content.bytes);
+    if (m->content != NULL) rq_buf_append(&r->first, m->content, m->content_bytes);
     rq_buf_puts(&r->first, "\n\n");
     return r->first.failed ? rq_fail(r->err, RQ_ERR_MEMORY, "out of memory for a conversation") : RQ_OK;
+}
+
+/* Formats without a system turn: at most one system message, in front; then the user begins, and every second message
+ * is a question. */
+static rq_status check_turns(const rq_message *messages, size_t n, rq_error *err)
+{
+    size_t first = n > 0 && strcmp(messages[0].role, "system") == 0;
+    for (size_t i = first; i < n; i++) {
+        if (strcmp(messages[i].role, "system") == 0)
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "message %zu is a system message; this chat format takes one, and only in front",
+                           i + 1);
+        if ((strcmp(messages[i].role, "user") == 0) != ((i - first) % 2 == 0))
+            return rq_fail(err, RQ_ERR_ARGUMENT,
+                           "message %zu has the role %s, but in this chat format user and assistant take "
+                           "turns, the user first",
+                           i + 1, messages[i].role);
+    }
+    return RQ_OK;
 }
 
 static bool role_is_fine(const char *role)
@@ -395,6 +448,7 @@ rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, 
         status = render_think(&r, system ? &messages[0] : NULL);
         if (system) boundaries_at(boundaries, i++, out->n);
     }
+    if (status == RQ_OK && format->system_first) status = check_turns(messages, n_messages, err);
     for (; i < n_messages && status == RQ_OK; i++) {
         bool waits = format->system_first && strcmp(messages[i].role, "system") == 0;
         status = waits ? hold(&r, &messages[i])

@@ -9,14 +9,17 @@
  *            of white space at both ends, as the Llama 3 template does
  *
  *   gemma    <start_of_turn>ROLE\nCONTENT<end_of_turn>\n      Gemma 2 and 3, after one BOS; CONTENT is stripped,
- *            the assistant is called "model"; there is no system turn: such a message stands, with an empty line
- *            behind it, at the start of the next one, as llama.cpp places it
+ *            the assistant is called "model"; there is no system turn: such a message, first of all, stands with an
+ *            empty line behind it at the start of the next one, as in Gemma 3's template; user and assistant alternate
  *   gemma4   <|turn>ROLE\nCONTENT<turn|>\n, stripped, "model", after one BOS; an answer opens with the empty
  *            <|channel>thought\n<channel|> where the file's template has that; thinking is asked for by <|think|> at the
  *            start of a system turn; channels are cut out of earlier answers
  *   qwen3    chatml whose earlier answers lose their thoughts (<think> ... </think>), but those behind the last question
  *            keep them; no thinking: the answer opens with an empty pair
  *   qwen35   the same, stripped, and an answer opens with <think> unless thinking is not wanted
+ *
+ * What a caller sets apart as thoughts of an answer stands where the format puts what it finds itself; formats that do
+ * not take thoughts out of answers leave it out.
  *
  * These are the plain formats: no default system prompt (Qwen 2.5's template adds one when there is none), no
  * date lines in the system message (Llama 3.1's and later templates add "Cutting Knowledge Date ..."), earlier
@@ -48,5 +51,8 @@ enum { RQ_MAX_ROLE_BYTES = 32 };
 rq_status rq_chat_render(const rq_chat_format *format, const rq_tokenizer *tok, const rq_message *messages,
                          size_t n_messages, rq_opening open, rq_tokens *out, size_t *boundaries,
                          rq_error *err);
+
+/* As rq_chat_thoughts of the public face; `format` may be NULL. */
+rq_thought_marks rq_chat_marks(const rq_chat_format *format, const rq_tokenizer *tok, rq_opening open);
 
 #endif

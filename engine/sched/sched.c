@@ -359,6 +359,10 @@ void rq_sched_get_stats(rq_sched *sc, rq_engine_stats *out)
     }
     out->waiting = sc->n_waiting;
     out->cache_tokens_used = rq_cache_tokens_used(sc->cache);
+    out->states_kept = sc->snapshots.n_kept;
+    out->states_resumed = sc->snapshots.n_resumed;
+    out->states_dropped = sc->snapshots.n_dropped;
+    out->state_bytes = sc->snapshots.bytes;
     pthread_mutex_unlock(&sc->lock);
 }
 

@@ -43,6 +43,7 @@ void rq_snapshots_dropped(void *user, uint32_t save)
     if (s == NULL) return;
     all->of_save[save] = NULL;
     all->bytes -= size_of(s);
+    all->n_dropped++;
     s->gone = true;
     if (s->pins == 0) rq_snapshot_free(s);
 }
@@ -140,12 +141,14 @@ void rq_snapshots_add(rq_snapshots *all, uint32_t seq, rq_snapshot *s)
     }
     s->used = ++all->tick;
     all->bytes += size;
+    all->n_kept++;
     all->of_save[save] = s;
 }
 
 void rq_snapshots_pin(rq_snapshots *all, rq_snapshot *s)
 {
     s->pins++;
+    all->n_resumed++;
     s->used = ++all->tick;
 }
 

@@ -32,6 +32,7 @@ typedef struct rq_snapshots {
     uint32_t n_saves;
     uint64_t bytes, limit; /* of all that have a save point; and their most */
     uint64_t tick;
+    uint64_t n_kept, n_resumed, n_dropped; /* since the start, for counters */
 } rq_snapshots;
 
 /* `all` is zeroed before, and free has to be called in any case. The cache's params.dropped is rq_snapshots_dropped with

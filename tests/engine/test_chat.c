@@ -54,7 +54,12 @@ typedef struct chat_case {
 
 #define M(r, c)                                                                                              \
     {                                                                                                        \
-        r, c, sizeof c - 1                                                                                   \
+        .role = r, .content = c, .content_bytes = sizeof c - 1                                               \
+    }
+#define T(r, t, c)                                                                                           \
+    {                                                                                                        \
+        .role = r, .content = c, .content_bytes = sizeof c - 1, .thoughts = t,                               \
+        .thoughts_bytes = sizeof t - 1                                                                       \
     }
 static const chat_case cases[] = {
     {.messages = {M("user", "Hello!")},
@@ -156,15 +161,20 @@ typedef struct gemma_case {
     const char *gemma, *gemma4; /* NULL: the template refuses it */
 } gemma_case;
 
-/* google/gemma-2-2b-it (which knows no system message), google/gemma-4-31B-it. tiny_vocab's BOS stands for theirs. */
+/* google/gemma-2-2b-it and gemma-3-4b-it (the former knows no system message), google/gemma-4-31B-it. tiny_vocab's BOS
+ * stands for theirs. */
 static const gemma_case gemma_cases[] = {
     {.messages = {M("user", "Hello!")},
      .gemma = "<|begin_of_text|><start_of_turn>user\nHello!<end_of_turn>\n<start_of_turn>model\n",
      .gemma4 = "<|begin_of_text|><|turn>user\nHello!<turn|>\n<|turn>model\n<|channel>thought\n<channel|>"},
     {.messages = {M("system", "You are terse.  "), M("user", " Hi there \n")},
+     .gemma = "<|begin_of_text|><start_of_turn>user\nYou are terse.  \n\nHi there<end_of_turn>\n"
+              "<start_of_turn>model\n",
      .gemma4 = "<|begin_of_text|><|turn>system\nYou are terse.<turn|>\n<|turn>user\nHi there<turn|>\n"
                "<|turn>model\n<|channel>thought\n<channel|>"},
-    {.messages = {M("system", "S"), M("user", "1+1?"), M("assistant", "2"), M("user", "and 2+2?")},
+    {.messages = {M("system", "\n S"), M("user", "1+1?"), M("assistant", " 2\n"), M("user", "and 2+2?")},
+     .gemma = "<|begin_of_text|><start_of_turn>user\n\n S\n\n1+1?<end_of_turn>\n<start_of_turn>model\n2"
+              "<end_of_turn>\n<start_of_turn>user\nand 2+2?<end_of_turn>\n<start_of_turn>model\n",
      .gemma4 = "<|begin_of_text|><|turn>system\nS<turn|>\n<|turn>user\n1+1?<turn|>\n<|turn>model\n2<turn|>\n"
                "<|turn>user\nand 2+2?<turn|>\n<|turn>model\n<|channel>thought\n<channel|>"},
     {.messages = {M("user", "a"), M("assistant", "b")},
@@ -193,17 +203,11 @@ static void test_gemma(void **state)
             check(gemma4, tok, &c, g->gemma4);
             if (c.closed) check(plain, tok, &c, g->gemma4);
         }
-        /* no system turn: the message, an empty line, the user's first message (llama.cpp, llama-chat.cpp) */
-        const chat_case system = {
-            .messages = {M("system", " S "), M("user", "q"), M("assistant", "a"), M("user", "r")}};
-        check(gemma, tok, &system,
-              "<|begin_of_text|><start_of_turn>user\nS\n\nq<end_of_turn>\n<start_of_turn>model\na<end_of_"
-              "turn>\n"
-              "<start_of_turn>user\nr<end_of_turn>\n<start_of_turn>model\n");
+        /* a system message without one behind it */
+        const rq_message system = message("system", "S");
         rq_tokens ids = {0};
         rq_error err = {0};
-        assert_int_equal(rq_chat_render(gemma, tok, system.messages, 1, true, &ids, NULL, &err),
-                         RQ_ERR_ARGUMENT);
+        assert_int_equal(rq_chat_render(gemma, tok, &system, 1, true, &ids, NULL, &err), RQ_ERR_ARGUMENT);
         assert_true(err.text[0] != 0 && ids.n == 0);
         rq_free(ids.ids);
         /* contents make no control tokens, those of an opened answer neither */
@@ -223,6 +227,33 @@ static void test_gemma(void **state)
         }
         rq_tokenizer_free(tok);
     }
+}
+
+/* What gemma-3-4b-it's template refuses ("Conversation roles must alternate"), in a sentence that names the message. */
+static void test_gemma_turns(void **state)
+{
+    static const rq_message refused[][4] = {
+        {M("user", "a"), M("user", "b")},
+        {M("assistant", "a"), M("user", "b")},
+        {M("user", "a"), M("assistant", "b"), M("assistant", "c")},
+        {M("user", "a"), M("assistant", "b"), M("system", "c"), M("user", "d")},
+        {M("system", "a"), M("system", "b"), M("user", "d")},
+    };
+    rq_tokenizer *tok = tiny_tokenizer(RQ_TOKEN_CONTROL);
+    const rq_chat_format *gemma = rq_chat_choose(tok, gemma_template, strlen(gemma_template));
+    const char *const named[] = {"message 2", "message 1", "message 3", "message 3", "message 2"};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        size_t n = 0;
+        while (n < 4 && refused[i][n].role != NULL) n++;
+        rq_tokens ids = {0};
+        rq_error err = {0};
+        assert_int_equal(rq_chat_render(gemma, tok, refused[i], n, RQ_OPEN, &ids, NULL, &err),
+                         RQ_ERR_ARGUMENT);
+        assert_non_null(strstr(err.text, named[i]));
+        assert_int_equal(ids.n, 0);
+        rq_free(ids.ids);
+    }
+    rq_tokenizer_free(tok);
 }
 
 typedef struct thinking_case {
@@ -355,7 +386,82 @@ static const thinking_case thinking_cases[] = {
         .gemma4 = "<|begin_of_text|><|turn>user\nq1<turn|>\n<|turn>model\na<turn|>\n<|turn>user\nq2<turn|>\n<"
                   "|turn>model\n<|channel>thought\n<channel|>",
     },
+    /* thoughts given apart: reasoning_content */
+    {
+        .messages = {M("user", "q"), T("assistant", "\n hm \n", "\nx ")},
+        .open = RQ_CLOSED,
+        .qwen3 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n hm \n</think>\n\nx "
+                 "<|im_end|>\n",
+        .qwen35 =
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\nx<|im_end|>\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\nq<turn|>\n<|turn>model\nx<turn|>\n",
+    },
+    {
+        .messages = {M("user", "q1"), T("assistant", "hm", "a1"), M("user", "q2")},
+        .open = RQ_OPEN,
+        .qwen3 = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_start|>user\nq2"
+                 "<|im_end|>\n<|im_start|>assistant\n",
+        .qwen35 = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n<|im_start|>user\nq2"
+                  "<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        .gemma4 = "<|begin_of_text|><|turn>user\nq1<turn|>\n<|turn>model\na1<turn|>\n<|turn>user\nq2<turn|>\n"
+                  "<|turn>model\n<|channel>thought\n<channel|>",
+    },
+    {
+        .messages = {M("user", "q"), T("assistant", "hm", "a</think>b"), T("assistant", "", "z")},
+        .open = RQ_CLOSED,
+        .qwen3 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\na</think>b"
+                 "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nz<|im_end|>\n",
+        .qwen35 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\na</think>b"
+                  "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nz<|im_end|>\n",
+    },
+    {
+        .messages = {M("user", "q"), T("assistant", "\n", "a1"), M("assistant", "z")},
+        .open = RQ_CLOSED,
+        .qwen3 = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\na1<|im_end|>\n"
+                 "<|im_start|>assistant\n<think>\n\n</think>\n\nz<|im_end|>\n",
+        .qwen35 =
+            "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\na1<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\n\n</think>\n\nz<|im_end|>\n",
+    },
 };
+
+/* What a caller is told of thoughts in answers: as the templates open them. */
+static void test_marks(void **state)
+{
+    static const struct {
+        const char *text;
+        rq_opening open;
+        const char *mark, *label;
+        bool opened, anywhere, forgotten;
+    } want[] = {
+        {qwen35_template, RQ_OPEN, "<think>", "", true, false, true},
+        {qwen35_template, RQ_OPEN_THINKING, "<think>", "", true, false, true},
+        {qwen35_template, RQ_OPEN_PLAIN, "<think>", "", false, false, true},
+        {qwen35_template, RQ_CLOSED, "<think>", "", false, false, true},
+        {qwen3_template, RQ_OPEN, "<think>", "", false, false, true},
+        {qwen3_template, RQ_OPEN_PLAIN, "<think>", "", false, false, true},
+        {chatml_template, RQ_OPEN, "<think>", "", false, false, false},
+        {gemma4_template, RQ_OPEN, "<|channel>", "thought", false, true, true},
+        {gemma4_template, RQ_OPEN_THINKING, "<|channel>", "thought", false, true, true},
+        {gemma_template, RQ_OPEN, NULL, NULL, false, false, false},
+        {llama3_template, RQ_OPEN, NULL, NULL, false, false, false},
+    };
+    rq_tokenizer *tok = tiny_tokenizer(RQ_TOKEN_USER_DEFINED);
+    for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
+        const rq_chat_format *format = rq_chat_choose(tok, want[i].text, strlen(want[i].text));
+        rq_thought_marks m = rq_chat_marks(format, tok, want[i].open);
+        assert_int_equal(m.open != NULL, want[i].mark != NULL);
+        if (m.open == NULL) continue;
+        assert_string_equal(m.open, want[i].mark);
+        assert_non_null(strpbrk(m.close, "/|"));
+        assert_string_equal(m.label, want[i].label);
+        assert_int_equal(m.opened, want[i].opened);
+        assert_int_equal(m.anywhere, want[i].anywhere);
+        assert_int_equal(m.forgotten, want[i].forgotten);
+    }
+    assert_null(rq_chat_marks(NULL, tok, RQ_OPEN).open);
+    rq_tokenizer_free(tok);
+}
 
 static void test_thinking(void **state)
 {
@@ -587,7 +693,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_templates),
         cmocka_unit_test(test_gemma),
+        cmocka_unit_test(test_gemma_turns),
         cmocka_unit_test(test_thinking),
+        cmocka_unit_test(test_marks),
         cmocka_unit_test(test_no_thinking),
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_content_makes_no_control_tokens),

@@ -1,12 +1,13 @@
 /* fake_engine.c - an engine that only pretends, for tests of the server: it implements engine/rqvk.h with
  * byte-level tokens and invented words, and misbehaves on demand. A prompt steers it with words of the form
  * @name=value (the last one of a name counts):
- *   @tokens=N  end the turn after N tokens (12)      @say=TEXT  write TEXT byte by byte ('_' is a space)
+ *   @tokens=N  end the turn after N tokens (12)      @say=TEXT  write TEXT byte by byte ('_' is a space, '~' a line feed)
  *   @delay=MS  time per token (1)                    @prompt=MS time for the prompt (0)
  *   @fail=N    fail after N tokens                   @device=N  the same, and the whole engine is gone
  *   @submit=1  rq_submit fails
  * The environment variable FAKE_LOAD_MS makes loading slow; a model path holding "missing" fails, one holding
- * "plain" has no chat format. */
+ * "plain" has no chat format, of one holding "opens" every prompt ends inside of thoughts (between <think> and </think>,
+ * which are left out of earlier answers). */
 #include "engine/plan.h"
 
 #include "backends/base/mem.h"
@@ -205,6 +206,16 @@ rq_status rq_chat_tokenize(const rq_model *model, const rq_message *messages, si
     return status;
 }
 
+/* A path that holds "opens": prompts open the thoughts, unless none are wanted. */
+rq_thought_marks rq_chat_thoughts(const rq_model *model, rq_opening open)
+{
+    return (rq_thought_marks){.open = "<think>",
+                              .close = "</think>",
+                              .label = "",
+                              .opened = strstr(model->path, "opens") && open != RQ_OPEN_PLAIN,
+                              .forgotten = true};
+}
+
 /* ---- engine -------------------------------------------------------------------------------------------- */
 
 rq_status rq_engine_create(const rq_model *model, const rq_engine_params *params, rq_engine **out,
@@ -362,7 +373,7 @@ static size_t releasable(const rq_session *s, const writer *w)
 
 static rq_token choose(const rq_session *s, uint32_t index, const char *say)
 {
-    if (say) return say[index] == '_' ? ' ' : (unsigned char)say[index];
+    if (say) return say[index] == '_' ? ' ' : say[index] == '~' ? '\n' : (unsigned char)say[index];
     uint64_t h = s->request.sampling.temperature > 0 ? s->request.sampling.seed + 1 : 0;
     for (size_t i = 0; s->prompt[i]; i++) h = h * 1099511628211u + (unsigned char)s->prompt[i];
     h = (h + index) * 6364136223846793005u;

@@ -1,6 +1,6 @@
 /* How many kernels a generated token launches in each layer: the bars of dense layers and of mixtures, and what the other
  * families come to. Counted from the tape, as rqvk-bench --launches does. */
-#include "engine/rqvk.h"
+#include "engine/plan.h"
 #include "tests/simt/sim.h"
 
 #include <setjmp.h>

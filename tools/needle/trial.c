@@ -95,7 +95,7 @@ static rq_status render(const rq_model *model, bool chat, const char *content, s
                         rq_error *err)
 {
     if (chat) {
-        const rq_message message = {"user", content, bytes};
+        const rq_message message = {.role = "user", .content = content, .content_bytes = bytes};
         return rq_chat_tokenize(model, &message, 1, RQ_OPEN, out, NULL, err);
     }
     rq_status s = rq_tokenize(model, content, bytes, RQ_MODEL_BOS, out, err);
