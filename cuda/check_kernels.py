@@ -13,6 +13,7 @@ import sys
 OPCODES = {"HMMA": (0x23C,), "IMMA": (0x237,), "IDP": (0x226, 0x426, 0x826), "LDGSTS": (0xFAE,), "LDSM": (0x83B,),
            "LDL": (0x983,), "STL": (0x387,), "PRMT": (0x216, 0x416, 0x816), "BAR": (0xB1D,)}
 MOST_REGISTERS = 255
+MOST_ATTENTION = 200
 # Loads, stores and what fills the last line: not counted as unpacking. Shuffles are: keys get the octet before by one.
 OTHER = (0x981, 0x986, 0x918)
 PROBED_ELEMENTS = 32 * 16  # of a thread of probes.cu
@@ -52,7 +53,7 @@ def resources(text):
 
 def main():
     folder, arch, verbose = pathlib.Path(sys.argv[1]), int(sys.argv[2]), "-v" in sys.argv[3:]
-    bad, n = [], 0
+    bad, n, attention = [], 0, 0
     for said in sorted(folder.glob("*.ptxas")):
         code = kernels(said.with_suffix(".cubin"))
         for name, (registers, stack, spilled) in sorted(resources(said.read_text()).items()):
@@ -74,13 +75,20 @@ def main():
             kind, *rest = name.split("_")
             block_type = rest and rest[0].isdigit() and rest[0] not in ("0", "1", "28", "30")
             wanted = []
-            if kind == "matmul" and (block_type or rest[0] in ("1", "30")) and arch >= 80:
+            if kind == "matmul" and (block_type or rest[0] == "30") and arch >= 80:
                 wanted = ["HMMA", "LDSM"]
             if kind == "matvec" and block_type:
                 wanted = ["IDP"] + (["LDGSTS"] if arch >= 80 else [])
+            if name == "matmul_1":
+                wanted = ["HMMA", "LDSM"]
             if name == "attend_coded":
-                wanted = ["IMMA", "PRMT"]
+                wanted = ["IMMA", "HMMA", "PRMT"]
+            if name == "attend_group":
+                wanted = ["HMMA"]
+            attention += name.startswith("attend_")
             bad += [f"{name}: no {op}" for op in wanted if not count[op]]
+    if attention > MOST_ATTENTION:
+        bad.append(f"{attention} kernels of attention, more than {MOST_ATTENTION}")
     for line in bad:
         print(line)
     print(f"{n} kernels for sm_{arch}, {len(bad)} findings")
