@@ -75,7 +75,7 @@ typedef struct rq_message {
     const char *role; /* "system", "user", "assistant", ... */
     const char *content;
     size_t content_bytes;
-    const char *thoughts; /* of an earlier answer, apart from its content; NULL: inside it, if there are any */
+    const char *thoughts; /* of an earlier answer, apart from its content; NULL: inside it, if anywhere */
     size_t thoughts_bytes;
 } rq_message;
 
@@ -97,7 +97,7 @@ typedef struct rq_thought_marks {
     const char *label;        /* the thoughts' first word, which is none of them ("thought"); "": none */
     bool opened;              /* by the prompt */
     bool anywhere;            /* thoughts may begin in the middle of an answer, too */
-    bool forgotten;           /* those of earlier answers are left out of a prompt (but behind the last question) */
+    bool forgotten;           /* in earlier answers: a prompt has only those behind the last question */
 } rq_thought_marks;
 rq_thought_marks rq_chat_thoughts(const rq_model *model, rq_opening open);
 
@@ -177,8 +177,7 @@ typedef struct rq_engine_stats {
     uint64_t device_ns;                       /* of it in devices; the rest is the host's own work */
     uint32_t sessions, running, waiting;      /* now */
     uint64_t cache_tokens_used;               /* now, in whole pages */
-    uint64_t states_kept, states_resumed, states_dropped; /* of recurrent models: copies to go on from */
-    uint64_t state_bytes; /* of those that are kept now */
+    uint64_t states_kept, states_resumed, states_dropped, state_bytes; /* recurrent: copies; held now */
     uint64_t cache_not_finite; /* keys and values that were no finite numbers when compressed: kept as 0 */
 } rq_engine_stats;
 void rq_engine_get_stats(const rq_engine *engine, rq_engine_stats *out);

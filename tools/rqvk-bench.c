@@ -2,6 +2,7 @@
  * operations. */
 #include "backends/base/mem.h"
 #include "engine/plan.h"
+#include "tools/bench/context.h"
 #include "tools/bench/drafts.h"
 #include "tools/bench/results.h"
 #include "tools/common/args.h"
@@ -355,7 +356,8 @@ int main(int argc, char **argv)
                .warmup = true,
                .format_name = "md"};
     bool ops = false, launches = false;
-    const char *drafts = NULL;
+    const char *drafts = NULL, *contexts = NULL;
+    rq_numbers cards = {.values = {16, 24, 32}, .n = 3, .min = 1, .max = 4096};
     const char *filter = NULL;
     rq_options options = {0};
     rq_options_engine(&options, &engine_args);
@@ -442,6 +444,23 @@ int main(int argc, char **argv)
                                .value = "FILE",
                                .shown = "",
                                .help = "measure drafts of each depth instead, on pieces of this text"});
+    rq_options_add(&options,
+                   (rq_option){.names = "--context-table",
+                               .kind = RQ_OPT_STRING,
+                               .target = &contexts,
+                               .value = "PRESETS",
+                               .shown = "",
+                               .help =
+                                   "say instead how much context fits on a card, by cache format: for all "
+                                   "presets of rqvk-synth that are published models (all), for some of them "
+                                   "(separated by commas), or for the file of -m (model)"});
+    rq_options_add(&options, (rq_option){.names = "--cards",
+                                         .kind = RQ_OPT_CALL,
+                                         .call = rq_numbers_parse,
+                                         .target = &cards,
+                                         .value = "GB,...",
+                                         .shown = "16,24,32",
+                                         .help = "with --context-table: the memory of the cards"});
     const rq_program_text text = {.program = "rqvk-bench",
                                   .usage =
                                       "[-m MODEL] [-p N,...] [-n N,...] [-d N,...] [-np N,...] [options]",
@@ -455,7 +474,8 @@ int main(int argc, char **argv)
         if (!strcmp(b.format_name, formats[i])) b.format = (bench_format)i;
 
     rq_error err = {0};
-    rq_status s = drafts     ? run_drafts(&b, drafts, &err)
+    rq_status s = contexts   ? rq_bench_contexts(&engine_args, contexts, &cards, b.format, &err)
+                  : drafts   ? run_drafts(&b, drafts, &err)
                   : launches ? run_launches(&b, &err)
                   : ops      ? run_ops(&b, filter, &err)
                              : run_tests(&b, &err);
