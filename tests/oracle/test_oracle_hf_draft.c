@@ -1,5 +1,7 @@
 /* The block behind the trunk of hf-qwen35.gguf: its logits are those of transformers' own layer and norms
- * (tests/data/oracle-hf/README.md), behind a prompt and from the first token on. */
+ * (tests/data/oracle-hf/README.md), behind a prompt and from the first token on.
+ *
+ *   test_oracle_hf_draft [BACKEND] */
 #include "engine/models/model.h"
 #include "engine/place/decide.h"
 
@@ -26,6 +28,8 @@ typedef struct rig {
     const uint32_t *tables[RQ_MAX_GROUPS];
 } rig;
 
+static const char *backend = "cpu";
+
 static FILE *data(const char *name)
 {
     char path[512];
@@ -47,7 +51,7 @@ static void open_rig(rig *r)
     fclose(f);
     if (rq_model_load(RQVK_TEST_DATA "/oracle-hf/hf-qwen35.gguf", &r->model, &err)) fail_msg("%s", err.text);
     const rq_engine_params p = {
-        .backend = "cpu", .n_ctx = PAGES * 64, .n_batch = 128, .n_threads = 1, .draft = "mtp"};
+        .backend = backend, .n_ctx = PAGES * 64, .n_batch = 128, .n_threads = 1, .draft = "mtp"};
     if (rq_decide(r->model, &p, false, &r->d, &err) != RQ_OK) fail_msg("%s", err.text);
     rq_executor_params x =
         rq_place_executor(&r->d.place, &r->d.devices, &r->d.kv, &r->d.pools, &r->d.numbers);
@@ -111,8 +115,9 @@ static void token_by_token(void **state)
     run(1);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1) backend = argv[1];
     const struct CMUnitTest tests[] = {cmocka_unit_test(behind_a_prompt), cmocka_unit_test(token_by_token)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
