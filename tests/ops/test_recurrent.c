@@ -170,6 +170,13 @@ static void run_drafted(stream *s, const plain *p, uint32_t n_seqs, uint64_t ran
     rq_free(state);
 }
 
+/* RQVK_SIMT_TURN, 0 to 2, in the environment: that third of the shapes alone, as in walk.h. */
+static bool is_my_turn(uint32_t shape)
+{
+    const char *turn = getenv("RQVK_SIMT_TURN");
+    return !turn || shape % 3 == strtoul(turn, NULL, 10) % 3;
+}
+
 static const char *const *names;
 static int n_names;
 
@@ -198,6 +205,7 @@ static void draft_on(rq_device *device)
         {.dim_k = 16, .dim_v = 4, .heads = 6, .key_heads = 2},
     };
     for (uint32_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        if (!is_my_turn(i)) continue;
         stream_shape shape = shapes[i];
         shape.n_pending = PENDING, shape.n_seqs = SLOTS, shape.max_tokens = RQ_NARROW_BUCKET,
         shape.max_pages = 1;
@@ -374,6 +382,7 @@ static void prompts_on(rq_device *device)
     rq_device *oracle = stream_device("reference", RQ_DELTA_TOKENS);
     assert_non_null(oracle);
     for (uint32_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        if (!is_my_turn(i)) continue;
         stream_shape shape = shapes[i];
         shape.n_pending = PENDING, shape.n_seqs = 2, shape.max_tokens = WIDE;
         shape.max_pages = n / RQ_PAGE_TOKENS + 1;

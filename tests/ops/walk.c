@@ -48,6 +48,14 @@ static const char *only, *variant, *disable, *only_type, *only_op;
 /* Fewer buckets, and products of fewer shapes: with at most so many kernels compiled. */
 enum { QUICK_PIPELINES = 400 };
 static bool quick;
+enum { TURNS = 3 };
+static uint32_t turn = TURNS; /* all */
+
+/* Rows of an operation go to the turns one after another: each turn has some of every operation. */
+static bool is_my_turn(walker *w, const op_case *c)
+{
+    return turn == TURNS || w->n_seen[c->kind]++ % TURNS == turn;
+}
 
 bool walk_is_quick(void)
 {
@@ -92,6 +100,7 @@ static bool walk_size(walker *w, const op_case *c, uint32_t n, void *first_row)
 
 void walk_once(walker *w, const op_case *c, uint32_t n)
 {
+    if (!is_my_turn(w, c)) return;
     walk_size(w, c, n, NULL);
     case_data_clear(&w->data);
 }
@@ -102,6 +111,7 @@ void walk(walker *w, const op_case *c, uint32_t largest)
     /* The second half of the buckets once per operation and kind of kernel: floats, and one block type. */
     bool all = c->type == RQ_TYPE_F32 || c->type == RQ_TYPE_F16 || c->type == RQ_TYPE_Q4_K;
     static uint8_t alone[ROW_BYTES], beside[ROW_BYTES];
+    if (!is_my_turn(w, c)) return;
     if (only_type && strcmp(rq_type_get((uint32_t)c->type)->name, only_type) != 0) return;
     memset(alone, 0, sizeof alone);
     for (uint32_t i = 0; i < (all ? 8 : 4); i++) {
@@ -219,6 +229,8 @@ int walk_table(int argc, char **argv, void (*rows)(walker *w), bool (*mine)(rq_o
         else
             only = argv[i];
     }
+    const char *chosen = getenv("RQVK_SIMT_TURN");
+    if (chosen) turn = (uint32_t)strtoul(chosen, NULL, 10) % TURNS;
 #ifdef RQVK_HAS_VULKAN
     rq_device *device = NULL;
     rq_error err = {0};

@@ -11,8 +11,9 @@ typedef struct walker {
     bool verbose;
     bool products_only; /* a variant of the products: the other operations are those of every variant */
     uint32_t n_cases, n_failed;
-    double worst[RQ_OP_COUNT]; /* share of the tolerance */
-    bool unfused[RQ_OP_COUNT]; /* run as their primitives, in some buckets at least */
+    uint32_t n_seen[RQ_OP_COUNT]; /* rows of the table, run or not */
+    double worst[RQ_OP_COUNT];    /* share of the tolerance */
+    bool unfused[RQ_OP_COUNT];    /* run as their primitives, in some buckets at least */
     op_error sums[RQ_OP_COUNT][RQ_TYPE_LIMIT];
     case_data data;
 } walker;
@@ -34,6 +35,8 @@ bool walk_is_quick(void);
  *   --variant NAME    of a card: the products in that arithmetic ("integer-dot")
  *   --disable LIST    of a card: abilities not to be used ("subgroup,float16")
  *   --type NAME       that type of weights or caches alone
+ * RQVK_SIMT_TURN, 0 to 2, in the environment: that third of the rows of each operation alone, for builds in which
+ * every row takes long.
  * Returns what main shall. */
 int walk_table(int argc, char **argv, void (*rows)(walker *w), bool (*mine)(rq_op_kind kind));
 

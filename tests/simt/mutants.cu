@@ -10,8 +10,8 @@ template <int MUTANT> DEVICE void neighbour(const mutant_args &p)
     uint32_t tid = thread_x(), i = block_x() * 128 + tid;
     numbers[tid] = p.in[i];
     if (MUTANT != MISSING_BARRIER) block_sync();
-    uint32_t next = MUTANT == PAST_THE_END ? tid + 1 : (tid + 1) % 128;
-    p.out[i] = numbers[tid] + numbers[next];
+    const float *next = numbers + (MUTANT == PAST_THE_END ? tid + 1 : (tid + 1) % 128);
+    p.out[i] = numbers[tid] + *next;
 }
 KERNEL(neighbour_right, mutant_args, 128)
 {
@@ -24,6 +24,69 @@ KERNEL(neighbour_barrier, mutant_args, 128)
 KERNEL(neighbour_past, mutant_args, 128)
 {
     neighbour<PAST_THE_END>(p);
+}
+
+// With both neighbours' numbers: the array is used twice, and must not be written while others still read.
+template <int MUTANT> DEVICE void again(const mutant_args &p)
+{
+    SHARED(float, numbers, 128);
+    uint32_t tid = thread_x(), i = block_x() * 128 + tid;
+    numbers[tid] = p.in[i];
+    block_sync();
+    float sum = numbers[tid] + numbers[(tid + 1) % 128];
+    if (MUTANT != MISSING_BARRIER) block_sync();
+    numbers[(tid + 127) % 128] = p.in[block_x() * 128 + (tid + 1) % 128];
+    block_sync();
+    p.out[i] = sum + numbers[tid];
+}
+KERNEL(again_right, mutant_args, 128)
+{
+    again<RIGHT>(p);
+}
+KERNEL(again_barrier, mutant_args, 128)
+{
+    again<MISSING_BARRIER>(p);
+}
+
+// Arrays of 384 numbers, three blocks.
+KERNEL(global_read_past, mutant_args, 128)
+{
+    uint32_t i = block_x() * 128 + thread_x();
+    p.out[i] = p.in[i + 1];
+}
+KERNEL(global_write_past, mutant_args, 128)
+{
+    uint32_t i = block_x() * 128 + thread_x();
+    p.out[i + 1] = p.in[i];
+}
+KERNEL(copy_past, mutant_args, 32)
+{
+    SHARED(uint8_t, bytes, 512);
+    copy16_async(bytes + 16 * thread_x(), p.in + 384 - 4 * 31 + 4 * thread_x());
+    copy_commit();
+    copy_wait<0>();
+    p.out[thread_x()] = (float)bytes[16 * thread_x()];
+}
+
+// Two warps; each loads as four matrices the 32 rows that the other one stored: of matrix i a lane has the float
+// lane % 4 of row lane / 4.
+template <int MUTANT> DEVICE void tile(const mutant_args &p)
+{
+    SHARED(float, rows, 64 * 4); // 16 bytes a row
+    uint32_t tid = thread_x();
+    for (uint32_t i = 0; i < 4; i++) rows[4 * tid + i] = p.in[4 * tid + i];
+    if (MUTANT != MISSING_BARRIER) block_sync();
+    uint32_t r[4];
+    ldmatrix_x4(r, rows + 4 * (tid ^ 32));
+    for (uint32_t i = 0; i < 4; i++) p.out[4 * tid + i] = bits_float(r[i]);
+}
+KERNEL(tile_right, mutant_args, 64)
+{
+    tile<RIGHT>(p);
+}
+KERNEL(tile_barrier, mutant_args, 64)
+{
+    tile<MISSING_BARRIER>(p);
 }
 
 // Through shared memory by asynchronous copies, two stages.
@@ -39,7 +102,7 @@ template <int MUTANT> DEVICE void fetch(const mutant_args &p)
         copy_wait<2>();
     else
         copy_wait<1>();
-    warp_sync();
+    if (MUTANT != MISSING_FENCE) warp_sync();
     uint32_t other = (tid + 5) % 32;
     u32x4 v = load16(ring + 16 * other);
     p.out[tid] = bits_float(v.x) + bits_float(v.w);
@@ -50,6 +113,10 @@ template <int MUTANT> DEVICE void fetch(const mutant_args &p)
 KERNEL(fetch_right, mutant_args, 32)
 {
     fetch<RIGHT>(p);
+}
+KERNEL(fetch_fence, mutant_args, 32)
+{
+    fetch<MISSING_FENCE>(p);
 }
 KERNEL(fetch_wait, mutant_args, 32)
 {

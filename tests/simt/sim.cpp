@@ -51,6 +51,7 @@ struct fibre {
     fibre_state state;
     bool waited; // for the launches before this one
     void *brought;
+    uint32_t n_barriers, n_fences; // that it came to
     uint32_t n_copies, n_groups;
     copy copies[MAX_COPIES];
     uint32_t group_end[MAX_COPIES];
@@ -80,8 +81,9 @@ static struct {
     const void *shared[64];
     uint32_t n_shared;
     size_t shared_bytes;
-    char barrier_mark, start_mark, end_mark;
-    char warp_mark[MAX_THREADS / WARP];
+    // Of barriers and fences two, used by turns: who leaves one late must not know what others did behind it.
+    char barrier_mark[2], start_mark, end_mark;
+    char warp_mark[MAX_THREADS / WARP][2];
 } now;
 
 static kernel *first_kernel;
@@ -250,15 +252,13 @@ void wait_for_launches()
 
 void barrier()
 {
-    if (++now.n_waiting < block_threads) {
 #if defined(SIMT_THREAD)
-        __tsan_release(&now.barrier_mark);
+    char *mark = &now.barrier_mark[now.fibres[position.thread].n_barriers++ % 2];
+    __tsan_release(mark);
 #endif
+    if (++now.n_waiting < block_threads) {
         leave(AT_BARRIER);
     } else {
-#if defined(SIMT_THREAD)
-        __tsan_release(&now.barrier_mark);
-#endif
         now.n_waiting = 0;
         uint32_t start = below(block_threads); // who goes on first is anybody's guess
         for (uint32_t i = 0; i < block_threads; i++) {
@@ -267,7 +267,7 @@ void barrier()
         }
     }
 #if defined(SIMT_THREAD)
-    __tsan_acquire(&now.barrier_mark);
+    __tsan_acquire(mark);
 #endif
 }
 
@@ -291,15 +291,33 @@ void meet(void *mine, void (*op)(void *const *all))
 void warp_fence()
 {
 #if defined(SIMT_THREAD)
-    __tsan_release(&now.warp_mark[position.thread / WARP]);
+    char *mark = &now.warp_mark[position.thread / WARP][now.fibres[position.thread].n_fences++ % 2];
+    __tsan_release(mark);
 #endif
     meet(nullptr, nullptr);
 #if defined(SIMT_THREAD)
-    __tsan_acquire(&now.warp_mark[position.thread / WARP]);
+    __tsan_acquire(mark);
 #endif
 }
 
 // ---- memory ------------------------------------------------------------------------------------------------
+
+// What a thread does to memory by a call of this file, told to the thread sanitizer.
+#if defined(SIMT_THREAD)
+extern "C" void __tsan_read_range(void *at, unsigned long bytes);
+extern "C" void __tsan_write_range(void *at, unsigned long bytes);
+static void reads16(const void *p)
+{
+    __tsan_read_range(const_cast<void *>(p), 16);
+}
+static void writes16(void *p)
+{
+    __tsan_write_range(p, 16);
+}
+#else
+static void reads16(const void *) {}
+static void writes16(void *) {}
+#endif
 
 static void fill_ones(void *p, size_t bytes)
 {
@@ -327,6 +345,7 @@ void copy_begin(void *shared, const void *global)
     fibre *f = me();
     if (f->n_copies == MAX_COPIES) fail("more than %d asynchronous copies", (int)MAX_COPIES);
     f->copies[f->n_copies++] = {shared, global};
+    writes16(shared);
     memset(shared, 0xff, 16);
 }
 
@@ -342,7 +361,11 @@ void copy_finish(uint32_t groups_left)
     fibre *f = me();
     if (f->n_groups <= groups_left) return;
     uint32_t done = f->n_groups - groups_left, n = f->group_end[done - 1];
-    for (uint32_t i = 0; i < n; i++) memcpy(f->copies[i].to, f->copies[i].from, 16);
+    for (uint32_t i = 0; i < n; i++) {
+        reads16(f->copies[i].from);
+        writes16(f->copies[i].to);
+        memcpy(f->copies[i].to, f->copies[i].from, 16);
+    }
     memmove(f->copies, f->copies + n, (f->n_copies - n) * sizeof *f->copies);
     for (uint32_t i = 0; i < groups_left; i++) f->group_end[i] = f->group_end[done + i] - n;
     f->n_copies -= n;
@@ -399,7 +422,8 @@ template <bool TRANS> static void gather_op(void *const *all)
 void ldmatrix(uint32_t r[4], const void *row, bool trans)
 {
     fragments f = {row, r, nullptr, nullptr, nullptr, {}};
-    memcpy(f.copy, row, 16); // here, where the sanitizers see who reads it
+    reads16(row);
+    memcpy(f.copy, row, 16); // here, where the address sanitizer sees who reads it
     meet(&f, trans ? gather_op<true> : gather_op<false>);
 }
 
@@ -462,7 +486,7 @@ static bool prepare(uint32_t n)
         __asan_unpoison_memory_region(f->stack, STACK_BYTES);
 #endif
         f->sp = stack_of(f->stack, entry);
-        f->n_copies = f->n_groups = 0;
+        f->n_barriers = f->n_fences = f->n_copies = f->n_groups = 0;
         f->waited = false;
     }
     return true;

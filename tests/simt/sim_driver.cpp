@@ -244,7 +244,9 @@ static int launch(void *f, unsigned int x, unsigned int y, unsigned int z, unsig
     const simt::kernel *k = (const simt::kernel *)f;
     const uint32_t grid[3] = {x, y, z};
     if (bx * by * bz != k->threads || !x || !y || !z || y > 65535 || z > 65535) return INVALID;
-    return simt::launch(k, grid, params[0], simt::ALONE) ? 0 : LAUNCH_FAILED;
+    const char *args = (const char *)params[0];
+    std::vector<char> copy(args, args + k->args_bytes); // aligned, whatever the caller's is
+    return simt::launch(k, grid, copy.data(), simt::ALONE) ? 0 : LAUNCH_FAILED;
 }
 
 static int graph_create(void **g, unsigned int)
