@@ -136,7 +136,8 @@ static void run(uint32_t depth, const char *type, float temperature)
     }
     print_message("%s, depth %u, cache %s, temperature %.1f: %u of %u guesses were right\n", backend, depth,
                   type, temperature, accepted, drafted);
-    assert_true(accepted > drafted / 8 && accepted < drafted);
+    /* what is drawn is another text on every backend, and may be hard to guess */
+    assert_true(accepted > (temperature > 0 ? drafted / 20 : drafted / 4) && accepted < drafted);
     rq_session_free(s[0]);
     rq_session_free(s[1]);
     rq_engine_free(e);
