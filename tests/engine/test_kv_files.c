@@ -12,6 +12,9 @@
 
 #include <cmocka.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 static const char *data_file(const char *name)
 {
     static char path[512];
@@ -182,6 +185,91 @@ static void test_profile_damage(void **state)
     unlink(scratch_path());
 }
 
+/* The file as builds before version 2 wrote it: one n_rot in the head, none in the layers. */
+static size_t as_version_1(const char *bytes, size_t n, const rq_kv_profile *p, char *out)
+{
+    enum { HEAD = 48, LAYER = 24 };
+    uint32_t note, at = 0;
+    memcpy(&note, bytes + HEAD - 4, sizeof note);
+    memcpy(out, bytes, HEAD + note);
+    out[8] = 1;
+    memcpy(out + HEAD - 12, &p->layers[0].n_rot, 4);
+    size_t from = HEAD + note, to = from;
+    for (uint32_t i = 0; i < p->n_layers; i++) {
+        const rq_kv_layer_profile *l = &p->layers[i];
+        size_t k = (size_t)l->n_heads * l->dim_k, v = (size_t)l->n_heads * l->dim_v;
+        size_t floats =
+            (l->mean_k ? k : 0) + (l->lambda_k ? k : 0) + (l->mean_v ? v : 0) + (l->so8_v ? 8 * v : 0);
+        memcpy(out + to, bytes + from, 12);
+        memcpy(out + to + 12, bytes + from + 20, 4 + 4 * floats);
+        from += LAYER + 4 * floats;
+        to += LAYER - 8 + 4 * floats;
+    }
+    at = (uint32_t)to;
+    assert_int_equal(from + 8, n);
+    uint64_t sum = XXH3_64bits(out, at);
+    memcpy(out + at, &sum, sizeof sum);
+    return at + sizeof sum;
+}
+
+static void test_profile_of_version_1(void **state)
+{
+    rq_model *model = load("qwen3.gguf");
+    rq_kv_profile *p = example(model), *q = NULL;
+    assert_int_equal(rq_kv_profile_write(p, scratch_path(), NULL), RQ_OK);
+    size_t n;
+    char *bytes = bytes_of(scratch_path(), &n), *old = malloc(n);
+    assert_non_null(old);
+    n = as_version_1(bytes, n, p, old);
+    rq_error err = {0};
+    if (rq_kv_profile_parse(old, n, "x", &q, &err) != RQ_OK) fail_msg("%s", err.text);
+    if (rq_kv_profile_fits(q, model, 64, &err) != RQ_OK) fail_msg("%s", err.text);
+    const rq_kv_layer_profile *a = &p->layers[1], *b = &q->layers[1];
+    assert_true(b->n_rot == a->n_rot && b->n_turned == a->n_turned);
+    assert_memory_equal(a->lambda_k, b->lambda_k, 4ull * a->n_heads * a->dim_k);
+    assert_memory_equal(a->so8_v, b->so8_v, 4ull * a->n_heads * a->dim_v * 8);
+    rq_kv_profile_free(q);
+    rq_kv_profile_free(p);
+    free(bytes);
+    free(old);
+    rq_model_free(model);
+    unlink(scratch_path());
+}
+
+/* Shapes that no model has, and parts larger than the file: refused before anything is allocated for them. */
+static void test_profile_shapes(void **state)
+{
+    static const uint32_t bad[][6] = {
+        {4097, 64, 64, 64, 32, 0},        /* heads */
+        {1, 1032, 64, 64, 32, 0},         /* larger than any head */
+        {1, 64, 64, 63, 31, 0},           /* half a pair */
+        {1, 64, 64, 72, 32, 0},           /* more pairs than elements */
+        {1, 64, 64, 32, 17, 0},           /* more turned than there are */
+        {0, 0, 0, 2, 0, 0},               /* pairs of nothing */
+        {1, 64, 64, 64, 32, 1u << 7},     /* no such part */
+        {0, 0, 0, 0, 0, 1},               /* a mean of a layer that keeps nothing */
+        {1, 1024, 64, 64, 32, 1u << 5},   /* a basis of heads that no code takes */
+        {1, 12, 12, 0, 0, 1u << 3},       /* eights of twelve */
+        {4096, 512, 512, 64, 32, 1u << 5} /* 4 GiB in a file of 100 bytes */
+    };
+    char bytes[128] = "RQKVPROF";
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const uint32_t head[] = {2, 1}, rest[] = {64, 0, 1, 0};
+        memcpy(bytes + 8, head, sizeof head);
+        memset(bytes + 16, 0, 16);
+        memcpy(bytes + 32, rest, sizeof rest);
+        memcpy(bytes + 48, bad[i], sizeof bad[i]);
+        uint64_t sum = XXH3_64bits(bytes, 72);
+        memcpy(bytes + 72, &sum, sizeof sum);
+        rq_kv_profile *p = NULL;
+        rq_error err = {0};
+        if (rq_kv_profile_parse(bytes, 80, "x", &p, &err) != RQ_ERR_FORMAT)
+            fail_msg("shape %zu was taken", i);
+        assert_null(p);
+        assert_non_null(strstr(err.text, "cache profile"));
+    }
+}
+
 static void test_profile_memory(void **state)
 {
     rq_model *model = load("qwen3.gguf");
@@ -302,7 +390,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_profile_round_trip), cmocka_unit_test(test_identity),
         cmocka_unit_test(test_profile_values),     cmocka_unit_test(test_profile_damage),
-        cmocka_unit_test(test_profile_memory),     cmocka_unit_test(test_table_choice),
+        cmocka_unit_test(test_profile_memory),     cmocka_unit_test(test_profile_of_version_1),
+        cmocka_unit_test(test_profile_shapes),     cmocka_unit_test(test_table_choice),
         cmocka_unit_test(test_table_refusals),     cmocka_unit_test(test_paths),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
