@@ -336,9 +336,9 @@ static rq_status run_drafts(const bench *b, const char *path, rq_error *err)
 {
     rq_model *model = NULL;
     rq_status s = rq_engine_args_open(b->args, &model, NULL, err);
-    if (s == RQ_OK)
-        s = rq_bench_drafts(model, &b->args->params, path, b->repetitions, b->gen.values[0],
-                            b->format != BENCH_MD, err);
+    for (uint32_t i = 0; i < b->sequences.n && s == RQ_OK; i++)
+        s = rq_bench_drafts(model, &b->args->params, path, b->sequences.values[i], b->repetitions,
+                            b->gen.values[0], b->format != BENCH_MD, err);
     rq_model_free(model);
     return s;
 }
