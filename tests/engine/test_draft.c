@@ -156,48 +156,6 @@ static void test_same_bytes(void **state)
     }
 }
 
-/* A vocabulary of 64, where guesses are right by chance: a draw is the same for each of many seeds, so whatever is drawn has
- * the same distribution. */
-static void test_seeds(void **state)
-{
-    enum { SEEDS = 200, PROMPT = 12, MOST = 14 };
-    static rb_answer want, got;
-    rq_model *small = rb_load(RQVK_TEST_DATA "/oracle-hf/hf-qwen35.gguf");
-    rq_engine_params p = {.n_ctx = 64, .n_threads = 1, .n_batch = 16};
-    rq_engine *plain = rb_engine(small, &p);
-    p.draft = "mtp";
-    p.draft_depth = 3;
-    rq_engine *drafting = rb_engine(small, &p);
-    rq_session *a = rb_session(plain), *b = rb_session(drafting);
-    uint32_t first[64] = {0}, n_kinds = 0;
-    for (uint32_t seed = 0; seed < SEEDS; seed++) {
-        rq_token ids[PROMPT];
-        rq_request r = rq_request_default();
-        rb_tokens(ids, PROMPT, seed % 4, 64);
-        r.max_tokens = MOST;
-        r.sampling = (rq_sampling){.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = seed};
-        r.ignore_eos = true;
-        r.n_logprobs = RQ_MAX_LOGPROBS;
-        assert_int_equal(rq_submit(a, ids, PROMPT, NULL, 0, &r, NULL), RQ_OK);
-        assert_int_equal(rq_submit(b, ids, PROMPT, NULL, 0, &r, NULL), RQ_OK);
-        rb_collect(a, &want);
-        rb_collect(b, &got);
-        assert_int_equal(got.n, MOST);
-        rb_same_answer(&got, &want);
-        n_kinds += first[got.ids[MOST - 1]]++ == 0;
-    }
-    rq_engine_stats stats;
-    rq_engine_get_stats(drafting, &stats);
-    print_message("%u seeds, %u last tokens, %u of %u guesses were right\n", SEEDS, n_kinds,
-                  (uint32_t)stats.accepted_tokens, (uint32_t)stats.drafted_tokens);
-    assert_true(n_kinds > 16 && stats.accepted_tokens > 20);
-    rq_session_free(a);
-    rq_session_free(b);
-    rq_engine_free(plain);
-    rq_engine_free(drafting);
-    rq_model_free(small);
-}
-
 /* What of the file's tensors is read by the layers, by what makes logits, by the block behind a step, and by a guess. */
 typedef struct parts {
     double trunk, head, follow, guess;
@@ -437,15 +395,10 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_seeds),
-        cmocka_unit_test(test_one_pass),
-        cmocka_unit_test(test_turns),
-        cmocka_unit_test(test_many),
-        cmocka_unit_test(test_context_end),
-        cmocka_unit_test(test_least_probability),
-        cmocka_unit_test(test_auto),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_same_bytes),  cmocka_unit_test(test_one_pass),
+        cmocka_unit_test(test_turns),       cmocka_unit_test(test_many),
+        cmocka_unit_test(test_context_end), cmocka_unit_test(test_least_probability),
+        cmocka_unit_test(test_auto),        cmocka_unit_test(test_refused),
         cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, load, unload);
