@@ -16,7 +16,7 @@ def has_vulkan():
     return "vulkan" in devices.stdout + devices.stderr
 
 
-@pytest.fixture(params=["qwen3", "hybrid"])
+@pytest.fixture(params=["qwen3", "hybrid"], scope="module")
 def server(request):
     if not has_vulkan() and not os.environ.get("RQVK_VK_REQUIRED"):
         pytest.skip("there is no Vulkan driver on this machine")
@@ -52,6 +52,22 @@ def test_a_conversation(server):
     once_more, usage = stream(server, messages)  # the same bits, however much is known
     assert once_more == again and usage.prompt_tokens_details.cached_tokens >= known
     assert "vulkan" in server.log()
+
+
+@pytest.mark.parametrize("server", ["hybrid"], indirect=True)
+def test_eight_turns(server):
+    """Each turn goes on where the last one ended, the hybrid's state included, and the first is remembered."""
+    messages, before, found = [], 0, 0
+    for turn in range(8):
+        messages.append({"role": "user", "content": FACTS + QUESTION if turn == 0 else QUESTION})
+        text, usage = stream(server, messages, 16)
+        known = usage.prompt_tokens_details.cached_tokens
+        if turn:
+            assert known >= before - 1, f"turn {turn}: {known} of {before}"
+        found += "48213" in text
+        before = usage.total_tokens
+        messages.append({"role": "assistant", "content": text})
+    assert before > 250 and found >= 7
 
 
 def refused(*args, env=None):
