@@ -300,21 +300,39 @@ static size_t group_size(const cu_program *p, size_t first)
     return n;
 }
 
-/* The launch may begin as soon as those before it let it (docs/cuda.md). */
-static int add_overlaps(cu_device *d, const cu_program *p, void *const *before, size_t n, void *node)
+/* Edges by which a launch may begin as soon as those before it let it (docs/cuda.md): each from the launches of one group
+ * to one of the next. And room for the launches of a group. */
+typedef struct recording {
+    void **before, **from, **to;
+    cuda_edge *edges;
+    size_t n;
+} recording;
+
+static void drop_recording(recording *r)
 {
-    void *to[CU_MOST_OVERLAPS];
-    cuda_edge edges[CU_MOST_OVERLAPS] = {0};
-    for (size_t i = 0; i < n; i++) {
-        to[i] = node;
-        edges[i].from_port = edges[i].type = CUDA_EDGE_PROGRAMMATIC;
-    }
-    return d->api.graph_add_edges(p->graph, before, to, edges, n);
+    rq_free(r->before);
+    rq_free(r->from);
+    rq_free(r->to);
+    rq_free(r->edges);
+}
+
+static bool make_recording(const cu_program *p, recording *r)
+{
+    size_t most = p->n * CU_MOST_OVERLAPS;
+    *r = (recording){.before = rq_calloc(p->n, sizeof *r->before),
+                     .from = rq_calloc(most, sizeof *r->from),
+                     .to = rq_calloc(most, sizeof *r->to),
+                     .edges = rq_calloc(most, sizeof *r->edges)};
+    if (r->before && r->from && r->to && r->edges) return true;
+    drop_recording(r);
+    return false;
 }
 
 /* Launches between two barriers depend on those between the barrier before and the first of the two. */
-static int record(cu_program *p, void **before)
+static int record(cu_program *p, recording *r)
 {
+    void **before = r->before;
+    r->n = 0;
     cu_device *d = (cu_device *)p->base.device;
     int result = d->api.graph_create(&p->graph, 0);
     if (result) p->graph = NULL;
@@ -335,8 +353,13 @@ static int record(cu_program *p, void **before)
                                  .shared_bytes = cu_kernel_shared_bytes(l->kernel),
                                  .params = params};
         result = d->api.graph_add_kernel(&l->node, p->graph, before, overlaps ? 0 : n_before, &node);
-        if (result == 0 && overlaps) result = add_overlaps(d, p, before, n_before, l->node);
+        for (size_t k = 0; overlaps && k < n_before; k++, r->n++) {
+            r->from[r->n] = before[k];
+            r->to[r->n] = l->node;
+            r->edges[r->n] = (cuda_edge){.from_port = CUDA_EDGE_PROGRAMMATIC, .type = CUDA_EDGE_PROGRAMMATIC};
+        }
     }
+    if (result == 0 && r->n) result = d->api.graph_add_edges(p->graph, r->from, r->to, r->edges, r->n);
     if (result == 0) {
         result = d->api.graph_instantiate(&p->exec, p->graph, 0);
         if (result) p->exec = NULL;
@@ -348,19 +371,19 @@ static rq_status make_graph(cu_program *p, rq_error *err)
 {
     cu_device *d = (cu_device *)p->base.device;
     if (p->n == 0) return RQ_OK;
-    void **before = rq_calloc(p->n, sizeof *before);
-    if (!before) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while compiling a tape");
+    recording r;
+    if (!make_recording(p, &r)) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while compiling a tape");
     int result = d->api.context_set(d->context);
-    if (result == 0) result = record(p, before);
+    if (result == 0) result = record(p, &r);
     bool broken = result >= CUDA_CONTEXT_BROKEN_FIRST && result <= CUDA_CONTEXT_BROKEN_LAST;
     if (result && d->overlaps && result != CUDA_OUT_OF_MEMORY && !broken) {
         /* a driver that has the call and will not have such edges gets ordinary ones, now and later */
         d->overlaps = false;
         if (p->graph) d->api.graph_destroy(p->graph);
         p->graph = NULL;
-        result = record(p, before);
+        result = record(p, &r);
     }
-    rq_free(before);
+    drop_recording(&r);
     return result ? cu_fail(d, result, "recording launches", err) : RQ_OK;
 }
 

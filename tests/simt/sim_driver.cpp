@@ -277,7 +277,7 @@ static int graph_add_kernel(void **out, void *g, void *const *after, size_t n, c
 }
 static int graph_add_edges(void *g, void *const *from, void *const *to, const cuda_edge *edges, size_t n)
 {
-    CALL(INVALID);
+    CALL(CUDA_OUT_OF_MEMORY);
     for (size_t i = 0; i < n; i++) {
         const cuda_edge *e = &edges[i];
         if (e->from_port != CUDA_EDGE_PROGRAMMATIC || e->to_port || e->type != CUDA_EDGE_PROGRAMMATIC)
