@@ -3,34 +3,26 @@
 // of a page and a quarter of the elements of the result.
 #include "cuda/attend_coded.cuh"
 
-// Largest and sum over the 16 threads that share a row of scores.
-DEVICE float row_max(float v)
+// CODED: there are coded pages; without, exact ones are of halves. FORM, D: the form of keys and values and their
+// elements where the kernel is made for them: addresses become constants, which are most of what else there is to do
+// beside unpacking. 0: whatever the pool says.
+template <bool CODED, uint32_t FORM, uint32_t D> DEVICE void attend_rows(const cuda_attend_args &p)
 {
-    for (uint32_t m = 8; m > 0; m >>= 1) v = fmaxf(v, shfl_xor(v, m));
-    return v;
-}
-DEVICE float row_sum(float v)
-{
-    for (uint32_t m = 8; m > 0; m >>= 1) v += shfl_xor(v, m);
-    return v;
-}
-
-// CODED: there are coded pages; without, exact ones are of halves.
-template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
-{
+    constexpr uint32_t TILES = D ? D / 64 : AC_TILES;
     SHARED(coded_state, shared_state, 1);
     coded_state &sh = shared_state[0];
     const cuda_pool *pool = p.pool;
     uint32_t tid = thread_x(), warp = tid / 32, lane = tid % 32, g = lane / 4, quad = lane % 4,
              kv_head = block_y();
-    uint32_t per = p.per_kv_head, dk = pool->dim_k, dv = pool->dim_v, form_k = pool->form_k,
-             form_v = pool->form_v;
-    uint32_t row = tid / 16, part = tid % 16; // of the scores: thread `part` has four keys of the row
+    uint32_t per = p.per_kv_head, dk = D ? D : pool->dim_k, dv = D ? D : pool->dim_v;
+    uint32_t form_k = FORM ? FORM : pool->form_k, form_v = FORM ? FORM : pool->form_v;
+    uint32_t row = tid / 16, part = tid % 16; // as in weigh
     work_item w;
     if (!work_at(p, block_x(), w)) return;
     uint32_t row_first = block_z() * AC_ROWS, n_rows = w.count * per;
     if (row_first >= n_rows) return;
     n_rows = min_u(n_rows - row_first, AC_ROWS);
+    bool idle = 2 * warp >= n_rows; // rows that are none want no weights: nobody looks at their columns
     const uint32_t *table = pool->table + (uint64_t)w.seq * pool->max_pages;
     const uint32_t *coded_table = pool->coded_table + (uint64_t)w.seq * pool->max_pages;
     bool halves = !CODED || (pool->type_k == T_F16 && pool->type_v == T_F16 && dk % 16 == 0);
@@ -71,22 +63,29 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
         }
     }
     block_sync();
-    uint32_t last_pos = 0;
-    for (uint32_t r = 0; r < n_rows; r++) last_pos = max_u(last_pos, sh.pos[r]);
+    uint32_t last_pos = 0, first_boundary = 0xffffffffu, last_lowest = 0, sinks = pool->sinks;
+    for (uint32_t r = 0; r < n_rows; r++) {
+        last_pos = max_u(last_pos, sh.pos[r]);
+        first_boundary = min_u(first_boundary, sh.boundary[r]);
+        last_lowest = max_u(last_lowest, sh.lowest[r]);
+    }
     uint32_t page_end = min_u(min_u(w.page_end, last_pos / 64 + 1), pool->max_pages);
-    float total[AC_TILES][4], split[AC_TILES][4]; // element g or g + 8 of a tile, row 2 quad or 2 quad + 1
+    float total[TILES][4], split[TILES][4]; // element g or g + 8 of a tile, row 2 quad or 2 quad + 1
 #pragma unroll
-    for (uint32_t i = 0; i < AC_TILES; i++)
+    for (uint32_t i = 0; i < TILES; i++)
 #pragma unroll
         for (uint32_t k = 0; k < 4; k++) total[i][k] = split[i][k] = 0;
     bool any = false;
     for (uint32_t page_index = w.page_first; page_index < page_end; page_index++) {
+        bool all_coded =
+            CODED && page_index >= sinks && page_index < first_boundary && last_lowest < page_index * 64 + 64;
         for (uint32_t pass = CODED ? 0 : 1; pass < 2;
              pass++) { // the page's coded form for some rows, its exact form for others
             bool exact = pass == 1;
-            uint32_t seen = 0;
-            for (uint32_t r = 0; r < AC_ROWS; r++) {
-                bool reads_exact = page_index < pool->sinks || page_index >= sh.boundary[r];
+            // Pages of which all rows read the coded form are most there are.
+            uint32_t seen = all_coded && !exact ? 0xffu : 0;
+            for (uint32_t r = 0; r < AC_ROWS && !all_coded; r++) {
+                bool reads_exact = page_index < sinks || page_index >= sh.boundary[r];
                 if (reads_exact == exact && sh.pos[r] >= page_index * 64 &&
                     sh.lowest[r] < page_index * 64 + 64)
                     seen |= 1u << r;
@@ -115,71 +114,20 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
                 v = k + pool->coded_k_bytes;
                 scales_k = v + pool->coded_v_bytes;
                 scales_v = scales_k + pool->coded_k_scale_bytes;
-                coded_scores(sh, k, scales_k, p.tables, form_k, dk);
+                coded_scores<D>(sh, k, scales_k, p.tables, form_k, dk);
             }
             block_sync();
-            float s[4], largest = NOTHING, sum = 0;
-#pragma unroll
-            for (uint32_t i = 0; i < 4; i++) {
-                uint32_t j = page_index * 64 + 4 * part + i;
-                s[i] = sh.s[row][4 * part + i];
-                if (p.softcap > 0) s[i] = p.softcap * tanhf((s[i] + sh.shift[row]) / p.softcap);
-                if ((seen >> row & 1u) == 0 || j > sh.pos[row] || j < sh.lowest[row]) s[i] = NOTHING;
-                largest = fmaxf(largest, s[i]);
-            }
-            largest = row_max(largest);
-            float before = sh.split_max[row], new_max = fmaxf(before, largest);
-            float old = largest == NOTHING ? 1.0f : before == NOTHING ? 0.0f : exp_below(before - new_max);
-#pragma unroll
-            for (uint32_t i = 0; i < 4; i++) {
-                s[i] = s[i] == NOTHING ? 0.0f : exp_below(s[i] - new_max);
-                sum += s[i];
-            }
-            sum = row_sum(sum);
-            warp_sync();
-            if (part == 0) {
-                sh.old[row] = old;
-                sh.split_max[row] = new_max;
-                sh.split_sum[row] = fmaf(sh.split_sum[row], old, sum);
-            }
-            if (exact) {
-#pragma unroll
-                for (uint32_t i = 0; i < 4; i++) sh.s[row][4 * part + i] = s[i];
-                store8(halves_of(sh, row) + 4 * part, {half2_bits(s[0], s[1]), half2_bits(s[2], s[3])});
-            } else {
-                for (uint32_t group = 0; group < value_groups; group++) {
-                    uint32_t form = group < last_span.groups ? C4 : last_span.form;
-                    float x[4], most = 0;
-#pragma unroll
-                    for (uint32_t i = 0; i < 4; i++) {
-                        x[i] = s[i] * group_scale(p.tables, scales_v, form, group * 64 + 4 * part + i);
-                        most = fmaxf(most, x[i]);
-                    }
-                    most = row_max(most);
-                    float inverse = most > 1e-30f ? 16256.0f / most : 0.0f;
-                    uint32_t hi = 0, lo = 0;
-#pragma unroll
-                    for (uint32_t i = 0; i < 4; i++) {
-                        int8_t a, b;
-                        split_planes(x[i], inverse, a, b);
-                        hi |= (uint32_t)(uint8_t)a << 8 * i;
-                        lo |= (uint32_t)(uint8_t)b << 8 * i;
-                    }
-                    store4(&sh.weights[group][0][row][4 * part], hi);
-                    store4(&sh.weights[group][1][row][4 * part], lo);
-                    if (part == 0) sh.weight_scale[group][row] = most > 1e-30f ? most / 16256.0f : 0.0f;
-                }
-            }
+            if (!idle) weigh(sh, p, page_index, seen, exact ? 0 : scales_v, value_groups, last_span);
             block_sync();
 #pragma unroll
-            for (uint32_t i = 0; i < AC_TILES; i++)
+            for (uint32_t i = 0; i < TILES; i++)
 #pragma unroll
                 for (uint32_t c = 0; c < 4; c++) split[i][c] *= sh.old[2 * quad + c % 2];
             if (exact && halves) {
-                exact_values<!CODED>(sh, v, dv, last_pos - page_index * 64 + 1, split);
+                exact_values<!CODED, TILES>(sh, v, dv, last_pos - page_index * 64 + 1, split);
             } else if (exact) {
 #pragma unroll
-                for (uint32_t i = 0; i < AC_TILES; i++) {
+                for (uint32_t i = 0; i < TILES; i++) {
                     uint32_t d = 16 * (warp + 4 * i) + g;
                     if (d >= dv) continue;
                     float o[4] = {0, 0, 0, 0};
@@ -195,7 +143,7 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
                     for (uint32_t c = 0; c < 4; c++) split[i][c] += o[c];
                 }
             } else {
-                coded_values(sh, v, p.tables, form_v, dv, split);
+                coded_values<TILES, D>(sh, v, p.tables, form_v, dv, split);
             }
             block_sync();
         }
@@ -216,7 +164,7 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
         }
         block_sync();
 #pragma unroll
-        for (uint32_t i = 0; i < AC_TILES; i++)
+        for (uint32_t i = 0; i < TILES; i++)
 #pragma unroll
             for (uint32_t c = 0; c < 4; c++) {
                 total[i][c] =
@@ -242,7 +190,7 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
             factor = sh.total_sum[r] > 0 ? 1.0f / sh.total_sum[r] : 0.0f;
         }
 #pragma unroll
-        for (uint32_t i = 0; i < AC_TILES; i++) {
+        for (uint32_t i = 0; i < TILES; i++) {
             uint32_t d = 16 * (warp + 4 * i) + (CODED ? g : 2 * g);
             if (d >= dv) continue;
             to[d] = total[i][c] * factor;
@@ -253,9 +201,13 @@ template <bool CODED> DEVICE void attend_rows(const cuda_attend_args &p)
 
 KERNEL_BLOCKS(attend_coded, cuda_attend_args, 128, 3)
 {
-    attend_rows<true>(p);
+    attend_rows<true, 0, 0>(p);
+}
+KERNEL_BLOCKS(attend_coded_3, cuda_attend_args, 128, 4)
+{
+    attend_rows<true, C3, 128>(p);
 }
 KERNEL_BLOCKS(attend_group, cuda_attend_args, 128, 4)
 {
-    attend_rows<false>(p);
+    attend_rows<false, 0, 0>(p);
 }

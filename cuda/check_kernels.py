@@ -81,7 +81,7 @@ def main():
                 wanted = ["IDP"] + (["LDGSTS"] if arch >= 80 else [])
             if name == "matmul_1":
                 wanted = ["HMMA", "LDSM"]
-            if name == "attend_coded":
+            if name.startswith("attend_coded"):
                 wanted = ["IMMA", "HMMA", "PRMT"]
             if name == "attend_group":
                 wanted = ["HMMA"]

@@ -512,7 +512,10 @@ static void attend(cu_builder *b, const rq_op *op)
     /* rows of a block: few need no more, and wide heads have no room for more */
     uint32_t rows = 1, kernel = CU_attend_1, most = g->dim_v > 256 ? 2 : g->dim_v > 128 ? 4 : 8;
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
-    if (on_matrix_units(g)) rows = 8, kernel = CU_attend_coded;
+    if (on_matrix_units(g)) {
+        bool usual = g->form_k == RQ_KV_C3 && g->form_v == RQ_KV_C3 && g->dim_k == 128 && g->dim_v == 128;
+        rows = 8, kernel = usual ? CU_attend_coded_3 : CU_attend_coded;
+    }
     if (in_groups(g, group)) rows = 8, kernel = CU_attend_group;
     uint32_t tile_kernel, tile = tile_rows(b, g, &tile_kernel);
     if (tile) rows = tile, kernel = tile_kernel;
