@@ -45,14 +45,22 @@
     X(delta_rule_32, 128)                                                                                    \
     X(delta_rule_64, 128)                                                                                    \
     X(delta_rule_128, 256)                                                                                   \
-    X(delta_rule_256, 256)
+    X(delta_rule_256, 256)                                                                                   \
+    X(delta_prepare_64, 128)                                                                                 \
+    X(delta_prepare_128, 128)                                                                                \
+    X(delta_chunk_64, 128)                                                                                   \
+    X(delta_chunk_128, 128)
 
 /* Kernels with shared memory that is given at the launch: X(name, bytes). */
 #define CUDA_LARGE_KERNELS(X)                                                                                \
     X(attend_tile_64, 36608)                                                                                 \
     X(attend_tile_128, 69376)                                                                                \
     X(attend_tile_256, 101376)                                                                               \
-    X(attend_tile_512, 101376)
+    X(attend_tile_512, 101376)                                                                               \
+    X(delta_prepare_64, 27648)                                                                               \
+    X(delta_prepare_128, 44032)                                                                              \
+    X(delta_chunk_64, 56320)                                                                                 \
+    X(delta_chunk_128, 89088)
 
 /* clang-format off */
 #define CUDA_WEIGHT_TYPES(X) \
@@ -66,7 +74,11 @@ enum {
     CUDA_MATVEC_TOKENS = 8, /* columns of one launch */
     CUDA_MATVEC_THREADS = 256,
     CUDA_MATMUL_THREADS = 128,
-    CUDA_CONV_PIECE = 64 /* tokens of a short convolution's block */
+    CUDA_CONV_PIECE = 64,    /* tokens of a short convolution's block */
+    CUDA_DELTA_LONG = 16,    /* as RQ_DELTA_LONG */
+    CUDA_DELTA_CHUNK = 32,   /* most tokens of a chunk */
+    CUDA_DELTA_RECORD = 272, /* bytes that a delta rule prepares for a token and value head */
+    CUDA_DELTA_COLUMNS = 64  /* of the state, of a block of the chunk form */
 };
 
 /* Tables of the quantised types and of the cache's codec rows, in device memory. */
@@ -256,6 +268,10 @@ typedef struct cuda_delta_args {
     uint64_t pending_v, pending_k, pending_gates; /* bytes from a slot's start */
     uint64_t q_stride[2], k_stride[2], v_stride[2], alpha_stride, beta_stride;
     uint32_t layer, n_slots, heads, key_heads, group_key_heads, dk, dv, tiled, places;
+    uint32_t chunks; /* long runs go in chunks: what is prepared for them lies at: */
+    CUDA_PTR(uint8_t)
+    rows; /* [tokens][key_heads]: k and q, each in two parts, of the kernel's dk halves each */
+    CUDA_PTR(uint8_t) records; /* [tokens][heads][CUDA_DELTA_RECORD] (delta_chunk.cu) */
     float scale;
 } cuda_delta_args;
 

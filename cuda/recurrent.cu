@@ -1,23 +1,5 @@
-// recurrent.cu - recurrent layers: their short convolution and their delta rule in token form. What a draft check leaves
-// pending and how the next run applies it is in backends/step.h and backends/state.h.
-#include "cuda/common.cuh"
-
-struct run_of_step {
-    uint32_t first, count, start, slot, pending, accepted;
-};
-
-DEVICE bool run_at(const uint32_t *step, uint32_t i, uint32_t n_slots, run_of_step &r)
-{
-    if (i >= step[STEP_N_RUNS]) return false;
-    const uint32_t *at = step + step[STEP_RUNS] + RUN_WORDS * i;
-    r.first = at[1];
-    r.count = at[2];
-    r.start = at[3];
-    r.slot = at[5];
-    r.pending = at[6];
-    r.accepted = at[7];
-    return r.slot < n_slots;
-}
+// recurrent.cu - recurrent layers: their short convolution and their delta rule in token form.
+#include "cuda/recurrent.cuh"
 
 // Runs are cut into pieces of `tokens`; piece i of all and which one of its run it is.
 DEVICE bool piece_at(const uint32_t *step, uint32_t i, uint32_t tokens, uint32_t n_slots, run_of_step &r,
@@ -32,12 +14,6 @@ DEVICE bool piece_at(const uint32_t *step, uint32_t i, uint32_t tokens, uint32_t
         piece -= pieces;
     }
     return false;
-}
-
-// A sequence begins with zeros.
-DEVICE bool begins(const run_of_step &r)
-{
-    return r.start == r.accepted;
 }
 
 // ---- y_t = silu(sum_j w_j x_{t - taps + 1 + j}). A thread carries a channel from token to token of a piece of 64; the
@@ -139,15 +115,14 @@ DEVICE float take_token(const delta_block &b, float *s, const float *k, const fl
 }
 
 template <int ROWS, int WARPS>
-DEVICE void delta_run(const cuda_delta_args &p, float (*reads)[32], float (*sums)[32])
+DEVICE void delta_run(const cuda_delta_args &p, const run_of_step &r, float (*reads)[32], float (*sums)[32])
 {
     uint32_t lane = thread_x() % 32, warp = thread_x() / 32, m = block_z() * 32 + lane, head = block_y();
-    run_of_step r;
-    if (!run_at(p.step, block_x(), p.n_slots, r)) return;
-    bool mine = m < p.dv;
-    uint32_t shared_by = p.heads / p.key_heads, from = p.tiled ? head % p.key_heads : head / shared_by;
+    bool mine = m < p.dv, later = p.chunks && goes_in_chunks(r);
+    if (later && r.accepted == 0) return;
+    uint32_t shared_by = p.heads / p.key_heads, from = key_head_of(p, head);
     uint8_t *slot = p.state + r.slot * p.slot_bytes;
-    float *matrix = (float *)(slot + p.layer * p.layer_bytes + p.tail_bytes + head * p.matrix_bytes) + m;
+    float *matrix = matrix_of(p, r, head) + m;
     float *pending_v = (float *)(slot + p.pending_v), *pending_k = (float *)(slot + p.pending_k),
           *pending_gates = (float *)(slot + p.pending_gates);
     uint32_t each = (p.dk + WARPS - 1) / WARPS, row = warp * each, end = min_u(row + each, p.dk);
@@ -163,19 +138,17 @@ DEVICE void delta_run(const cuda_delta_args &p, float (*reads)[32], float (*sums
         float v = mine ? pending_v[(uint64_t)(v_row * p.heads + head) * p.dv + m] : 0.0f;
         take_token<ROWS, WARPS>(b, s, k, k, v, gates[0], gates[1]);
     }
-    if (r.pending && r.accepted) {
+    if ((r.pending && r.accepted) || later) {
 #pragma unroll
         for (uint32_t i = 0; i < ROWS; i++)
             if (mine && row + i < end) matrix[(uint64_t)(row + i) * p.dv] = s[i];
     }
+    if (later) return;
     for (uint32_t t = r.first; t < r.first + r.count; t++) {
         const float *k = p.k + from * p.k_stride[0] + t * p.k_stride[1];
         const float *q = p.q + from * p.q_stride[0] + t * p.q_stride[1];
         float v = mine ? p.v[head * p.v_stride[0] + t * p.v_stride[1] + m] : 0.0f;
-        float a = p.alpha[t * p.alpha_stride + head] + p.offset[head];
-        float softplus = fmaxf(a, 0.0f) + log1pf(expf(-fabsf(a)));
-        float decay = expf(p.rate[head] * softplus),
-              write = 1.0f / (1.0f + expf(-p.beta[t * p.beta_stride + head]));
+        float decay = expf(log_decay(p, t, head)), write = share(p, t, head);
         float y = take_token<ROWS, WARPS>(b, s, k, q, v, decay, write);
         if (warp == 0 && mine) p.y[((uint64_t)t * p.heads + head) * p.dv + m] = y * p.scale;
         if (!r.pending) continue;
@@ -197,11 +170,22 @@ DEVICE void delta_run(const cuda_delta_args &p, float (*reads)[32], float (*sums
         if (mine && row + i < end) matrix[(uint64_t)(row + i) * p.dv] = s[i];
 }
 
+// A block goes from run to run where there are fewer blocks than runs may be. Runs that go in chunks (delta_chunk.cu) only
+// get what is pending applied.
+template <int ROWS, int WARPS> DEVICE void delta_runs(const cuda_delta_args &p, float *parts)
+{
+    for (uint32_t i = block_x(); i < p.step[STEP_N_RUNS]; i += blocks_x()) {
+        run_of_step r;
+        if (run_at(p.step, i, p.n_slots, r))
+            delta_run<ROWS, WARPS>(p, r, (float(*)[32])parts, (float(*)[32])(parts + 32 * WARPS));
+    }
+}
+
 #define DELTA_RULE(dk, warps)                                                                                \
     KERNEL(delta_rule_##dk, cuda_delta_args, 32 * (warps))                                                   \
     {                                                                                                        \
         SHARED(float, parts, 2 * 32 * (warps));                                                              \
-        delta_run<(dk) / (warps), warps>(p, (float(*)[32])parts, (float(*)[32])(parts + 32 * (warps)));      \
+        delta_runs<(dk) / (warps), warps>(p, parts);                                                         \
     }
 DELTA_RULE(32, 4)
 DELTA_RULE(64, 4)

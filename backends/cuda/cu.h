@@ -61,18 +61,19 @@ typedef struct cu_device {
     int ordinal;
     void *context, *stream;
     uint32_t n_processors, shared_bytes; /* shared_bytes: most that a block may have */
+    rq_delta_form delta_form;
     int major, minor;
     char name[100];
     bool lost;
-    void *modules[CU_MAX_MODULES];
     bool overlaps; /* launches of a graph may begin before those that they depend on have ended */
+    void *modules[CU_MAX_MODULES];
     uint32_t n_modules;
     void *functions[CU_KERNEL_COUNT]; /* found at first use */
     rq_memory *tables;
     cu_step *steps;
-    cu_slot ring[CU_RING];
     cu_shared_scratch *scratch; /* the largest first */
     uint64_t scratch_wanted;    /* by the programs that were planned */
+    cu_slot ring[CU_RING];
     uint32_t next_slot;
     uint64_t taken_bytes;
 } cu_device;

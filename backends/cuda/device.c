@@ -171,6 +171,7 @@ rq_status cu_open_with(const rq_backend *backend, const cuda_api *api, const cu_
     if (!d) return rq_fail(err, RQ_ERR_MEMORY, "out of memory while opening a CUDA device");
     d->base.backend = backend;
     d->api = *api;
+    d->delta_form = options->delta_form;
     rq_status status = open_card(d, options, err);
     for (uint32_t i = 0; i < n_images && i < CU_MAX_MODULES && status == RQ_OK; i++) {
         int result = api->module_load(&d->modules[d->n_modules], images[i].data);

@@ -1,7 +1,12 @@
 /* recurrent.c - recurrent layers: which kernels they become. */
 #include "backends/cuda/cu.h"
 
-enum { COLUMNS = 32 }; /* of a block of a delta rule */
+enum {
+    COLUMNS = 32, /* of a block of a delta rule in token form */
+    MOST_RUNS =
+        8 /* at a time, of a program that goes in chunks: prompts are few; of more each block takes some */
+};
+_Static_assert((int)CUDA_DELTA_LONG == (int)RQ_DELTA_LONG, "kernels and the ground floor agree");
 
 static uint32_t divide_up(uint32_t a, uint32_t b)
 {
@@ -54,6 +59,26 @@ void cu_short_conv(cu_builder *b, const rq_op *op)
     cu_launch(b, CU_short_conv, &a, sizeof a, divide_up(x.ne[0], 64), pieces, 1, false);
 }
 
+/* Width of the kernels that take keys of dk elements in chunks, or 0: this program goes token by token. */
+static uint32_t chunk_width(const cu_builder *b, uint32_t dk)
+{
+    const cu_device *d = cu_device_of(b);
+    uint32_t width = dk <= 64 ? 64 : 128;
+    uint32_t shared = cu_kernel_shared_bytes(width == 64 ? CU_delta_chunk_64 : CU_delta_chunk_128);
+    if (dk > 128 || d->major < 8 || shared > d->shared_bytes) return 0;
+    return rq_delta_in_chunks(d->delta_form, true, cu_tape(b)->bucket) ? width : 0;
+}
+
+/* What chunks need is made by one launch for all of them, then they are walked through. */
+static void in_chunks(cu_builder *b, const cuda_delta_args *a, uint32_t width)
+{
+    uint32_t pieces = cu_tape(b)->bucket / RQ_DELTA_LONG; /* chunks at most, and runs */
+    cu_launch(b, width == 64 ? CU_delta_prepare_64 : CU_delta_prepare_128, a, sizeof *a, pieces, a->key_heads,
+              1, false);
+    cu_launch(b, width == 64 ? CU_delta_chunk_64 : CU_delta_chunk_128, a, sizeof *a,
+              pieces < MOST_RUNS ? pieces : MOST_RUNS, a->heads, divide_up(a->dv, CUDA_DELTA_COLUMNS), true);
+}
+
 void cu_delta_rule(cu_builder *b, const rq_op *op)
 {
     const rq_state_pool *pool = pool_of(b, op);
@@ -96,5 +121,14 @@ void cu_delta_rule(cu_builder *b, const rq_op *op)
                       : k.ne[0] > 64 ? CU_delta_rule_128
                       : k.ne[0] > 32 ? CU_delta_rule_64
                                      : CU_delta_rule_32;
-    cu_launch(b, kernel, &a, sizeof a, runs_of(b), v.ne[1], divide_up(v.ne[0], COLUMNS), false);
+    uint32_t width = chunk_width(b, a.dk), runs = runs_of(b);
+    if (width) {
+        uint64_t bucket = cu_tape(b)->bucket, rows = bucket * a.key_heads * width * 8;
+        a.chunks = 1;
+        a.rows = cu_scratch(b, rows + bucket * a.heads * CUDA_DELTA_RECORD);
+        a.records = a.rows + rows;
+        if (runs > MOST_RUNS) runs = MOST_RUNS;
+    }
+    cu_launch(b, kernel, &a, sizeof a, runs, v.ne[1], divide_up(v.ne[0], COLUMNS), false);
+    if (width) in_chunks(b, &a, width);
 }

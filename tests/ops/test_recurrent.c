@@ -2,6 +2,7 @@
  * bytes of taking the accepted tokens one by one, and prompts taken in chunks, against the reference token by token.
  * Arguments: names of implementations or backends (all of the processor); --long N: that the prompt has N tokens. */
 #include "backends/base/mem.h"
+#include "backends/ops.h"
 #include "tests/ops/stream.h"
 
 #include <math.h>
@@ -303,7 +304,7 @@ static void checks_without_places_are_refused(void **state)
 
 static uint32_t long_tokens = 600;
 
-enum { WIDE = 256 };
+enum { WIDE = 256, MANY = 12 };
 
 /* Stretches of one kind of token, and mixed ones. */
 static int32_t prompt_token(uint32_t seq, uint32_t position)
@@ -368,48 +369,74 @@ static double relative(const float *y, const float *ref, size_t n)
     return sqrt(error / sum);
 }
 
-/* The bar of single precision. */
-static const double most_error = 1e-4;
+/* The bar of products in F32. Cards that multiply numbers in parts of fewer bits meet it, too. */
+static double most_error(void)
+{
+    return rq_delta_tolerance(RQ_TYPE_F32);
+}
 
+static bool is_card(const rq_device *device)
+{
+    return device->backend != &rq_backend_cpu;
+}
+
+/* Rows of results and states of a device's two sequences of n tokens each, to be freed. */
+typedef struct prompts {
+    float *rows, *states;
+    size_t n_rows, n_states;
+} prompts;
+
+static prompts prompts_of(rq_device *device, const stream_shape *shape, uint32_t n)
+{
+    prompts p;
+    stream s;
+    stream_open(&s, device, shape);
+    p.n_rows = (size_t)2 * n * s.row;
+    p.n_states = (size_t)(2 * rq_executor_state_bytes(s.ex) / sizeof(float));
+    p.rows = rq_calloc(p.n_rows, sizeof *p.rows);
+    p.states = rq_calloc(p.n_states, sizeof *p.states);
+    assert_true(p.rows && p.states);
+    run_prompts(&s, n, p.rows, (uint8_t *)p.states);
+    stream_close(&s);
+    return p;
+}
+
+static void free_prompts(prompts *p)
+{
+    rq_free(p->rows);
+    rq_free(p->states);
+}
+
+/* The reference goes token by token, in double. */
 static void prompts_on(rq_device *device)
 {
-    static const stream_shape shapes[] = {
-        {.dim_k = 128, .dim_v = 128, .heads = 2, .key_heads = 1},
-        {.dim_k = 64, .dim_v = 48, .heads = 4, .key_heads = 2, .tiled = true},
-        {.dim_k = 20, .dim_v = 16, .heads = 1, .key_heads = 1},
+    static const struct {
+        stream_shape shape;
+        uint32_t least;  /* tokens */
+        bool card_whole; /* prompts of any length on cards, too: most of them are simulated */
+    } cases[] = {
+        {{.dim_k = 128, .dim_v = 128, .heads = 2, .key_heads = 1}, 0, false},
+        {{.dim_k = 64, .dim_v = 48, .heads = 4, .key_heads = 2, .tiled = true}, 0, false},
+        {{.dim_k = 20, .dim_v = 16, .heads = 1, .key_heads = 1}, 0, false},
+        {{.dim_k = 96, .dim_v = 80, .heads = 3, .key_heads = 1}, 0, false},
+        {{.dim_k = 48, .dim_v = 16, .heads = 1, .key_heads = 1}, 2048, true},
     };
-    uint32_t n = long_tokens;
     rq_device *oracle = stream_device("reference", RQ_DELTA_TOKENS);
     assert_non_null(oracle);
-    for (uint32_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        if (!is_my_turn(i)) continue;
-        stream_shape shape = shapes[i];
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        stream_shape shape = cases[i].shape;
+        uint32_t n = long_tokens > cases[i].least ? long_tokens : cases[i].least;
+        if (is_card(device) && !cases[i].card_whole && n > 600) n = 600;
         shape.n_pending = PENDING, shape.n_seqs = 2, shape.max_tokens = WIDE;
         shape.max_pages = n / RQ_PAGE_TOKENS + 1;
-        rq_device *devices[2] = {oracle, device};
-        float *rows[2];
-        uint8_t *states[2];
-        size_t n_rows = 0, n_state = 0;
-        for (int d = 0; d < 2; d++) {
-            stream s;
-            stream_open(&s, devices[d], &shape);
-            n_rows = (size_t)2 * n * s.row;
-            n_state = (size_t)(2 * rq_executor_state_bytes(s.ex) / sizeof(float));
-            rows[d] = rq_calloc(n_rows, sizeof *rows[d]);
-            states[d] = rq_calloc(n_state, sizeof(float));
-            assert_true(rows[d] && states[d]);
-            run_prompts(&s, n, rows[d], states[d]);
-            stream_close(&s);
-        }
-        double y = relative(rows[1], rows[0], n_rows),
-               state = relative((float *)(void *)states[1], (float *)(void *)states[0], n_state);
-        printf("%u tokens of heads %u x %u: results %.2g, state %.2g off\n", n, shape.dim_k, shape.dim_v, y,
-               state);
-        assert_true(y <= most_error && state <= most_error);
-        for (int d = 0; d < 2; d++) {
-            rq_free(rows[d]);
-            rq_free(states[d]);
-        }
+        prompts ref = prompts_of(oracle, &shape, n), got = prompts_of(device, &shape, n);
+        double y = relative(got.rows, ref.rows, ref.n_rows),
+               state = relative(got.states, ref.states, ref.n_states);
+        printf("%u tokens of heads %u x %u: results %.2g, state %.2g off, of %.2g\n", n, shape.dim_k,
+               shape.dim_v, y, state, most_error());
+        assert_true(y <= most_error() && state <= most_error());
+        free_prompts(&ref);
+        free_prompts(&got);
     }
     oracle->backend->close(oracle);
 }
@@ -417,6 +444,86 @@ static void prompts_on(rq_device *device)
 static void chunks_are_tokens(void **state)
 {
     on_devices(prompts_on, RQ_DELTA_CHUNKS);
+}
+
+/* Steps of many runs: long ones, which go in chunks, between short ones, which go token by token. */
+static const uint32_t counts_of_many[MANY] = {16, 3, 40, 15, 1, 33, 8, 32, 20, 17, 31, 40};
+
+static void run_many(rq_device *device, const stream_shape *shape, float **rows)
+{
+    int32_t ids[MANY][WIDE];
+    stream s;
+    stream_open(&s, device, shape);
+    for (uint32_t step = 0; step < 2; step++) { /* the second goes on from the state of the first */
+        stream_run runs[MANY];
+        uint32_t n_tokens = 0;
+        for (uint32_t i = 0; i < MANY; i++) {
+            uint32_t n = counts_of_many[i];
+            for (uint32_t t = 0; t < n; t++) ids[i][t] = token_of(i, step * n + t);
+            runs[i] = (stream_run){.seq = i, .start = step * n, .count = n, .ids = ids[i]};
+            n_tokens += n;
+        }
+        assert_int_equal(n_tokens, WIDE);
+        rows[step] = rq_calloc((size_t)WIDE * s.row, sizeof *rows[step]);
+        assert_non_null(rows[step]);
+        stream_step(&s, runs, MANY, rows[step]);
+    }
+    stream_close(&s);
+}
+
+/* Chunks are taken where they shall be and nowhere else, which the bits tell: `device` was opened for chunks. */
+static void many_runs_on(rq_device *device)
+{
+    const stream_shape shape = {.dim_k = 40,
+                                .dim_v = 32,
+                                .heads = 2,
+                                .key_heads = 1,
+                                .n_seqs = MANY,
+                                .max_tokens = WIDE,
+                                .max_pages = 2};
+    const rq_device_options options = {.n_threads = 2, .delta_form = RQ_DELTA_TOKENS};
+    rq_error err = {0};
+    rq_device *tokens = NULL;
+    if (device->backend->open(&options, &tokens, &err) != RQ_OK) fail_msg("%s", err.text);
+    float *rows[2], *ref[2];
+    run_many(device, &shape, rows);
+    run_many(tokens, &shape, ref);
+    uint32_t row = shape.heads * shape.dim_v;
+    for (uint32_t step = 0; step < 2; step++) {
+        assert_true(relative(rows[step], ref[step], (size_t)WIDE * row) <= most_error());
+        for (uint32_t i = 0, at = 0; i < MANY; at += counts_of_many[i++] * row) {
+            bool same = memcmp(rows[step] + at, ref[step] + at, sizeof(float) * counts_of_many[i] * row) == 0;
+            bool in_chunks = counts_of_many[i] >= RQ_DELTA_LONG;
+            /* processors of different instruction sets round token by token differently */
+            if (is_card(device) || in_chunks) assert_int_equal(same, !in_chunks);
+        }
+        rq_free(rows[step]);
+        rq_free(ref[step]);
+    }
+    tokens->backend->close(tokens);
+}
+
+static void long_runs_go_in_chunks(void **state)
+{
+    on_devices(many_runs_on, RQ_DELTA_CHUNKS);
+}
+
+/* What each kind of device does by itself. */
+static void by_itself_on(rq_device *device)
+{
+    for (uint32_t bucket = 1; bucket <= RQ_MAX_BUCKET; bucket *= 2) {
+        assert_false(rq_delta_in_chunks(RQ_DELTA_TOKENS, is_card(device), bucket));
+        assert_int_equal(rq_delta_in_chunks(RQ_DELTA_AUTO, is_card(device), bucket),
+                         is_card(device) && bucket >= RQ_DELTA_WIDE);
+        if (bucket <= RQ_NARROW_BUCKET)
+            assert_false(rq_delta_in_chunks(RQ_DELTA_CHUNKS, is_card(device), bucket));
+    }
+    if (is_card(device)) many_runs_on(device);
+}
+
+static void cards_take_chunks_by_themselves(void **state)
+{
+    on_devices(by_itself_on, RQ_DELTA_AUTO);
 }
 
 int main(int argc, char **argv)
@@ -433,6 +540,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(each_number_of_accepted_tokens),
         cmocka_unit_test(checks_without_places_are_refused),
         cmocka_unit_test(chunks_are_tokens),
+        cmocka_unit_test(long_runs_go_in_chunks),
+        cmocka_unit_test(cards_take_chunks_by_themselves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
