@@ -94,8 +94,8 @@ static void delta_chunks(vk_builder *b, vk_push push, uint64_t scratch, const vk
     push.a[3] = scratch;
     push.a[5] = y;
     uint32_t columns = k->ne[0] > FULL_KEY || v->ne[0] <= FEW_COLUMNS ? FEW_COLUMNS : CHUNK_COLUMNS;
-    const uint32_t constants[VK_CONSTANTS] = {divide_up(k->ne[0], 64) * 64, RQ_DELTA_LONG, columns / 4,
-                                              [6] = 4 * columns};
+    const uint32_t constants[VK_CONSTANTS] = {divide_up(k->ne[0], 64) * 64, RQ_DELTA_LONG,
+                                              columns / 4, [6] = 4 * columns};
     vk_dispatch(b, VK_DELTA_CHUNK, constants, &push, runs_of(b), v->ne[1], divide_up(v->ne[0], columns),
                 true);
 }
