@@ -1,7 +1,7 @@
 /* Any call of the driver may fail while an engine is made, answers or ends: whoever asked gets a sentence, the engine
  * answers on or refuses everything from then on, and nothing is left behind.
  *
- *   test_engine_faults [every]    every: each call in turn, not a sample of them */
+ *   test_engine_faults [every | N]    every: each call in turn; N: a sample of about so many (10) */
 #include "backends/base/mem.h"
 #include "tests/engine/real_bench.h"
 #include "tests/simt/sim.h"
@@ -11,13 +11,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
-enum { N = 12, ANSWER = 3, SAMPLE = 10 };
+enum { N = 12, ANSWER = 3 };
 
-static bool every;
+static uint32_t sample = 10;
 
 /* A request of a few tokens: RQ_OK after its last one, else what it ended with and its sentence. */
 static rq_status ask(rq_engine *engine, uint32_t number, rq_error *err)
@@ -87,7 +88,7 @@ static void any_call_may_fail(void **state)
     assert_true(calls > 200);
     assert_int_equal(simt_alive(), 0);
     int64_t alive = rq_mem_alive();
-    uint32_t step = every ? 1 : calls / SAMPLE + 1;
+    uint32_t step = calls / sample + 1;
     for (uint32_t at = 1; at <= calls; at += step) {
         uint32_t bad = refused + failed;
         live(model, at, &refused, &failed);
@@ -104,7 +105,8 @@ static void any_call_may_fail(void **state)
 
 int main(int argc, char **argv)
 {
-    every = argc > 1 && strcmp(argv[1], "every") == 0;
+    if (argc > 1) sample = strcmp(argv[1], "every") == 0 ? UINT32_MAX : (uint32_t)strtoul(argv[1], NULL, 10);
+    if (sample == 0) return 2;
     const struct CMUnitTest tests[] = {cmocka_unit_test(any_call_may_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
