@@ -52,6 +52,7 @@ static void check_texts(const rq_api_request *r)
         const rq_message *m = &r->messages[i];
         promise(m->role[0] && strlen(m->content) == m->content_bytes);
         promise(rq_json_utf8_valid(m->content, m->content_bytes));
+        if (m->thoughts) promise(strlen(m->thoughts) == m->thoughts_bytes);
     }
     for (size_t i = 0; i < r->n_prompts; i++) {
         const rq_prompt *p = &r->prompts[i];

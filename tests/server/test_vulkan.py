@@ -9,6 +9,8 @@ from conftest import Server, program
 
 FACTS = "The gate code of Marla is 48213. She lives by the river. "
 QUESTION = "What is the gate code of Marla?"
+OTHER_FACTS = "The gate code of Oskar is 90125. He lives by the mill. "
+OTHER_QUESTION = "What is the gate code of Oskar?"
 
 
 def has_vulkan():
@@ -59,12 +61,12 @@ def test_eight_turns(server):
     """Each turn goes on where the last one ended, the hybrid's state included, and the first is remembered."""
     messages, before, found = [], 0, 0
     for turn in range(8):
-        messages.append({"role": "user", "content": FACTS + QUESTION if turn == 0 else QUESTION})
+        messages.append({"role": "user", "content": OTHER_FACTS + OTHER_QUESTION if turn == 0 else OTHER_QUESTION})
         text, usage = stream(server, messages, 16)
         known = usage.prompt_tokens_details.cached_tokens
         if turn:
             assert known >= before - 1, f"turn {turn}: {known} of {before}"
-        found += "48213" in text
+        found += "90125" in text
         before = usage.total_tokens
         messages.append({"role": "assistant", "content": text})
     assert before > 250 and found >= 7
