@@ -52,6 +52,7 @@ DEVICE void turn_large(const float *data, float *row, uint32_t size, uint32_t n)
     for (uint32_t k = 0; k < MAX_TURN / TURN_THREADS; k++) {
         kept[k] = 0;
         if (TURN_THREADS * k >= n) continue;
+#pragma unroll 1 // sixteen times in a row as it is
         for (uint32_t s = 0; s < 4; s++) {
             uint32_t r = TURN_THREADS * k + 32 * warp + 8 * s, block = r / size;
             if (r >= n) break;
