@@ -110,6 +110,9 @@ static void test_every_allocation(void **state)
         {"POST /v1/completions",
          "{\"prompt\":[[120,32,64,116],\"@tokens=3\"],\"echo\":true,\"stream\":true}"},
         {"POST /v1/completions", "{\"prompt\":[[120,32,64],\"@tokens=3\"],\"logprobs\":2,\"max_tokens\":3}"},
+        {"POST /v1/chat/completions",
+         "{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"reasoning_content\":\"t\"},"
+         "{\"role\":\"user\",\"content\":\"@say=<think>a</think>b\"}]}"},
         {"POST /v1/completions", "{\"prompt\":1}"},
         {"POST /tokenize", "{\"content\":\"abc\",\"with_pieces\":true}"},
         {"POST /detokenize", "{\"tokens\":[97,98]}"},
