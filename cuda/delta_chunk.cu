@@ -180,6 +180,7 @@ DEVICE void make_records(const cuda_delta_args &p, prepared<DK> &sh, uint32_t he
     uint8_t *record = p.records + ((uint64_t)token * p.heads + head) * RECORD;
     float column[CHUNK], since = 0, all = 0,
                          left = 0; // sums of logarithms: behind the lane's token, from the first on
+    warp_sync();                   // nobody reads the last row of the head before
 #pragma unroll
     for (uint32_t t = 0; t < CHUNK; t++) {
         column[t] = 0;

@@ -426,7 +426,7 @@ static void prompts_on(rq_device *device)
     for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         stream_shape shape = cases[i].shape;
         uint32_t n = long_tokens > cases[i].least ? long_tokens : cases[i].least;
-        if (is_card(device) && !cases[i].card_whole && n > 600) n = 600;
+        if (is_card(device) && !cases[i].card_whole && n > 300) n = 300;
         shape.n_pending = PENDING, shape.n_seqs = 2, shape.max_tokens = WIDE;
         shape.max_pages = n / RQ_PAGE_TOKENS + 1;
         prompts ref = prompts_of(oracle, &shape, n), got = prompts_of(device, &shape, n);
