@@ -33,7 +33,8 @@
     X(attend_tile_512, 128)                                                                                  \
     X(attend_group, 128)                                                                                     \
     X(attend_coded, 128)                                                                                     \
-    X(attend_coded_3, 128)                                                                                   \
+    X(attend_coded_3_128, 128)                                                                               \
+    X(attend_coded_3_256, 128)                                                                               \
     X(attend_finish, 64)                                                                                     \
     X(route, 64)                                                                                             \
     X(group, 256)                                                                                            \

@@ -203,9 +203,13 @@ KERNEL_BLOCKS(attend_coded, cuda_attend_args, 128, 3)
 {
     attend_rows<true, 0, 0>(p);
 }
-KERNEL_BLOCKS(attend_coded_3, cuda_attend_args, 128, 4)
+KERNEL_BLOCKS(attend_coded_3_128, cuda_attend_args, 128, 2)
 {
     attend_rows<true, C3, 128>(p);
+}
+KERNEL_BLOCKS(attend_coded_3_256, cuda_attend_args, 128, 2)
+{
+    attend_rows<true, C3, 256>(p);
 }
 KERNEL_BLOCKS(attend_group, cuda_attend_args, 128, 4)
 {

@@ -67,6 +67,28 @@ DEVICE void four_scales(const cuda_tables *tables, const uint8_t *scales, uint32
     for (uint32_t i = 0; i < 4; i++) x[i] = table[codes >> 8 * i & 255u];
 }
 
+// The octets of two rows, `apart` words from one another, `stride` between the words of a row of eight octets. Of codes
+// of three bits the second octet of an odd lane is made of bits of three words, which its neighbour in the quad reads too:
+// each of the two makes it for one of the rows.
+template <int FORM>
+DEVICE void two_octets(const uint32_t *words, uint32_t stride, uint32_t apart, octets o[2])
+{
+    uint32_t t = thread_x() % 4;
+    if (FORM != (int)C3) {
+        o[0] = load_octets<FORM>(words, stride, t, 8);
+        o[1] = load_octets<FORM>(words + apart, stride, t, 8);
+        return;
+    }
+    bool odd = (t & 1) != 0;
+    const uint32_t *set = words + t / 2 * 3 * stride, *own = set + (odd ? 2 * stride : 0),
+                   *shared = set + (odd ? apart : 0);
+    uint32_t made = (shared[0] >> 3 & 0x11111111u) | (shared[stride] >> 2 & 0x22222222u) |
+                    (shared[2 * stride] >> 1 & 0x44444444u);
+    uint32_t given = shfl_xor(made, 1);
+    o[0] = {own[0] & 0x77777777u, odd ? given : set[stride] & 0x77777777u, 0, 0};
+    o[1] = {own[apart] & 0x77777777u, odd ? made : set[stride + apart] & 0x77777777u, 0, 0};
+}
+
 // Adds to sum the scores of this warp's 16 keys in a span of a coded page: tiles of 16 keys x 8 rows.
 // SIZE: the span's elements where they are known, a multiple of 64; here and below.
 template <int FORM, uint32_t SIZE>
@@ -78,7 +100,7 @@ DEVICE void span_scores(coded_state &sh, const uint8_t *k, const uint8_t *scales
     level_table levels = load_levels<FORM>(tables);
     const uint32_t *words = (const uint32_t *)k + part.words + token;
     float gain = is_codec(FORM) ? tables->gain_k[FORM - (int)C2] : 1.0f;
-#pragma unroll(SIZE / 64 + 1)
+#pragma unroll 1
     for (uint32_t group = 0, e = part.first, n = groups_of(FORM, part.size); group < n; group++) {
         uint32_t size = group_size(FORM, part.size, group), W = size / 8, last[2] = {0, 0};
         int32_t hi[4] = {0, 0, 0, 0}, lo[4] = {0, 0, 0, 0};
@@ -86,9 +108,12 @@ DEVICE void span_scores(coded_state &sh, const uint8_t *k, const uint8_t *scales
             for (uint32_t r = 0; r < 2; r++) last[r] = logical_word(words + 8 * r, 64, FORM, W - 1, W);
         for (uint32_t unit = 0; 8 * unit < W; unit++) {
             uint32_t P = 4 * unit + t, a0[4], a1[4];
+            octets both[2];
+            if (SIZE) two_octets<FORM>(words, 64, 8, both);
 #pragma unroll
             for (uint32_t r = 0; r < 2; r++) {
-                octets o = load_octets<FORM>(words + 8 * r, 64, P, W);
+                octets o = both[r];
+                if (!SIZE) o = load_octets<FORM>(words + 8 * r, 64, P, W);
                 uint32_t before = 0;
                 if (FORM != (int)Q8_0) {
                     uint32_t from = shfl(o.b, (lane & ~3u) | ((t + 3) & 3));
@@ -168,9 +193,12 @@ DEVICE void span_values(coded_state &sh, const uint8_t *values, const cuda_table
             if (e == 0) before.a = before.b = 0;
         }
         uint32_t a0[4], a1[4];
+        octets both[2];
+        if (SIZE) two_octets<FORM>(words + start + e, dv, 8, both);
 #pragma unroll
         for (uint32_t r = 0; r < 2; r++) {
-            octets o = load_octets<FORM>(words + start + e + 8 * r, dv, t, 8);
+            octets o = both[r];
+            if (!SIZE) o = load_octets<FORM>(words + start + e + 8 * r, dv, t, 8);
             octet_levels<FORM>(levels, o.a, o.a2, before.a, a0[r], a0[2 + r]);
             octet_levels<FORM>(levels, o.b, o.b2, before.b, a1[r], a1[2 + r]);
             before = o;

@@ -3,8 +3,9 @@
 
 None of these numbers was measured. A generated token takes
     weights / (bandwidth * share) + launches * gap + attention
-    attention = max(cache bytes / (bandwidth * share), elements * instructions / integer rate)
-and a prompt of T tokens
+    attention = max(cache bytes / (bandwidth * share), elements * integer instructions / integer rate,
+                    elements * instructions / issue rate)
+where `gap` depends on whether launches overlap and on whether a launch asks for its weights before it waits, and a prompt of T tokens
     2 * parameters * T / (matrix rate * share * filled) + 4 * layers * heads * dim * T^2 / 2 / (matrix rate * share)
 `filled` is the part of a tile of 64 columns that the tokens of an expert fill.
 Shapes are those of rqvk-synth's presets and of the published configuration of Qwen 3.5 27B."""
@@ -24,22 +25,28 @@ CARDS = {
 }
 SHARE = {"RTX 4090": 0.88, "RTX 5090": 0.85, "H200": 0.75}  # of the bandwidth, assumed
 GAP = 1.2e-6  # seconds between dependent kernels of a graph, assumed
+# Where launches overlap (from sm_90 on), assumed: what is left is the end of a launch, until its writes are seen and those
+# that wait for it go on; memory reads meanwhile where the next one is a product and has asked for its first weights.
+OVERLAPPED_GAP, AHEAD_GAP = 0.7e-6, 0.3e-6
+OVERLAPS = ("RTX 5090", "H200")
 MATRIX_SHARE = 0.4  # of the matrix rate that tiled products reach, assumed
-INTEGER_SHARE = 0.7  # of the integer rate that an unpacking loop reaches, assumed
-# Instructions per element of the cache: three bits as counted by check_kernels.py and one more for what the count leaves
-# out (matrix units, scales); f16 goes to the matrix units as it is.
-PER_ELEMENT = {"f16": 0.5, "3 bit": 3.1}
+INTEGER_SHARE = 0.7  # of the integer rate and of the issue rate that attention reaches, assumed
+ISSUED = 128  # instructions of threads that a multiprocessor issues a cycle
+# Instructions per element of the cache, by query heads of a KV head (docs/cuda-attention.md): of the integer units, and all.
+PER_ELEMENT = {"f16": {4: (1.0, 3.9), 6: (1.0, 3.9), 8: (1.0, 3.9)},
+               "3 bit": {4: (2.6, 4.9), 6: (2.8, 5.4), 8: (2.9, 5.9)}}
 KV_BITS = {"f16": 16, "3 bit": 3.125}
 DEPTHS = (0, 32768, 131072)
 PROMPTS = (512, 4096)
 
 
 class Model:
-    def __init__(self, name, layers, attention_layers, width, heads, kv_heads, dim, matrices, output, launches, outside,
-                 expert_share=0.0):
-        """matrices: (weights of one token in all layers, bits); launches: in a token; outside: bytes beside;
-        expert_share: of the experts that a token uses."""
+    def __init__(self, name, layers, attention_layers, width, heads, kv_heads, dim, matrices, output, launches, ahead,
+                 outside, expert_share=0.0):
+        """matrices: (weights of one token in all layers, bits); launches: in a token; ahead: those that ask for weights
+        before they wait; outside: bytes beside; expert_share: of the experts that a token uses."""
         self.name, self.attention_layers, self.heads, self.dim = name, attention_layers, heads, dim
+        self.per_kv_head, self.ahead = heads // kv_heads, ahead
         self.elements = 2 * attention_layers * kv_heads * dim  # of the cache, per token
         self.parameters = sum(n for n, _ in matrices)
         self.bytes = sum(n * bits / 8 for n, bits in matrices) + output * Q6_K / 8 + outside
@@ -56,12 +63,12 @@ def models():
     qo, v = attention(4096, 32, 8, 128)
     ff = 3 * 4096 * 12288
     out.append(Model("8B Q4_K_M", 36, 36, 4096, 32, 8, 128,
-                     [(36 * (qo + ff * 2 / 3), Q4_K), (36 * (v + ff / 3), MIXED)], 4096 * 151936, 36 * 8 + 4, 0))
+                     [(36 * (qo + ff * 2 / 3), Q4_K), (36 * (v + ff / 3), MIXED)], 4096 * 151936, 36 * 8 + 4, 36 * 5 + 1, 0))
     qo, v = attention(2048, 32, 4, 128)
     ff = 8 * 3 * 2048 * 768
     out.append(Model("30B-A3B Q4_K_M", 48, 48, 2048, 32, 4, 128,
                      [(48 * (qo + ff * 2 / 3), Q4_K), (48 * (v + ff / 3), MIXED), (48 * 2048 * 128, 32)],
-                     2048 * 151936, 48 * 10 + 4, 0, 8 / 128))
+                     2048 * 151936, 48 * 10 + 4, 48 * 3 + 1, 0, 8 / 128))
     # 27B: 16 layers of gated attention (q twice as wide), 48 of the delta rule, whose state is read and written.
     qo, v = 5120 * (2 * 24 + 4 + 24) * 256, 5120 * 4 * 256
     delta = 5120 * (10240 + 6144 + 96) + 6144 * 5120
@@ -69,7 +76,7 @@ def models():
     state = 48 * 48 * 128 * 128 * 4 * 2
     out.append(Model("27B Q4_K_M", 64, 16, 5120, 24, 4, 256,
                      [(16 * qo + 48 * delta + 64 * ff * 2 / 3, Q4_K), (16 * v + 64 * ff / 3, MIXED)],
-                     5120 * 248320, 64 * 9 + 4, state))
+                     5120 * 248320, 64 * 9 + 4, 64 * 4 + 1, state))
     return out
 
 
@@ -77,8 +84,23 @@ def generation(model, card, form, depth):
     bandwidth, processors, clock, lanes, _ = CARDS[card]
     share = bandwidth * SHARE[card]
     read = model.elements * depth
-    unpacked = read * PER_ELEMENT[form] / (processors * lanes * clock * INTEGER_SHARE)
-    return model.bytes / share + model.launches * GAP + max(read * KV_BITS[form] / 8 / share, unpacked)
+    integers, issued = PER_ELEMENT[form][model.per_kv_head]
+    rate = processors * clock * INTEGER_SHARE
+    attended = max(read * KV_BITS[form] / 8 / share, read * integers / (rate * lanes), read * issued / (rate * ISSUED))
+    return model.bytes / share + gaps(model, card) + attended
+
+
+def gaps(model, card):
+    if card not in OVERLAPS:
+        return model.launches * GAP
+    return (model.launches - model.ahead) * OVERLAPPED_GAP + model.ahead * AHEAD_GAP
+
+
+def attention_ratio(model, card, depth):
+    """How much faster attention is over three bits than over f16."""
+    def attended(form):
+        return generation(model, card, form, depth) - generation(model, card, form, 0)
+    return attended("f16") / attended("3 bit")
 
 
 def prompt(model, card, tokens):
@@ -111,6 +133,13 @@ def main():
     for m in models():
         for n in PROMPTS:
             print(f"| {m.name} | {n} | " + " | ".join(f"{n / prompt(m, c, n):.0f}" for c in CARDS) + " |")
+    print()
+    print("Attention over three bits at a depth of 131072 tokens, times as fast as over f16:")
+    print()
+    print("| model | " + " | ".join(CARDS) + " |")
+    print("|---|" + "---:|" * len(CARDS))
+    for m in models():
+        print(f"| {m.name} | " + " | ".join(f"{attention_ratio(m, c, 131072):.1f}" for c in CARDS) + " |")
     print()
     for m in models():
         print(f"{m.name}: {m.bytes / 1e9:.2f} GB and {m.launches} launches a token, {m.elements} elements of cache a token.")

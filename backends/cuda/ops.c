@@ -513,8 +513,10 @@ static void attend(cu_builder *b, const rq_op *op)
     uint32_t rows = 1, kernel = CU_attend_1, most = g->dim_v > 256 ? 2 : g->dim_v > 128 ? 4 : 8;
     while (rows < most && rows < queries * group) rows *= 2, kernel++;
     if (on_matrix_units(g)) {
-        bool usual = g->form_k == RQ_KV_C3 && g->form_v == RQ_KV_C3 && g->dim_k == 128 && g->dim_v == 128;
-        rows = 8, kernel = usual ? CU_attend_coded_3 : CU_attend_coded;
+        bool usual = g->form_k == RQ_KV_C3 && g->form_v == RQ_KV_C3 && g->dim_k == g->dim_v;
+        rows = 8, kernel = CU_attend_coded;
+        if (usual && g->dim_k == 128) kernel = CU_attend_coded_3_128;
+        if (usual && g->dim_k == 256) kernel = CU_attend_coded_3_256;
     }
     if (in_groups(g, group)) rows = 8, kernel = CU_attend_group;
     uint32_t tile_kernel, tile = tile_rows(b, g, &tile_kernel);
