@@ -81,6 +81,8 @@ def main():
                 wanted = ["IDP"] + (["LDGSTS"] if arch >= 80 else [])
             if name == "matmul_1":
                 wanted = ["HMMA", "LDSM"]
+            if kind == "delta" and rest[0] in ("prepare", "chunk") and arch >= 80:
+                wanted = ["HMMA", "LDSM"] + (["LDGSTS"] if rest[0] == "chunk" else [])
             if name.startswith("attend_coded"):
                 wanted = ["IMMA", "HMMA", "PRMT"]
             if name == "attend_group":
