@@ -258,6 +258,10 @@ static void every_coded_page(walker *w)
     walk(w, &c, 64);
     c.type = RQ_TYPE_BF16, c.what = "bf16 pages";
     walk(w, &c, 64);
+    c = of_cache(RQ_OP_ATTEND, build_attend,
+                 "large heads"); /* a common pair has a kernel of its own on cards */
+    c.dim = 256, c.heads = 8, c.form_k = c.form_v = RQ_KV_C3, c.position = 900, c.start = 440;
+    walk(w, &c, 4);
 }
 
 static void every_row(walker *w)

@@ -390,6 +390,15 @@ static void every_attention(walker *w)
             c.kind = RQ_OP_KV_WRITE, c.build = build_kv_write;
             walk(w, &c, r ? 8 : 64);
         }
+    op_case large = {.kind = RQ_OP_ATTEND,
+                     .type = RQ_TYPE_F16,
+                     .what = "largest heads",
+                     .build = build_attend,
+                     .dim = 512,
+                     .kv_heads = 1,
+                     .heads = 4,
+                     .position = 300};
+    if (!walk_is_quick()) walk(w, &large, 16);
     for (uint32_t d = 0; d < 5; d++)
         for (uint32_t i = 0; i < 4; i++) {
             op_case c = {.kind = RQ_OP_QKV_WRITE,
@@ -464,10 +473,11 @@ static void every_recurrence(walker *w)
         }
     static const struct {
         uint32_t dk, dv, heads, shared;
-    } shapes[] = {{128, 128, 4, 2}, {64, 64, 6, 3}, {32, 40, 2, 1}, {16, 4, 4, 4}, {128, 72, 3, 1}};
-    for (uint32_t i = 0; i < 5; i++)
+    } shapes[] = {{128, 128, 4, 2}, {64, 64, 6, 3},  {32, 40, 2, 1},
+                  {16, 4, 4, 4},    {128, 72, 3, 1}, {192, 24, 2, 1}};
+    for (uint32_t i = 0; i < 6; i++)
         for (uint32_t flag = 0; flag < 2; flag++) {
-            if (walk_is_quick() && i % 2 == 0) continue;
+            if (walk_is_quick() && (i % 2 == 0 || i == 5)) continue;
             op_case c = {.kind = RQ_OP_DELTA_RULE,
                          .type = RQ_TYPE_F32,
                          .what = "goes on",
