@@ -303,8 +303,9 @@ static uint64_t time_form(stream *s)
     return best;
 }
 
-static int ratio(uint32_t heads)
+static int ratio(uint32_t wanted)
 {
+    uint32_t heads = wanted < 3 ? 3 : wanted / 3 * 3;
     static const rq_delta_form forms[2] = {RQ_DELTA_TOKENS, RQ_DELTA_CHUNKS};
     const stream_shape shape = {.dim_k = 128,
                                 .dim_v = 128,
@@ -338,7 +339,7 @@ int main(int argc, char **argv)
     }
     rq_backend_vulkan.close(device);
     if (argc > 1 && strcmp(argv[1], "ratio") == 0)
-        return ratio(argc > 2 ? 3 * (uint32_t)strtoul(argv[2], NULL, 10) / 3 : 48);
+        return ratio(argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 48);
     if (argc > 1) n_tokens = (uint32_t)strtoul(argv[1], NULL, 10);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(chunks_are_tokens),
