@@ -26,9 +26,8 @@ typedef enum rq_kv_which { RQ_KV_Q, RQ_KV_K, RQ_KV_V } rq_kv_which;
 
 typedef struct rq_kv_captured {
     uint32_t layer;
-    uint32_t
-        kv_layer; /* whose keys and values its queries meet: its own, or those of a layer before it, and then
-                        * there are queries only */
+    /* Whose keys and values its queries meet: its own, or those of a layer before it; then there are queries only. */
+    uint32_t kv_layer;
     rq_kv_which which;
     uint32_t session;      /* the session's slot: 0 in an engine of one session */
     uint32_t position, n;  /* tokens at the positions [position, position + n) */
@@ -82,9 +81,9 @@ rq_status rq_kv_value_weight(const rq_model *model, uint32_t layer, uint32_t hea
 /* Vectors and matrices of one layer; NULL where there are none. Owned by the profile. */
 typedef struct rq_kv_layer_profile {
     uint32_t n_heads, dim_k, dim_v; /* KV heads; 0 for layers that keep no keys and values of their own */
-    uint32_t n_rot; /* elements of a key in rotary pairs: (i, i + n_rot / 2), else (2 i, 2 i + 1); */
-    uint32_t
-        n_turned; /* how many of these pairs, the first ones, are turned at all: both elements have one scale */
+    uint32_t n_rot; /* elements of a key in rotary pairs: (i, i + n_rot / 2), else (2 i, 2 i + 1) */
+    /* How many of these pairs, the first ones, are turned at all: both elements have one scale. */
+    uint32_t n_turned;
     float *mean_k, *lambda_k, *mean_v; /* [n_heads][dim] */
     float *so8_k, *so8_v; /* [n_heads][dim / 8][8][8], row = output element: rotations of "so8" formats */
     float *klt_k, *klt_v; /* [n_heads][dim][dim], row = direction, the most important first: bases of "klt" */

@@ -146,7 +146,7 @@ uint64_t cu_scratch(cu_builder *b, uint64_t bytes)
         return 0;
     }
     uint64_t wanted = bytes > d->scratch_wanted ? bytes : d->scratch_wanted;
-    b->status = cu_alloc(&d->base, wanted, "partial results of attention", &s->memory, &b->error);
+    b->status = cu_alloc(&d->base, wanted, "scratch of programs", &s->memory, &b->error);
     if (b->status != RQ_OK) {
         rq_free(s);
         return 0;
@@ -440,8 +440,8 @@ rq_status cu_count_launches(const rq_tape *tape, const rq_cache_group *groups, u
                        n_states);
     rq_cache_pool *pools = rq_calloc(RQ_MAX_GROUPS, sizeof *pools);
     rq_state_pool *state_pools = rq_calloc(RQ_MAX_STATE_GROUPS, sizeof *state_pools);
-    cu_device *device =
-        rq_calloc(1, sizeof *device); /* of which only the number of processors is looked at */
+    /* Its number of processors is looked at; its compute capability, 0, keeps to what generation takes anyway. */
+    cu_device *device = rq_calloc(1, sizeof *device);
     rq_status status = RQ_OK;
     if (!pools || !state_pools || !device)
         status = rq_fail(err, RQ_ERR_MEMORY, "out of memory for counting launches");

@@ -33,8 +33,7 @@ struct rq_chat_format {
     const char *mark;     /* a template with this text in it is of this format */
     bool starts_with_bos; /* else only when the file asks for a BOS */
     bool strip;           /* strip white space around contents */
-    bool
-        system_first; /* a system message begins the message behind it, and then users and answers alternate */
+    bool system_first;  /* a system message begins the message behind it; then users and answers alternate */
     bool template_only; /* never chosen by the vocabulary alone */
     history history;
     const char *answers; /* what the role "assistant" is called, NULL: so */
