@@ -25,14 +25,26 @@ if EVERY:
     names = ("init driver_version device_count device_get device_name device_attribute context_retain context_set memory_info "
              "module_load module_function function_attribute memory_alloc memory_set copy_to_device copy_to_host host_alloc "
              "stream_create stream_wait event_create event_record event_wait graph_create graph_add_kernel "
-             "graph_instantiate graph_launch").split()
+             "graph_add_edges graph_instantiate graph_launch").split()
     STARTING = [f"{name}:{n}" for name in names for n in (1, 2, 5, 20)]
+
+
+started = []
+
+
+@pytest.fixture(autouse=True)
+def none_stays():
+    """A server whose test failed does not stay behind."""
+    yield
+    while started:
+        started.pop().process.kill()
 
 
 def start(model, fail=None, **options):
     cache = CACHES[model]
-    return Server(program("RQVK_SERVE_SIMT"), "-m", os.path.join(os.environ["RQVK_MODELS"], model + ".gguf"), *FLAGS,
-                  "-ctk", cache, "-ctv", cache, env={"RQVK_SIMT_FAIL": fail} if fail else None, **options)
+    started.append(Server(program("RQVK_SERVE_SIMT"), "-m", os.path.join(os.environ["RQVK_MODELS"], model + ".gguf"), *FLAGS,
+                          "-ctk", cache, "-ctv", cache, env={"RQVK_SIMT_FAIL": fail} if fail else None, **options))
+    return started[-1]
 
 
 def ask(server, text, n=3):
