@@ -240,7 +240,8 @@ static void print_op(void *user, const rq_op_row *r)
 /* One line for each layer that is not launched as the one before it. */
 typedef struct layer_launches {
     bench_format format;
-    uint32_t layer, n, total, first, last; /* n: of this layer; first, last: of the run of equal layers */
+    uint32_t layer, n, total;       /* n: of this layer */
+    uint32_t first, last, n_before; /* the run of equal layers before it, and how many each of them has */
     char text[1024], before[1024];
     bool any;
 } layer_launches;
@@ -251,27 +252,24 @@ static void print_layers(const layer_launches *l)
     char layers[32] = "around";
     if (l->first != UINT32_MAX)
         snprintf(layers, sizeof layers, l->first == l->last ? "%u" : "%u-%u", l->first, l->last);
-    uint32_t n = 0;
-    const char *ops = l->before;
-    if (sscanf(ops, "%u", &n) == 1) ops = strchr(ops, ' ') + 1;
     if (l->format == BENCH_MD)
-        printf("| %-9s | %8u | %s |\n", layers, n, ops);
+        printf("| %-9s | %8u | %s |\n", layers, l->n_before, l->before);
     else if (l->format == BENCH_CSV)
-        printf("\"%s\",%u,\"%s\"\n", layers, n, ops);
+        printf("\"%s\",%u,\"%s\"\n", layers, l->n_before, l->before);
     else
-        printf("{\"layers\": \"%s\", \"launches\": %u, \"ops\": \"%s\"}\n", layers, n, ops);
+        printf("{\"layers\": \"%s\", \"launches\": %u, \"ops\": \"%s\"}\n", layers, l->n_before, l->before);
 }
 
 /* The layer in hand is complete: it goes with the ones before it, or these are printed. */
 static void end_layer(layer_launches *l)
 {
-    char line[sizeof l->text];
     if (!l->text[0]) return;
-    snprintf(line, sizeof line, "%u %.1000s", l->n, l->text);
-    if (!l->any || strcmp(line, l->before) || l->layer == UINT32_MAX || l->first == UINT32_MAX) {
+    const bool same = l->any && l->n == l->n_before && strcmp(l->text, l->before) == 0;
+    if (!same || l->layer == UINT32_MAX || l->first == UINT32_MAX) {
         print_layers(l);
         l->first = l->layer;
-        memcpy(l->before, line, sizeof line);
+        l->n_before = l->n;
+        memcpy(l->before, l->text, sizeof l->before);
     }
     l->any = true;
     l->last = l->layer;

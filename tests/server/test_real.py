@@ -200,7 +200,7 @@ def test_shutdown_while_streaming():
     server = Server(program("RQVK_SERVE"), "-m", MODEL, "-t", "1", "-np", "2", "-c", "30000", "--stop-timeout", "0")
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(server.chat, "hi", stream=True, ignore_eos=True) for _ in range(3)]
-        server.until(lambda m: m["rqvk_generated_tokens_total"] > 20)
+        server.until(lambda m: m["rqvk_generated_tokens_total"] > 20 and m["rqvk_requests_active"] == 3)
         start = time.time()
         server.signal(signal.SIGTERM)
         assert server.wait() == 0 and time.time() - start < 5
