@@ -44,12 +44,14 @@ function(rqvk_vulkan_test name)
         string(APPEND test _${A_AS})
     endif()
     set(labels vulkan)
+    set(seconds 900)
     if(A_FULL)
         set(test ${test}_full)
         list(APPEND labels full)
+        set(seconds 1800)
     endif()
     add_test(NAME ${test} COMMAND ${name} ${A_ARGS})
-    set_tests_properties(${test} PROPERTIES TIMEOUT 900 LABELS "${labels}" SKIP_RETURN_CODE 77
+    set_tests_properties(${test} PROPERTIES TIMEOUT ${seconds} LABELS "${labels}" SKIP_RETURN_CODE 77
                          ENVIRONMENT "RQVK_VK_VALIDATE=1;XDG_CACHE_HOME=${CMAKE_BINARY_DIR}")
 endfunction()
 
