@@ -122,7 +122,7 @@ static void add_narrow_parts(rq_sched *sc, rq_step *step)
         uint32_t count = next_piece(sc, s), guesses = 0;
         if (count > narrow_limit(sc)) continue;
         if (count > left) count = left; /* narrow steps may cut anywhere: the bits are the same */
-        if (left > n_due)
+        if (n_due > 0 && left > n_due)
             guesses = rq_draft_length(sc, s, (left - n_due) / n_due); /* shared by all who are due */
         if (!add_part(sc, step, s, count, guesses)) continue;
         s->due = false;
